@@ -1,0 +1,34 @@
+"""Expunge makes a trained PyTorch classifier forget chosen training data, and proves how well it forgot.
+
+Importing this package is cheap; torch loads with the first call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.api import Result, Scores, evaluate, method, methods, scenario, train, unlearn
+    from expunge.training.recipe import Recipe
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "expunge.api": ("Result", "Scores", "evaluate", "method", "methods", "scenario", "train", "unlearn"),
+    "expunge.training.recipe": ("Recipe",),
+}
+_WHERE = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["Recipe", "Result", "Scores", "__version__", "evaluate", "method", "methods", "scenario", "train", "unlearn"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'expunge' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

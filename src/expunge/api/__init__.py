@@ -1,0 +1,42 @@
+"""The one way in: `train`, `scenario`, `unlearn`, `evaluate`. Every face of Expunge calls these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expunge.api.evaluate import Scores, evaluate
+from expunge.api.result import Result
+from expunge.api.train import train
+from expunge.api.unlearn import unlearn
+from expunge.data.convert import as_split
+from expunge.methods import METHODS
+from expunge.methods.base import Method
+from expunge.scenarios.base import Forgetting, make_scenario
+
+__all__ = ["Result", "Scores", "evaluate", "method", "methods", "scenario", "train", "unlearn"]
+
+
+def methods() -> list[str]:
+    """Names of all registered methods, third-party ones included."""
+    return METHODS.names()
+
+
+def method(name: str) -> type[Method]:
+    """The options class of a method: a typed, validated, frozen dataclass.
+
+    >>> import expunge
+    >>> expunge.method("scrub")(alpha=0.1).alpha
+    0.1
+    """
+    loaded: type[Method] = METHODS.load(name)
+    return loaded
+
+
+def scenario(name: str, train_set: Any, *, seed: int = 0, **options: Any) -> Forgetting:
+    """Partition a training set: `.forget`, `.retain`, and `.train` (what the original is trained on).
+
+    train_set: an Expunge split, a map-style PyTorch data set, or (X, y). Same seed, same split. Raises `UsageError`
+    on unknown names and options, `DataError` if nothing or everything would be forgotten.
+    """
+    return make_scenario(name, options).split(as_split(train_set, name="train"), seed)
+

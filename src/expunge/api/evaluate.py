@@ -1,0 +1,86 @@
+"""Measure models side by side: every metric from shared predictions, one tidy table out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
+from expunge.api.result import Result
+from expunge.core.errors import UsageError
+from expunge.core.options import build
+from expunge.metrics import METRICS
+from expunge.metrics.base import Evaluation, Metric, Value
+
+COLUMNS = ["model", "metric", "group", "value", "low", "high", "unit", "direction"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Values per model. evaluation: the shared predictions they were computed from."""
+
+    values: Mapping[str, list[Value]]
+    evaluation: Evaluation
+
+    def frame(self) -> pd.DataFrame:
+        """Tidy: one row per (model, metric, group); low and high are a 95 % interval, NaN where there is none."""
+        rows = [{"model": model, **asdict(value)} for model, values in self.values.items() for value in values]
+        frame = pd.DataFrame(rows, columns=COLUMNS)
+        return frame.astype({"value": float, "low": float, "high": float})
+
+    def value(self, model: str, metric: str, group: str = "") -> float:
+        """One number; `UsageError` if it was not measured."""
+        for candidate in self.values.get(model, ()):
+            if (candidate.metric, candidate.group) == (metric, group):
+                return candidate.value
+        raise UsageError(f"`{metric}` of `{model}` was not measured.")
+
+    def table(self) -> pd.DataFrame:
+        """Models by metrics, for reading; grouped values (per class) left out."""
+        frame = self.frame()
+        wide = frame[frame["group"] == ""].pivot_table(index="model", columns="metric", values="value", sort=False)
+        return wide.reindex([m for m in self.values if m in wide.index])
+
+
+def evaluate(
+    models: Mapping[str, Any],
+    *,
+    forget: Any = None,
+    retain: Any = None,
+    test: Any = None,
+    validation: Any = None,
+    metrics: Iterable[str | Metric] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Scores:
+    """Score models on the same data; predictions are computed once per (model, split).
+
+    models: name -> `nn.Module` or result of `train`/`unlearn` (its seconds are then reported too); name the reference
+    "retrained". metrics: names or instances; default: every registered one whose inputs are there.
+    """
+    if not models:
+        raise UsageError('nothing to evaluate: pass models={"original": ..., "unlearned": ...}.')
+    target = pick_device(device)
+    splits = as_splits({"forget": forget, "retain": retain, "test": test, "validation": validation})
+    if not splits:
+        raise UsageError("no data to evaluate on: pass at least one of forget, retain, test.")
+    check_disjoint(splits)
+    modules = {name: as_module(model, f"model `{name}`") for name, model in models.items()}
+    for module in modules.values():
+        check_fit(module, splits, target)
+    measured = {name: model.seconds for name, model in models.items() if isinstance(model, Result)}
+    evaluation = Evaluation(modules, splits, device=target, seed=seed, seconds={**measured, **(seconds or {})})
+    chosen = [_metric(m) for m in (METRICS.names() if metrics is None else metrics)]
+    for one in chosen if metrics is not None else ():
+        if not one.applies(evaluation):
+            raise UsageError(f"{one.card.name} needs {one.card.needs}; pass them or leave the metric out.")
+    usable = [one for one in chosen if one.applies(evaluation)]
+    return Scores({name: [v for one in usable for v in one.compute(evaluation, name)] for name in modules}, evaluation)
+
+
+def _metric(name: str | Metric) -> Metric:
+    return name if isinstance(name, Metric) else build(METRICS.load(name), {}, name)

@@ -1,0 +1,94 @@
+"""Checks shared by the entry points: devices, models, and whether data and model fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge.core.errors import DataError, UsageError
+from expunge.data.convert import as_split, harmonise_classes
+from expunge.data.split import Split
+from expunge.training.modes import evaluation_mode
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """`auto`: the first CUDA device, else the CPU. `UsageError` if the named one is not there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device `{device}` cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:N.") from None
+    return chosen
+
+
+def as_module(model: Any, what: str = "model") -> nn.Module:
+    """An `nn.Module`, or the one inside a result of `train` or `unlearn`."""
+    inner = getattr(model, "model", model) if not isinstance(model, nn.Module) else model
+    if not isinstance(inner, nn.Module):
+        raise UsageError(f"{what} must be a torch.nn.Module, got {type(model).__name__}.")
+    return inner
+
+
+def as_splits(given: Mapping[str, Any]) -> dict[str, Split]:
+    """Everything that was given, as splits that agree on the number of classes. `DataError` on an empty one."""
+    splits = {name: as_split(data, name=name).named(name) for name, data in given.items() if data is not None}
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise DataError(f"the {name} set is empty; it needs at least one sample.")
+    return dict(zip(splits, harmonise_classes(list(splits.values())), strict=True))
+
+
+def check_disjoint(splits: Mapping[str, Split]) -> None:
+    """`DataError` if the forget set shares samples with another split of the same data set."""
+    forget = splits.get("forget")
+    if forget is None:
+        return
+    for name, split in splits.items():
+        if name != "forget" and split.store is forget.store:
+            shared = torch.isin(forget.index, split.index)
+            if bool(shared.any()):
+                raise DataError(
+                    f"{int(shared.sum())} samples are in both the forget and the {name} set (first: position "
+                    f"{int(forget.index[shared][0])}); a sample is either forgotten or kept."
+                )
+
+
+def check_fit(model: nn.Module, splits: Mapping[str, Split], device: torch.device) -> int:
+    """Run two samples through a model and return its number of classes.
+
+    Raises `DataError` if the input shape is refused, if the output is not (batch, classes) logits, if a label is
+    outside the classes, and `UsageError` if weights or outputs are not finite.
+    """
+    classes = 0
+    for name, split in splits.items():
+        batch = next(iter(split.batches(2, device=device)))
+        home = next((p.device for p in model.parameters()), device)
+        model.to(device)
+        try:
+            with evaluation_mode(model), torch.inference_mode():
+                logits = model(batch.x)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"the model refuses {name} samples of shape {tuple(batch.x.shape[1:])}: {reason}. "
+                "Check the input shape and the channel order."
+            ) from None
+        finally:
+            model.to(home)
+        if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(batch):
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise DataError(f"the model must return logits of shape (batch, classes), got {got}.")
+        if not bool(torch.isfinite(logits).all()):
+            raise UsageError("the model's outputs are not finite; its weights may hold NaN: check the checkpoint.")
+        classes = logits.shape[1]
+        if split.has_labels and int(split.y.max()) >= classes:
+            raise DataError(
+                f"the {name} set has label {int(split.y.max())}, but the model has {classes} classes (0..{classes - 1})."
+            )
+    return classes

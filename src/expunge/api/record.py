@@ -1,0 +1,91 @@
+"""The record of one finished (or failed) cell: what studies store, and all that reports read.
+
+A cell is one (data, model, scenario, method, seeds). Records are plain JSON, so a report needs neither torch nor
+the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import pydantic
+import torch
+from pydantic import Field
+
+from expunge.api.evaluate import Scores
+
+SAMPLED_LOSSES = 1000  # per split and model: enough for a histogram, small enough for a page
+
+
+class CellRecord(pydantic.BaseModel):
+    """Everything a reader can ask of one cell."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    format: int = 1
+    id: str = Field(description="content address: equal settings, equal id")
+    study: str = ""
+    data: dict[str, Any] = Field(default_factory=dict, description="name, classes, train, test, validation, note")
+    model: dict[str, Any] = Field(default_factory=dict, description="name, parameters")
+    scenario: dict[str, Any] = Field(default_factory=dict, description="label, scenario, options, seed, forget, retain")
+    method: dict[str, Any] = Field(default_factory=dict, description="label, name, options, tags, cite")
+    seeds: dict[str, int] = Field(default_factory=dict, description="data, train, unlearn, evaluate")
+    state: Literal["done", "failed"] = "done"
+    error: str = Field("", description="one sentence, if failed")
+    status: str = Field("finished", description="how the method ended")
+    seconds: float | None = None
+    stages: dict[str, float] = Field(default_factory=dict)
+    needs: dict[str, Any] = Field(default_factory=dict, description="fields of `Needs`")
+    notes: list[str] = Field(default_factory=list)
+    details: dict[str, Any] = Field(default_factory=dict)
+    history: list[dict[str, float]] = Field(default_factory=list)
+    scores: list[dict[str, Any]] = Field(
+        default_factory=list, description="rows: metric, group, value, low, high, unit, direction"
+    )
+    curves: dict[str, Any] = Field(
+        default_factory=dict,
+        description="losses: split -> sampled losses; confusion: split -> class x class counts (true, predicted)",
+    )
+    provenance: dict[str, Any] = Field(default_factory=dict, description="versions, hashes, hardware, peak memory")
+
+
+def score_rows(scores: Scores, model: str) -> list[dict[str, Any]]:
+    """JSON-ready rows of one model."""
+    return [asdict(value) for value in scores.values[model]]
+
+
+def curves(scores: Scores, model: str) -> dict[str, Any]:
+    """What the plots of a report need of one model: sampled losses and confusion counts per split."""
+    evaluation = scores.evaluation
+    losses: dict[str, list[float]] = {}
+    confusion: dict[str, list[list[int]]] = {}
+    for split in evaluation.present(("forget", "test")):
+        values = evaluation.losses(model, split).sort().values
+        # Evenly spaced order statistics keep the shape of the distribution and are the same on every run.
+        at = torch.linspace(0, len(values) - 1, min(SAMPLED_LOSSES, len(values))).round().long()
+        losses[split] = [round(v, 5) for v in values[at].tolist()]
+        confusion[split] = confusion_counts(
+            evaluation.labels(split), evaluation.logits(model, split).argmax(1), evaluation.logits(model, split).shape[1]
+        ).tolist()
+    return {"losses": losses, "confusion": confusion}
+
+
+def confusion_counts(truth: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:
+    """(classes, classes) long: rows true, columns predicted."""
+    return torch.bincount(truth * classes + predicted, minlength=classes * classes).view(classes, classes)
+
+
+def cell_from_result(record: Mapping[str, Any], **parts: Any) -> CellRecord:
+    """A cell from `Result.record()` and the parts that a result does not know (data, model, scenario, scores...)."""
+    return CellRecord(
+        status=str(record["status"]),
+        seconds=float(record["seconds"]),
+        stages=dict(record["stages"]),
+        needs=dict(record["needs"]),
+        notes=list(record["notes"]),
+        details=dict(record["details"]),
+        history=list(record["history"]),
+        **parts,
+    )

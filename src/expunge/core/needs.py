@@ -1,0 +1,63 @@
+"""What a method declares that it needs; the problem it is handed holds exactly that.
+
+The declaration is enforced (`core.problem`), tested for every registered method, and printed in every report,
+so "label-free" and "forget-set-only" are facts and not claims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+Access = Literal["none", "inputs", "labels"]
+_RANK = {"none": 0, "inputs": 1, "labels": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Access per split: `none`, `inputs` (samples without labels) or `labels` (samples with labels).
+
+    `weights`: whether the trained weights are read (False: only the architecture, as for exact retraining).
+    `recipe`: the recipe the model was trained with. `initial`: the weights training started from.
+    """
+
+    forget: Access = "none"
+    retain: Access = "none"
+    validation: Access = "none"
+    weights: bool = True
+    recipe: bool = False
+    initial: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """The union: whatever either of the two needs."""
+        widest = {
+            name: max(getattr(self, name), getattr(other, name), key=_RANK.__getitem__)
+            for name in ("forget", "retain", "validation")
+        }
+        flags = {
+            f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self) if f.name not in widest
+        }
+        return replace(self, **widest, **flags)
+
+    @property
+    def label_free(self) -> bool:
+        """True if no label of any split is handed over."""
+        return "labels" not in (self.forget, self.retain, self.validation)
+
+    @property
+    def forget_set_only(self) -> bool:
+        """True if, of all data, only the samples to forget are handed over."""
+        return self.retain == "none" and self.validation == "none"
+
+    def describe(self) -> dict[str, str]:
+        """One short phrase per kind of access, for tables.
+
+        >>> Needs(forget="inputs").describe()["forget"]
+        'inputs only'
+        """
+        words = {"none": "-", "inputs": "inputs only", "labels": "inputs and labels"}
+        phrases = {name: words[getattr(self, name)] for name in ("forget", "retain", "validation")}
+        extras = [name for name in ("recipe", "initial") if getattr(self, name)]
+        phrases["trained weights"] = "yes" if self.weights else "-"
+        phrases["also"] = ", ".join({"recipe": "training recipe", "initial": "initial weights"}[e] for e in extras) or "-"
+        return phrases

@@ -1,0 +1,136 @@
+"""Options typed once, validated once: frozen dataclasses whose fields are the paper's hyperparameters.
+
+The same class is the Python argument, the YAML block and the command-line option. Every class refuses a bad value
+in the same words (`UsageError`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from expunge.core.errors import UsageError, nearest
+
+T = TypeVar("T")
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=False)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def options(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen, keyword-only dataclass validated by pydantic, with our error wording.
+
+    >>> @options
+    ... class Demo:
+    ...     lr: float = Field(0.1, gt=0, description="learning rate")
+    >>> Demo(lr=-1)
+    Traceback (most recent call last):
+        ...
+    expunge.core.errors.UsageError: demo: `lr` should be greater than 0, got -1.
+    """
+    made = pydantic_dataclass(frozen=True, kw_only=True, config=_CONFIG)(cls)
+    raw_init = made.__init__
+
+    @functools.wraps(raw_init)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            raw_init(self, *args, **kwargs)
+        except ValidationError as error:
+            raise explain(error, label_of(type(self)), option_names(type(self))) from None
+
+    made.__init__ = init  # type: ignore[method-assign]
+    return made  # type: ignore[return-value]
+
+
+def label_of(cls: type) -> str:
+    """The name users know a class by: its card's, or the class name in lower case."""
+    card = cls.__dict__.get("card") or getattr(cls, "card", None)
+    return card.name if card is not None else cls.__name__.lower()
+
+
+def option_names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+
+
+def explain(error: ValidationError, label: str, allowed: list[str]) -> UsageError:
+    """All of pydantic's findings in our one wording."""
+    sentences = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            sentences.append(f"{label} has no option `{path}`; {nearest(path, allowed)}.")
+        elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            sentences.append(f"{label}: `{path}` is required and was not given.")
+        else:
+            message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            sentences.append(f"{label}: `{path}` {message[:1].lower()}{message[1:]}, got {item['input']!r}.")
+    return UsageError(" ".join(sentences))
+
+
+def build(cls: type[T], values: Mapping[str, Any], label: str | None = None) -> T:
+    """`cls(**values)`; exists so that callers with a mapping (YAML, command line) get the same errors."""
+    bad = [key for key in values if not isinstance(key, str)]
+    if bad:
+        raise UsageError(f"{label or label_of(cls)}: option names must be text, got {bad[0]!r}.")
+    return cls(**values)
+
+
+def to_dict(instance: Any) -> dict[str, Any]:
+    """JSON-ready fields of an options instance."""
+    return TypeAdapter(type(instance)).dump_python(instance, mode="json")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionInfo:
+    """One row of `expunge show method NAME`."""
+
+    name: str
+    type: str
+    default: Any
+    bounds: str
+    description: str
+
+
+def describe(cls: type) -> list[OptionInfo]:
+    """Name, type, default, bounds and meaning of every option, from the class itself."""
+    schema = TypeAdapter(cls).json_schema()
+    rows = []
+    required = set(schema.get("required", ()))
+    for name, item in schema.get("properties", {}).items():
+        variants = [v for v in item.get("anyOf", [item])]
+        kinds = [_kind(v, schema) for v in variants]
+        bounds = [
+            f"{sign} {v[key]}"
+            for v in variants
+            for key, sign in (
+                ("minimum", ">="),
+                ("exclusiveMinimum", ">"),
+                ("maximum", "<="),
+                ("exclusiveMaximum", "<"),
+            )
+            if key in v
+        ]
+        default = "required" if name in required else item.get("default")
+        rows.append(OptionInfo(name, " or ".join(kinds), default, ", ".join(bounds), item.get("description", "")))
+    return rows
+
+
+def _kind(variant: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    if "enum" in variant:
+        return " | ".join(map(str, variant["enum"]))
+    if "const" in variant:
+        return str(variant["const"])
+    if "$ref" in variant:
+        return str(variant["$ref"]).rsplit("/", 1)[-1]
+    kind = str(variant.get("type", "any"))
+    if kind == "array" and "items" in variant:
+        return f"list of {_kind(variant['items'], schema)}"
+    return kind
+
+
+__all__ = ["Field", "OptionInfo", "build", "describe", "explain", "options", "pydantic", "to_dict"]

@@ -1,0 +1,164 @@
+"""What is not the algorithm: device, seeds, progress, history, snapshots, time budget, cancellation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from expunge.core.errors import Cancelled, DivergedError, UsageError
+from expunge.core.seeds import derive
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Status = Literal["finished", "budget", "reached", "limit", "already", "stopped"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of long work: `done` of `total` units of `what`, with the newest numbers."""
+
+    what: str
+    done: int
+    total: int
+    numbers: dict[str, float]
+
+
+class Epoch:
+    """One epoch: collects means on the device and reads them once, when the epoch ends."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number  # 1-based
+        self.values: dict[str, float] = {}
+        self._sums: dict[str, tuple[Tensor | float, float]] = {}
+
+    def add(self, name: str, mean: Tensor | float, weight: int = 1) -> None:
+        """Add a batch mean of `weight` samples; no host synchronisation."""
+        value = mean.detach() if hasattr(mean, "detach") else mean
+        total, count = self._sums.get(name, (0.0, 0.0))
+        self._sums[name] = (total + value * weight, count + weight)
+
+    def log(self, **values: float) -> None:
+        """Numbers that are final already, such as a learning rate."""
+        self.values.update(values)
+
+    def close(self) -> dict[str, float]:
+        for name, (total, count) in self._sums.items():
+            self.values[name] = float(total) / max(count, 1)
+        return self.values
+
+
+@dataclass(eq=False)
+class Run:
+    """One execution. A fresh one per call: it holds the state that methods must not.
+
+    seed: every random draw derives from it, one generator per purpose. budget_seconds: stop after the epoch that
+    exceeds it. cancelled: polled between epochs. cache: folder for retrained references. history: one row per epoch.
+    """
+
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    precision: Precision = "float32"
+    budget_seconds: float | None = None
+    keep_snapshots: bool = False
+    label: str = "run"
+    progress: Callable[[Progress], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+    cache: Path | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    status: Status = "finished"
+
+    def __post_init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def seed_for(self, *purpose: object) -> int:
+        return derive(self.seed, *purpose)
+
+    def autocast(self) -> Any:
+        """Context for the backbone's passes; losses that need it stay in float32 outside."""
+        import torch
+
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def epochs(self, model: nn.Module, count: int, *, first: int = 1, what: str | None = None) -> Iterator[Epoch]:
+        """Epochs `first`..`count`, 1-based. Owns the bookkeeping: snapshots, history, NaN guard, budget, cancellation.
+
+        Raises `DivergedError` when a logged mean or a weight is not finite, `Cancelled` when the caller asks.
+        """
+        if count < 0:
+            raise UsageError(f"the number of epochs must be >= 0, got {count}.")
+        self.snapshot(0, model)
+        for number in range(first, count + 1):
+            began = time.perf_counter()
+            epoch = Epoch(number)
+            yield epoch
+            values = epoch.close()
+            self.check_finite(model, values, number)
+            row = {"epoch": float(len(self.history) + 1), **values, "seconds": time.perf_counter() - began}
+            self.history.append(row)
+            self.snapshot(number, model)
+            self.report(what or self.label, number, count, values)
+            if number < count and self.over_budget():
+                self.status = "budget"
+                self.notes.append(f"stopped after epoch {number} of {count}: {self.budget_seconds:g} s are used up.")
+                return
+
+    def snapshot(self, number: int, model: nn.Module) -> None:
+        """Keep the weights after epoch `number` in memory, if somebody will rewind."""
+        if self.keep_snapshots:
+            self.snapshots[number] = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def report(self, what: str, done: int, total: int, numbers: dict[str, float] | None = None) -> None:
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled(f"{what} was cancelled after {done} of {total}.")
+        if self.progress is not None:
+            self.progress(Progress(what, done, total, dict(numbers or {})))
+
+    def over_budget(self) -> bool:
+        return self.budget_seconds is not None and self.elapsed() > self.budget_seconds
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._started
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the seconds of the block to `stages[name]` (after the device has finished)."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.synchronize()
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
+
+    def synchronize(self) -> None:
+        import torch
+
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize()
+
+    def check_finite(self, model: nn.Module, values: dict[str, float], number: int) -> None:
+        import torch
+
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        cause = f"`{bad[0]}` is {values[bad[0]]}" if bad else ""
+        if not cause:
+            weights = [p.detach() for p in model.parameters() if p.is_floating_point()]
+            norms = torch._foreach_norm(weights) if weights else []
+            if norms and not bool(torch.isfinite(torch.stack([n.float() for n in norms])).all()):
+                cause = "a weight is not finite"
+        if cause:
+            raise DivergedError(
+                f"{self.label} diverged in epoch {number}: {cause}. Lower the learning rate or set a gradient clip."
+            )

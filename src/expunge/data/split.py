@@ -1,0 +1,442 @@
+"""Splits: views of a data set through an index array. Everything above this room reads data through `Split.batches`.
+
+A `Store` holds the samples (resident tensors or a streaming loader); a `Split` is a store, the positions it may
+show, and whether labels are visible. Methods cannot tell the two backends apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.core.errors import AccessError, DataError, UsageError
+from expunge.core.seeds import derive
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""A random transform of one raw batch on the device: (B, ...) and a CPU generator in, same kind of tensor out."""
+
+
+class Batch:
+    """Samples of one step.
+
+    x: float tensor (B, *input_shape), normalised, on the device. y: long tensor (B,), on the device; reading it
+    raises `AccessError` where labels are withheld. index: long CPU tensor (B,), positions in the *parent* data set,
+    so anything cached per sample (teacher logits, features, losses) is looked up instead of recomputed.
+    """
+
+    __slots__ = ("_y", "index", "x")
+
+    def __init__(self, x: Tensor, y: Tensor | None, index: Tensor) -> None:
+        self.x = x
+        self._y = y
+        self.index = index
+
+    @property
+    def y(self) -> Tensor:
+        if self._y is None:
+            raise AccessError("this split carries no labels: the method declared that it does not need them.")
+        return self._y
+
+    @property
+    def has_labels(self) -> bool:
+        return self._y is not None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from (self.x, self.y, self.index)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """x = (pixel - mean) / std per channel, pixels in [0, 1]. The pixel box of attacks is read from here."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """mean and std shaped to broadcast over a (B, C, ...) batch such as `like`."""
+        shape = (1, len(self.mean)) + (1,) * (like.dim() - 2)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=like.device).view(shape)
+        std = torch.tensor(self.std, dtype=torch.float32, device=like.device).view(shape)
+        return mean, std
+
+
+class Store(ABC):
+    """All samples of one data set and what is known about them.
+
+    labels: long CPU tensor (N,). classes: the class names, so len(classes) is the number of classes.
+    ids: N distinct strings that stay the same when the data are downloaded again. columns: metadata, N values each.
+    """
+
+    labels: Tensor
+    classes: tuple[str, ...]
+    columns: dict[str, np.ndarray]
+    normalisation: Normalisation | None
+    name: str
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """Raw samples of each index chunk, in order: uint8 in [0, 255] or float, on `device`."""
+
+    @abstractmethod
+    def content_hash(self) -> str:
+        """Hex sha256 that changes whenever a sample, a label or the order changes."""
+
+    @property
+    @abstractmethod
+    def ids(self) -> np.ndarray: ...
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """Raw samples to what the model sees: uint8 becomes [0, 1], then normalisation, in float32."""
+        x = raw.to(torch.float32).mul_(1 / 255) if raw.dtype == torch.uint8 else raw.to(torch.float32)
+        if self.normalisation is not None:
+            mean, std = self.normalisation.tensors(x)
+            x = (x - mean).div_(std)
+        return x
+
+
+class ResidentStore(Store):
+    """Samples decoded once into one tensor; a copy per device is kept, batches are gathered there."""
+
+    def __init__(
+        self,
+        samples: Tensor,
+        labels: Tensor,
+        *,
+        classes: Sequence[str] | None = None,
+        ids: Sequence[str] | np.ndarray | None = None,
+        columns: dict[str, np.ndarray] | None = None,
+        normalisation: Normalisation | None = None,
+        name: str = "data",
+        content_hash: str | None = None,
+    ) -> None:
+        self.samples = samples
+        self.labels = check_labels(labels, len(samples), name)
+        self.classes = tuple(classes) if classes is not None else default_classes(self.labels)
+        self.columns = dict(columns or {})
+        self.normalisation = normalisation
+        self.name = name
+        self._hash = content_hash
+        self._ids = None if ids is None else check_ids(np.asarray(ids).astype(str), len(self.labels), name)
+        self._on_device: dict[torch.device, Tensor] = {}
+        if len(self.labels) and int(self.labels.max()) >= len(self.classes):
+            raise DataError(f"{name}: a label is {int(self.labels.max())}, but there are {len(self.classes)} classes.")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.samples.shape[1:])
+
+    def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        samples = self._resident(device)
+        for chunk in chunks:
+            yield samples.index_select(0, chunk.to(device))
+
+    def _resident(self, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            return self.samples
+        if device not in self._on_device:
+            self._on_device[device] = self.samples.to(device)
+        return self._on_device[device]
+
+    def content_hash(self) -> str:
+        if self._hash is None:
+            digest = hashlib.sha256(f"{self.samples.dtype}{tuple(self.samples.shape)}".encode())
+            digest.update(self.samples.contiguous().numpy().tobytes())
+            digest.update(self.labels.numpy().tobytes())
+            self._hash = digest.hexdigest()
+        return self._hash
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Given ids, or `first 16 hex of sha256(sample)`, with `-2`, `-3` ... behind repeated content."""
+        if self._ids is None:
+            self._ids = content_ids(self.samples)
+        return self._ids
+
+
+class StreamingStore(Store):
+    """Samples read on demand from a map-style PyTorch data set, for data that do not fit in memory.
+
+    Items are (sample, label) pairs; samples may be PIL images, arrays or tensors. Labels are read once.
+    """
+
+    def __init__(
+        self,
+        dataset: torch.utils.data.Dataset[object],
+        labels: Tensor,
+        *,
+        classes: Sequence[str] | None = None,
+        ids: Sequence[str] | np.ndarray | None = None,
+        columns: dict[str, np.ndarray] | None = None,
+        normalisation: Normalisation | None = None,
+        name: str = "data",
+        workers: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.labels = check_labels(labels, len(labels), name)
+        self.classes = tuple(classes) if classes is not None else default_classes(self.labels)
+        self.columns = dict(columns or {})
+        self.normalisation = normalisation
+        self.name = name
+        self.workers = workers
+        self._ids = None if ids is None else check_ids(np.asarray(ids).astype(str), len(self.labels), name)
+
+    @cached_property
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(to_sample(self.dataset[0]).shape)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        loader = torch.utils.data.DataLoader(
+            self.dataset,
+            batch_sampler=[chunk.tolist() for chunk in chunks],
+            collate_fn=stack_samples,
+            num_workers=self.workers,
+            pin_memory=device.type == "cuda",
+        )
+        for samples in loader:
+            yield samples.to(device, non_blocking=True)
+
+    def content_hash(self) -> str:
+        """Over the labels, the ids and a spread of 64 samples: hashing all of a large set would read all of it."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        digest.update("\n".join(self.ids.tolist()).encode())
+        for position in np.linspace(0, len(self) - 1, min(64, len(self)), dtype=int).tolist():
+            digest.update(to_sample(self.dataset[position]).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Given ids, or positions: content ids would read every sample."""
+        if self._ids is None:
+            self._ids = np.arange(len(self)).astype(str)
+        return self._ids
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A view of `store` through `index` (long CPU tensor, positions in the store, in this order).
+
+    labels: long CPU tensor over the *store* (N,), or None where labels are withheld; they may differ from the
+    store's own (label noise) and the store's stay the true ones.
+    """
+
+    store: Store
+    index: Tensor
+    labels: Tensor | None
+    name: str = "data"
+
+    @classmethod
+    def whole(cls, store: Store, name: str | None = None) -> Split:
+        return cls(store, torch.arange(len(store)), store.labels, name or store.name)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.store.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.store.input_shape
+
+    @property
+    def has_labels(self) -> bool:
+        return self.labels is not None
+
+    @property
+    def y(self) -> Tensor:
+        """Labels of this split, long CPU tensor (len,). Raises `AccessError` where they are withheld."""
+        if self.labels is None:
+            raise AccessError(f"the {self.name} split carries no labels: the method declared that it does not need them.")
+        return self.labels[self.index]
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self.store.ids[self.index.numpy()]
+
+    def take(self, positions: Tensor | Sequence[int] | np.ndarray, name: str | None = None) -> Split:
+        """The samples at these positions *of the store* (not of this split), in the given order."""
+        index = torch.as_tensor(positions, dtype=torch.long).reshape(-1)
+        return replace(self, index=index, name=name or self.name)
+
+    def without_labels(self) -> Split:
+        return replace(self, store=_Unlabelled(self.store), labels=None)
+
+    def with_labels(self, labels: Tensor) -> Split:
+        """The same samples with other labels (N,) over the whole store; the store's own stay the true ones."""
+        return replace(self, labels=check_labels(labels, len(self.store), self.name))
+
+    def named(self, name: str) -> Split:
+        return replace(self, name=name)
+
+    def batches(
+        self,
+        size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        augment: Augment | None = None,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> Iterator[Batch]:
+        """Batches of `size` (the last may be shorter), in order or shuffled by `seed`.
+
+        Without `augment` this is the evaluation view: the same sample is always the same tensor.
+        """
+        if size < 1:
+            raise UsageError(f"the batch size must be at least 1, got {size}.")
+        target = torch.device(device)
+        order = self.index
+        if shuffle:
+            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
+        chunks = [chunk for chunk in order.split(size) if len(chunk) == size or not drop_last]
+        noise = torch.Generator().manual_seed(derive(seed, "augment"))
+        labels = None if self.labels is None else self.labels.to(target)
+        for chunk, raw in zip(chunks, self.store.fetch(chunks, target), strict=True):
+            x = self.store.prepare(augment(raw, noise) if augment is not None else raw)
+            yield Batch(x, None if labels is None else labels[chunk.to(target)], chunk)
+
+    def inputs(self, device: torch.device | str = "cpu", size: int = 1024) -> Tensor:
+        """All inputs of this split as one tensor (len, *input_shape); for small splits such as forget sets."""
+        parts = [batch.x for batch in self.batches(size, device=device)]
+        return torch.cat(parts) if parts else torch.empty(0, *self.input_shape, device=device)
+
+    def content_hash(self) -> str:
+        """Hex sha256 over the store's content, the positions and the labels shown."""
+        digest = hashlib.sha256(self.store.content_hash().encode())
+        digest.update(self.index.numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels[self.index].numpy().tobytes())
+        return digest.hexdigest()
+
+
+class _Unlabelled(Store):
+    """A store stripped of its labels, so that a label-free method holds no path to them."""
+
+    def __init__(self, inner: Store) -> None:
+        self.classes = inner.classes
+        self.columns = {}
+        self.normalisation = inner.normalisation
+        self.name = inner.name
+        self._count = len(inner)
+        self._shape = inner.input_shape
+        self._fetch = inner.fetch
+        self._content_hash = inner.content_hash
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "labels":
+            raise AccessError("this data set carries no labels: the method declared that it does not need them.")
+        raise AttributeError(name)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def ids(self) -> np.ndarray:
+        raise AccessError("sample ids are not handed to a method that declared no labels.")
+
+    def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        return self._fetch(chunks, device)
+
+    def content_hash(self) -> str:
+        return self._content_hash()
+
+
+class PerSample:
+    """Values cached per sample of one split, looked up by `Batch.index`.
+
+    values: (len(split), ...) in the split's order. The lookup table is one long per sample of the parent.
+    """
+
+    def __init__(self, split: Split, values: Tensor) -> None:
+        if len(values) != len(split):
+            raise UsageError(f"{len(values)} cached values for the {len(split)} samples of the {split.name} split.")
+        self.values = values
+        self._row = torch.full((len(split.store),), -1, dtype=torch.long)
+        self._row[split.index] = torch.arange(len(split))
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.values[self._row[index].to(self.values.device)]
+
+
+def check_labels(labels: Tensor, count: int, name: str) -> Tensor:
+    """Labels as a long CPU tensor (count,), each >= 0; anything else is a `DataError`."""
+    labels = torch.as_tensor(labels).detach().cpu()
+    if labels.dim() != 1 or len(labels) != count:
+        raise DataError(f"{name}: expected {count} labels, one per sample, got shape {tuple(labels.shape)}.")
+    if labels.is_floating_point():
+        if not torch.equal(labels, labels.round()):
+            raise DataError(f"{name}: labels must be whole class numbers, got {labels[labels != labels.round()][0]:g}.")
+    labels = labels.long()
+    if len(labels) and int(labels.min()) < 0:
+        raise DataError(f"{name}: labels must be >= 0, got {int(labels.min())}; unlabelled samples cannot be used.")
+    return labels
+
+
+def check_ids(ids: np.ndarray, count: int, name: str) -> np.ndarray:
+    if ids.shape != (count,):
+        raise DataError(f"{name}: expected {count} ids, one per sample, got {ids.shape}.")
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) != count:
+        raise DataError(f"{name}: ids must be distinct, `{values[counts > 1][0]}` occurs {counts.max()} times.")
+    return ids
+
+
+def default_classes(labels: Tensor) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0))
+
+
+def content_ids(samples: Tensor) -> np.ndarray:
+    seen: dict[str, int] = {}
+    ids = []
+    for row in samples.contiguous().numpy():
+        key = hashlib.sha256(row.tobytes()).hexdigest()[:16]
+        seen[key] = seen.get(key, 0) + 1
+        ids.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
+    return np.asarray(ids)
+
+
+def to_sample(item: object) -> Tensor:
+    """The sample of one item of a map-style data set as a tensor: images become (C, H, W) uint8."""
+    sample = item[0] if isinstance(item, (tuple, list)) else item
+    if isinstance(sample, Tensor):
+        return sample
+    array = np.asarray(sample)
+    if array.dtype == object:
+        raise DataError(f"a sample is a {type(sample).__name__}; expected a tensor, an array or an image.")
+    if not isinstance(sample, np.ndarray) and array.ndim in (2, 3):  # a PIL image: (H, W) or (H, W, C)
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(np.array(array))
+
+
+def stack_samples(items: Sequence[object]) -> Tensor:
+    samples = [to_sample(item) for item in items]
+    shapes = {tuple(s.shape) for s in samples}
+    if len(shapes) > 1:
+        raise DataError(f"samples of one data set differ in shape: {sorted(shapes)[:2]}; resize them to one shape.")
+    return torch.stack(samples)

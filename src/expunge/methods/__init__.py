@@ -1,0 +1,78 @@
+"""Ways to forget. This page is the catalogue: names, needs and papers, without importing torch.
+
+Third parties register theirs through the entry-point group `expunge.methods`, or in a process with `@method(...)`.
+"""
+
+from __future__ import annotations
+
+from expunge.core.needs import Needs
+from expunge.core.registry import Card, Paper, Registry
+
+SCRUB_PAPER = Paper(
+    cite="Kurmanji, Triantafillou, Hayes, Triantafillou: Towards Unbounded Machine Unlearning, NeurIPS 2023",
+    url="arXiv:2302.09880",
+)
+GOLATKAR = Paper(
+    cite="Golatkar, Achille, Soatto: Eternal Sunshine of the Spotless Net, CVPR 2020", url="arXiv:1911.04933"
+)
+GRAVES = Paper(cite="Graves, Nagisetty, Ganesh: Amnesiac Machine Learning, AAAI 2021", url="arXiv:2010.10981")
+
+METHODS = Registry(
+    "method",
+    [
+        Card(
+            name="original",
+            summary="no unlearning: the model as it is, the baseline that remembers",
+            target="expunge.methods.references:Original",
+            needs=Needs(),
+            tags=("reference",),
+        ),
+        Card(
+            name="retrain",
+            summary="train again from the start without the forget set: exact, the reference for all others",
+            target="expunge.methods.references:Retrain",
+            needs=Needs(retain="labels", weights=False, recipe=True),
+            tags=("reference", "exact", "iterative"),
+        ),
+        Card(
+            name="finetune",
+            summary="go on training on the retained samples and hope that the others fade",
+            target="expunge.methods.finetune:Finetune",
+            needs=Needs(retain="labels"),
+            paper=GOLATKAR,
+            tags=("iterative",),
+        ),
+        Card(
+            name="neggrad",
+            summary="gradient ascent on the loss of the forget set",
+            target="expunge.methods.neggrad:NegGrad",
+            needs=Needs(forget="labels"),
+            paper=GOLATKAR,
+            tags=("iterative",),
+        ),
+        Card(
+            name="neggrad+",
+            summary="descend on retained samples and ascend on the forget set in one loss",
+            target="expunge.methods.neggrad:NegGradPlus",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=SCRUB_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="random-label",
+            summary="train on the forget set with random wrong labels, together with retained samples",
+            target="expunge.methods.random_label:RandomLabel",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=GRAVES,
+            tags=("iterative",),
+        ),
+        Card(
+            name="scrub",
+            summary="student leaves the teacher on the forget set and stays with it on the rest; `rewind` for SCRUB+R",
+            target="expunge.methods.scrub:SCRUB",
+            needs=Needs(forget="inputs", retain="labels"),
+            paper=SCRUB_PAPER,
+            tags=("iterative",),
+        ),
+    ],
+)

@@ -1,0 +1,163 @@
+"""What every method shares. `apply` owns the ceremony; a method is its options and its algorithm, `unlearn`.
+
+    @method("my-method", summary="one line", needs=Needs(retain="labels"))
+    class MyMethod(Method):
+        lr: float = Field(0.01, gt=0, description="learning rate")
+
+        def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+            ...
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar, dataclass_transform, final
+
+import torch
+from torch import nn
+
+from expunge.core.errors import DivergedError, ExpungeError, UsageError, unknown
+from expunge.core.needs import Needs
+from expunge.core.options import Field, build, options
+from expunge.core.problem import Problem
+from expunge.core.registry import Card, Paper
+from expunge.core.run import Run
+from expunge.methods import METHODS
+from expunge.methods.rewind import rewind
+from expunge.models.checkpoint import weights_hash
+
+C = TypeVar("C", bound="type[Method]")
+
+
+class Method(ABC):
+    """A way to forget: frozen options (fields) and an algorithm.
+
+    presets: named sets of option values, e.g. the settings of one table of the paper; users write `scrub/large-rb`.
+    """
+
+    card: ClassVar[Card]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @property
+    def needs(self) -> Needs:
+        """What this method, with these options, must be handed."""
+        needs: Needs = self.card.needs
+        return needs
+
+    @property
+    def rewinds(self) -> bool:
+        return False
+
+    @abstractmethod
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        """The algorithm. Returns a new model; `problem.model` is frozen, in eval mode, and must stay as it is."""
+
+    @final
+    def apply(self, problem: Problem, run: Run) -> nn.Module:
+        """Run the algorithm on private copies, verify what it did, restore every mode and flag.
+
+        Raises `ExpungeError` when a method breaks the contract: it changed its teacher, returned it, returned other
+        tensors than it was given, or returned weights that are not finite.
+        """
+        original = problem.model
+        teacher = copy.deepcopy(original).to(run.device).eval().requires_grad_(False)
+        run.label = self.card.name
+        before = weights_hash(teacher)
+        devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(run.seed_for("modules"))
+            run.keep_snapshots = run.keep_snapshots or self.rewinds
+            result = self.unlearn(replace(problem, model=teacher), run)
+            if self.rewinds:
+                result = rewind(problem, run, result, run.snapshots)
+            run.synchronize()
+        self._verify(teacher, before, result)
+        return _restored(result, original)
+
+    def _verify(self, teacher: nn.Module, before: str, result: nn.Module) -> None:
+        name = self.card.name
+        if weights_hash(teacher) != before:
+            raise ExpungeError(f"{name} changed the model it was given; methods must work on `problem.student()`.")
+        owned = {p.data_ptr() for p in teacher.parameters() if p.numel()}
+        if any(p.data_ptr() in owned for p in result.parameters() if p.numel()):
+            raise ExpungeError(f"{name} returned a model that shares weights with the given one.")
+        given, got = teacher.state_dict(), result.state_dict()
+        if {k: (v.shape, v.dtype) for k, v in given.items()} != {k: (v.shape, v.dtype) for k, v in got.items()}:
+            raise ExpungeError(f"{name} returned a model whose tensors differ in name, shape or type.")
+        for key, value in got.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise DivergedError(f"{name} diverged: `{key}` is not finite. Lower the learning rate or set a clip.")
+
+
+class IterativeMethod(Method):
+    """A method that works in epochs; any of them can be rewound (SCRUB+R's rule, see `methods.rewind`)."""
+
+    rewind: bool = Field(
+        False, description="return the epoch whose forget error is closest to the final model's held-out error"
+    )
+
+    @property
+    def rewinds(self) -> bool:
+        return self.rewind
+
+    @property
+    def needs(self) -> Needs:
+        needs: Needs = self.card.needs
+        return needs | Needs(forget="labels", validation="labels") if self.rewind else needs
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def method(
+    name: str, *, summary: str = "", needs: Needs | None = None, paper: Paper | None = None, tags: tuple[str, ...] = ()
+) -> Callable[[C], C]:
+    """Class decorator: make the class a validated frozen dataclass and register it under `name`.
+
+    Built-in methods have their card in the catalogue (`expunge.methods`) and give only the name.
+    """
+
+    def decorate(cls: C) -> C:
+        made = options(cls)
+        if needs is None:
+            made.card = METHODS.card(name)
+        else:
+            made.card = Card(name=name, summary=summary, needs=needs, paper=paper, tags=tags)
+        METHODS.add(made.card, made)
+        return made
+
+    return decorate
+
+
+def make_method(name: str | Method, **options_given: Any) -> Method:
+    """A method from `name` or `name/preset` and options; an instance passes through with options replaced."""
+    if isinstance(name, Method):
+        return replace(name, **options_given) if options_given else name  # type: ignore[type-var]
+    base, _, preset = name.partition("/")
+    cls = METHODS.load(base)
+    values = dict(preset_values(cls, preset)) if preset else {}
+    return build(cls, {**values, **options_given}, base)
+
+
+def preset_values(cls: type[Method], preset: str) -> Mapping[str, Any]:
+    if preset not in cls.presets:
+        if not cls.presets:
+            raise UsageError(f"{cls.card.name} has no presets, got `{preset}`; write `{cls.card.name}`.")
+        raise unknown(f"preset of {cls.card.name}", preset, cls.presets)
+    return cls.presets[preset]
+
+
+def _restored(result: nn.Module, original: nn.Module) -> nn.Module:
+    """Train/eval modes, `requires_grad` and device as the given model had them."""
+    reference = next(iter(original.parameters()), None)
+    if reference is not None:
+        result.to(reference.device)
+    modes = {name: module.training for name, module in original.named_modules()}
+    for name, module in result.named_modules():
+        module.training = modes.get(name, original.training)
+    flags = {name: parameter.requires_grad for name, parameter in original.named_parameters()}
+    for name, parameter in result.named_parameters():
+        parameter.requires_grad_(flags.get(name, True))
+        parameter.grad = None
+    return result

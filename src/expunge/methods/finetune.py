@@ -1,0 +1,49 @@
+"""Fine-tuning: go on training on the retained samples only.
+
+    min over w:  (1/N_r) sum over D_r of CE(f(x; w), y),   starting at the trained weights
+
+Claim      none: catastrophic forgetting is hoped for. The weakest baseline that keeps utility.
+Cost       `epochs` passes over the retained samples
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from expunge.core.options import Field
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.methods.base import IterativeMethod, method
+from expunge.training.loop import train_model
+from expunge.training.recipe import Recipe
+
+
+@method("finetune")
+class Finetune(IterativeMethod):
+    """Cross-entropy on the retained samples; defaults are those of the SCRUB paper's large-scale runs."""
+
+    epochs: int = Field(10, ge=0, description="passes over the retained samples")
+    lr: float = Field(0.01, gt=0, description="learning rate, constant")
+    batch_size: int = Field(128, ge=1, description="samples per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="update rule")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="L2 strength inside the optimiser")
+    l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the trained weights (L2-SP)")
+    batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while training")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        recipe = Recipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule="constant",
+            l2_reference=self.l2_reference,
+            batchnorm=self.batchnorm,
+            precision=run.precision,
+        )
+        return train_model(problem.student(), problem.retain, recipe, run, purpose="finetune")

@@ -1,0 +1,94 @@
+"""Gradient ascent on what is to be forgotten, alone (NegGrad) or tied to the retained samples (NegGrad+).
+
+Paper      Golatkar et al., CVPR 2020 (ascent); Kurmanji et al., NeurIPS 2023 (the tied version)
+
+    NegGrad     min over w:  - CE(D_f)
+    NegGrad+    min over w:  alpha CE(D_r batch) - (1 - alpha) CE(D_f batch)
+
+Cost       epochs x passes over D_f (NegGrad) or over D_r, with D_f cycled and reshuffled (NegGrad+)
+Limits     ascent is unbounded: without a clip it ends in NaN or in a ruined model
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import nn
+
+from expunge.core.options import Field
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.methods.base import IterativeMethod, method
+from expunge.methods.steps import endless
+from expunge.training.loop import L2Reference, step
+from expunge.training.modes import training_mode
+from expunge.training.recipe import clip_gradients, make_optimizer
+
+
+@method("neggrad")
+class NegGrad(IterativeMethod):
+    """Ascent on the cross-entropy of the forget set; needs nothing but the samples to forget and their labels."""
+
+    epochs: int = Field(5, ge=0, description="passes over the forget set")
+    lr: float = Field(0.001, gt=0, description="learning rate, constant")
+    batch_size: int = Field(128, ge=1, description="samples per step")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="L2 strength inside the optimiser")
+    batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        optimizer = make_optimizer(
+            "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        for epoch in run.epochs(student, self.epochs):
+            training_mode(student, self.batchnorm)
+            seed = run.seed_for("forget", "shuffle", epoch.number)
+            for batch in problem.forget.batches(self.batch_size, shuffle=True, seed=seed, device=run.device):
+                with run.autocast():
+                    loss = F.cross_entropy(student(batch.x).float(), batch.y)
+                step(-loss, student, optimizer, self.clip)
+                epoch.add("forget_loss", loss, len(batch))
+        return student
+
+
+@method("neggrad+")
+class NegGradPlus(IterativeMethod):
+    """Descent on the retained and ascent on the forget batch of each step."""
+
+    alpha: float = Field(0.95, ge=0, le=1, description="weight of the retained loss; 1 - alpha: of the ascent")
+    epochs: int = Field(10, ge=0, description="passes over the retained samples")
+    lr: float = Field(0.01, gt=0, description="learning rate, constant")
+    retain_batch_size: int = Field(128, ge=1, description="retained samples per step")
+    forget_batch_size: int = Field(64, ge=1, description="samples to forget per step")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="L2 strength inside the optimiser")
+    l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the trained weights (L2-SP)")
+    batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        optimizer = make_optimizer(
+            "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        pull = L2Reference(student, self.alpha * self.l2_reference)
+        forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
+        for epoch in run.epochs(student, self.epochs):
+            training_mode(student, self.batchnorm)
+            seed = run.seed_for("retain", "shuffle", epoch.number)
+            for retained in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
+                forgotten = next(forget_batches)
+                with run.autocast():
+                    keep = F.cross_entropy(student(retained.x).float(), retained.y)
+                    lose = F.cross_entropy(student(forgotten.x).float(), forgotten.y)
+                optimizer.zero_grad(set_to_none=True)
+                (self.alpha * keep - (1 - self.alpha) * lose).backward()
+                pull.add_gradient()
+                clip_gradients(student, self.clip)
+                optimizer.step()
+                epoch.add("retain_loss", keep, len(retained))
+                epoch.add("forget_loss", lose, len(forgotten))
+        return student

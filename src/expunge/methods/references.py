@@ -1,0 +1,47 @@
+"""The two ends of every table: the model that remembers everything, and the one that never saw the forget set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from expunge.core.options import Field
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.core.seeds import derive
+from expunge.methods.base import IterativeMethod, Method, method
+from expunge.training.cache import train_cached
+
+
+@method("original")
+class Original(Method):
+    """The trained model itself, copied. Cost: none. Forgets nothing."""
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        return problem.student()
+
+
+@method("retrain")
+class Retrain(IterativeMethod):
+    """Train from the start weights on the retained samples, with the recipe of the original.
+
+    Exact: the result has never seen the forget set. It is handed no trained weight: the model in its problem holds
+    the start weights (or freshly drawn ones where those are unknown). Cached by content, so no reference is trained
+    twice. `refill` reproduces the SCRUB authors' code, which keeps the size of the training set by overwriting the
+    forgotten slots with retained samples drawn with replacement (specs, section 3).
+    """
+
+    epochs: int | None = Field(None, ge=0, description="epochs; none: those of the recipe")
+    refill: bool = Field(False, description="fill the forgotten slots with duplicates of retained samples")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        recipe = problem.recipe if self.epochs is None else replace(problem.recipe, epochs=self.epochs)
+        retain = problem.retain
+        if self.refill:
+            missing = len(retain.store) - len(retain)
+            generator = torch.Generator().manual_seed(derive(run.seed, "refill"))
+            extra = torch.randint(len(retain), (missing,), generator=generator)
+            retain = retain.take(torch.cat([retain.index, retain.index[extra]]))
+        return train_cached(problem.student(), retain, recipe, run, purpose="train")

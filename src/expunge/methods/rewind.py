@@ -1,0 +1,63 @@
+"""Rewinding (SCRUB+R): stop forgetting where the forget set looks like unseen data of the same kind.
+
+Paper      Kurmanji et al., NeurIPS 2023, section "Rewinding"; specs: reference set, target, closest snapshot
+Rule       target = error of the *final* model on held-out samples, weighted by the forget set's class histogram;
+           return the snapshot e in 0..E whose error on the forget set is closest to it, the earliest on ties
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import UsageError
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.training.inference import error_rate, predict
+
+
+def closest(errors: Sequence[float], target: float) -> int:
+    """Index of the error closest to the target, the earliest on ties.
+
+    >>> closest([0.0, 0.3, 0.5, 0.7], target=0.4)
+    1
+    """
+    return min(range(len(errors)), key=lambda e: (abs(errors[e] - target), e))
+
+
+def matched_error(logits: Tensor, labels: Tensor, like: Tensor) -> float:
+    """Error of held-out samples weighted so that their classes count as they do in `like` (labels of D_f).
+
+    Classes of D_f without a held-out sample are left out; `UsageError` if none is left.
+    """
+    wrong = (logits.argmax(1).cpu() != labels).double()
+    weights = torch.bincount(like).double()
+    total, mass = 0.0, 0.0
+    for label in weights.nonzero().flatten().tolist():
+        held_out = labels == label
+        if bool(held_out.any()):
+            total += float(weights[label] * wrong[held_out].mean())
+            mass += float(weights[label])
+    if mass == 0:
+        raise UsageError("rewind: no validation sample has a class of the forget set; pass validation data with them.")
+    return total / mass
+
+
+def rewind(problem: Problem, run: Run, final: nn.Module, snapshots: Mapping[int, Mapping[str, Tensor]]) -> nn.Module:
+    """Load the chosen snapshot into `final` and return it; adds forget errors to the history."""
+    validation = problem.validation
+    target = matched_error(predict(final, validation, run.device), validation.y, problem.forget.y)
+    epochs = sorted(snapshots)
+    errors = []
+    for epoch in epochs:
+        final.load_state_dict(snapshots[epoch])
+        errors.append(error_rate(predict(final, problem.forget, run.device), problem.forget.y))
+    chosen = epochs[closest(errors, target)]
+    final.load_state_dict(snapshots[chosen])
+    for row in run.history:
+        if int(row["epoch"]) in epochs:
+            row["forget_error"] = errors[epochs.index(int(row["epoch"]))]
+    run.details["rewind"] = {"target": target, "errors": dict(zip(epochs, errors, strict=True)), "chosen": chosen}
+    return final

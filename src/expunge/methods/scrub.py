@@ -1,0 +1,156 @@
+"""SCRUB: a student that leaves its teacher on the forget set and stays with it on the rest. SCRUB+R rewinds it.
+
+Paper      Kurmanji, Triantafillou, Hayes, Triantafillou, NeurIPS 2023, arXiv:2302.09880
+Notation   f(x; w) logits (B, C); w_o the trained weights (teacher, frozen, eval mode); w the student's, start w_o
+
+    d(x; w) = T^2 KL( softmax(f(x; w_o)/T) || softmax(f(x; w)/T) )                        batch mean, >= 0
+    max epoch (while epoch <= msteps), over D_f:   w <- step on  - d(x; w)
+    min epoch (always after it), over D_r:         w <- step on  gamma CE(f(x; w), y) + alpha d(x; w)
+
+One optimiser serves both phases. Labels of the forget set are never read.
+Cost       per min epoch one forward/backward pass over D_r, per max epoch over D_f; one teacher pass over both, cached
+Start      student = teacher makes the gradient of d exactly zero. With BatchNorm in train mode the student differs
+           from its teacher at once; without, the weights get a tiny relative `kick`, or nothing would be forgotten
+Deviates   from the public code: teacher logits cached (inputs are not augmented); `smoothing`, an undocumented pull
+           towards the running mean of the weights that the code had until 2024-08, is off by default
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expunge.core.options import Field
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.core.seeds import derive
+from expunge.data.split import PerSample
+from expunge.methods.base import IterativeMethod, method
+from expunge.methods.steps import distillation
+from expunge.training.inference import predict
+from expunge.training.loop import step
+from expunge.training.modes import training_mode
+from expunge.training.recipe import learning_rate, make_optimizer, set_rate
+
+_SGD = {"optimizer": "sgd", "weight_decay": 5e-4}
+_ADAM = {"optimizer": "adam", "weight_decay": 0.1}
+
+
+@method("scrub")
+class SCRUB(IterativeMethod):
+    """Alternating max epochs on the forget set and min epochs on the retained samples.
+
+    Defaults are the paper's settings for user privacy (family `up`), with Adam in place of SGD so that models
+    without BatchNorm forget too; `scrub/<family>` has each family's own (see `presets`).
+    """
+
+    presets = {
+        "small-rb": {**_ADAM, "epochs": 10, "msteps": 3, "alpha": 0.5, "gamma": 1.0, "temperature": 2.0,
+                     "retain_batch_size": 32, "forget_batch_size": 64, "milestones": (5, 8, 9)},
+        "large-rb": {**_SGD, "epochs": 3, "msteps": 2, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0,
+                     "retain_batch_size": 256, "forget_batch_size": 512, "milestones": (3, 5, 9)},
+    }  # fmt: skip
+
+    alpha: float = Field(0.5, ge=0, description="weight of the distance to the teacher on retained samples")
+    gamma: float = Field(1.0, ge=0, description="weight of the cross-entropy on retained samples")
+    temperature: float = Field(4.0, gt=0, description="T of the distillation distance d")
+    epochs: int = Field(5, ge=0, description="passes over the retained samples (min epochs)")
+    msteps: int = Field(3, ge=0, description="the first so many epochs begin with a max epoch on the forget set")
+    retain_batch_size: int = Field(32, ge=1, description="retained samples per step")
+    forget_batch_size: int = Field(16, ge=1, description="samples to forget per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule, one for both phases")
+    lr: float = Field(5e-4, gt=0, description="base learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 strength inside the optimiser, in both phases")
+    milestones: tuple[int, ...] = Field((3, 5, 9), description="rate x `decay` for each milestone < epoch (strictly)")
+    decay: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
+    smoothing: float = Field(0.0, ge=0, description="strength of the pull to the running mean of the weights")
+    smoothing_start: int = Field(10, ge=1, description="epoch from which that mean follows the student (0.9/0.1)")
+    batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm in both phases")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+    kick: float = Field(1e-3, ge=0, description="relative size of the weight noise that starts a stuck student")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        with run.stage("teacher"):
+            on_forget = PerSample(problem.forget, predict(problem.model, problem.forget, run.device))
+            on_retain = PerSample(problem.retain, predict(problem.model, problem.retain, run.device))
+        optimizer = make_optimizer(
+            self.optimizer, student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        mean = WeightMean(student) if self.smoothing > 0 else None
+        started = False
+        for epoch in run.epochs(student, self.epochs):
+            rate = learning_rate(
+                epoch.number, base=self.lr, schedule="milestones", milestones=self.milestones, decay=self.decay
+            )
+            set_rate(optimizer, rate)
+            epoch.log(lr=rate)
+            training_mode(student, self.batchnorm)
+
+            if epoch.number <= self.msteps:
+                seed = run.seed_for("forget", "shuffle", epoch.number)
+                for batch in problem.forget.batches(
+                    self.forget_batch_size, shuffle=True, seed=seed, device=run.device
+                ):
+                    with run.autocast():
+                        logits = student(batch.x)
+                    distance = distillation(logits.float(), on_forget[batch.index], self.temperature)
+                    step(self._smoothed(-distance, mean, student), student, optimizer, self.clip)
+                    epoch.add("forget_distance", distance, len(batch))
+                    if not started:
+                        started = True
+                        self._start(student, run)
+
+            seed = run.seed_for("retain", "shuffle", epoch.number)
+            for batch in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
+                with run.autocast():
+                    logits = student(batch.x)
+                distance = distillation(logits.float(), on_retain[batch.index], self.temperature)
+                loss = F.cross_entropy(logits.float(), batch.y)
+                step(self._smoothed(self.gamma * loss + self.alpha * distance, mean, student), student, optimizer,
+                     self.clip)  # fmt: skip
+                epoch.add("retain_loss", loss, len(batch))
+                epoch.add("retain_distance", distance, len(batch))
+
+            if mean is not None and epoch.number >= self.smoothing_start:
+                mean.follow(student)
+        return student
+
+    def _start(self, student: nn.Module, run: Run) -> None:
+        """After the first ascent step: log its gradient norm, and kick the weights if it was too small to start from."""
+        gradients = [p.grad for p in student.parameters() if p.grad is not None]
+        norm = float(torch.stack(torch._foreach_norm(gradients)).norm()) if gradients else 0.0
+        run.details["first_gradient_norm"] = norm
+        if norm >= STUCK or self.kick == 0:
+            return
+        generator = torch.Generator().manual_seed(derive(run.seed, "kick"))
+        with torch.no_grad():
+            for p in student.parameters():
+                noise = torch.randn(p.shape, generator=generator).to(p)
+                p.add_(noise, alpha=self.kick * float(p.square().mean().sqrt()))
+        run.notes.append(f"the first ascent step had no gradient ({norm:.1e}); the weights got a tiny kick.")
+
+    def _smoothed(self, loss: Tensor, mean: WeightMean | None, student: nn.Module) -> Tensor:
+        return loss if mean is None else loss + self.smoothing * mean.distance(student)
+
+
+STUCK = 1e-4  # gradient norm below which the max phase would not start; train-mode BatchNorm gives far more
+
+
+class WeightMean:
+    """Running mean of the weights (starts at w_o) and the un-squared distance to it, summed over the tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._mean = [p.detach().clone() for p in model.parameters()]
+
+    def follow(self, model: nn.Module) -> None:
+        torch._foreach_lerp_(self._mean, [p.detach() for p in model.parameters()], 0.1)
+
+    def distance(self, model: nn.Module) -> Tensor:
+        """sum over layers of ||w_l - mean_l||_F; its gradient at zero distance is taken as zero."""
+        gaps = [p - m for p, m in zip(model.parameters(), self._mean, strict=True)]
+        return torch.stack([(gap.square().sum() + 1e-24).sqrt() for gap in gaps]).sum()

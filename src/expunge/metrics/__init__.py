@@ -1,0 +1,68 @@
+"""What is measured. This page is the catalogue, without importing torch or scikit-learn; third parties: `expunge.metrics`.
+
+`needs` names the splits (and the reference) that a metric is computed from; it is left out where they are missing.
+"""
+
+from __future__ import annotations
+
+from expunge.core.registry import Card, Paper, Registry
+
+KURMANJI = Paper(
+    cite="Kurmanji, Triantafillou, Hayes, Triantafillou: Towards Unbounded Machine Unlearning, NeurIPS 2023",
+    url="arXiv:2302.09880",
+)
+
+METRICS = Registry(
+    "metric",
+    [
+        Card(
+            name="accuracy",
+            summary="accuracy on forget, retain, test and validation data; on kept and removed classes apart",
+            target="expunge.metrics.accuracy:Accuracy",
+            needs="any split",
+        ),
+        Card(
+            name="error",
+            summary="1 - accuracy on forget, retain, test and validation data",
+            target="expunge.metrics.accuracy:Error",
+            needs="any split",
+        ),
+        Card(
+            name="loss",
+            summary="mean cross-entropy on forget, retain, test and validation data",
+            target="expunge.metrics.accuracy:Loss",
+            needs="any split",
+        ),
+        Card(
+            name="class-accuracy",
+            summary="accuracy on test data per class",
+            target="expunge.metrics.accuracy:ClassAccuracy",
+            needs="test",
+        ),
+        Card(
+            name="gap",
+            summary="absolute difference in accuracy to the retrained reference, per split and on average",
+            target="expunge.metrics.accuracy:Gap",
+            needs="retrained reference, any split",
+        ),
+        Card(
+            name="mia",
+            summary="the basic membership attack as published: logistic regression on losses, accuracy over 5 splits",
+            target="expunge.metrics.membership:BasicAttack",
+            needs="forget, test",
+            paper=KURMANJI,
+        ),
+        Card(
+            name="mia-auc",
+            summary="how well the loss alone tells forget from unseen samples: class-matched AUC with an interval",
+            target="expunge.metrics.membership:LossAUC",
+            needs="forget, test",
+        ),
+        Card(
+            name="time",
+            summary="seconds of unlearning, and how many times faster than retraining",
+            target="expunge.metrics.cost:Time",
+            needs="measured seconds",
+        ),
+    ],
+)

@@ -1,0 +1,108 @@
+"""Accuracy, error and loss on every split, per class, and their gap to the retrained reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from scipy.stats import binomtest
+
+from expunge.metrics.base import REFERENCE, Direction, Evaluation, Metric, Value, metric
+
+_GOOD: dict[str, Direction] = {"forget": "reference", "retain": "higher", "test": "higher", "validation": "higher"}
+_BAD: dict[str, Direction] = {"forget": "reference", "retain": "lower", "test": "lower", "validation": "lower"}
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """95 % Wilson interval of a proportion (SciPy's)."""
+    interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def accuracies(evaluation: Evaluation, model: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, correct) per split; the test split also on kept and on removed classes where some class is removed."""
+    removed = evaluation.removed_classes()
+    for split in evaluation.present():
+        correct = evaluation.correct(model, split)
+        yield split, correct
+        if split == "test" and len(removed):
+            gone = torch.isin(evaluation.labels("test"), removed)
+            if bool((~gone).any()):
+                yield "test_retained", correct[~gone]
+            if bool(gone.any()):
+                yield "test_removed", correct[gone]
+
+
+def _direction(name: str, table: dict[str, Direction]) -> Direction:
+    return "reference" if name == "test_removed" else table[name.split("_")[0]]
+
+
+@metric("accuracy")
+class Accuracy(Metric):
+    """Share of right arg-max predictions, in [0, 1], with a 95 % Wilson interval over the samples.
+
+    `test_retained` and `test_removed`: the test split on kept classes and on classes that are forgotten whole
+    (LAF calls them TestR and TestF).
+    """
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        for name, correct in accuracies(evaluation, model):
+            low, high = wilson(int(correct.sum()), len(correct))
+            yield Value(f"{name}_accuracy", float(correct.double().mean()), "fraction", _direction(name, _GOOD), low, high)
+
+
+@metric("error")
+class Error(Metric):
+    """1 - accuracy, in [0, 1], with a 95 % Wilson interval over the samples."""
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        for name, correct in accuracies(evaluation, model):
+            low, high = wilson(int((~correct).sum()), len(correct))
+            yield Value(f"{name}_error", float((~correct).double().mean()), "fraction", _direction(name, _BAD), low, high)
+
+
+@metric("loss")
+class Loss(Metric):
+    """Mean cross-entropy in nats, with a 95 % normal interval of the mean."""
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        for split in evaluation.present():
+            losses = evaluation.losses(model, split)
+            mean = float(losses.mean())
+            half = 1.96 * float(losses.std(unbiased=False)) / max(len(losses), 1) ** 0.5
+            yield Value(f"{split}_loss", mean, "nats", _BAD[split], mean - half, mean + half)
+
+
+@metric("class-accuracy")
+class ClassAccuracy(Metric):
+    """Accuracy on the test split per class; `group` is the class name."""
+
+    requires: ClassVar[tuple[str, ...]] = ("test",)
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        labels, correct = evaluation.labels("test"), evaluation.correct(model, "test")
+        removed = set(evaluation.removed_classes().tolist())
+        for number, name in enumerate(evaluation.splits["test"].store.classes):
+            members = correct[labels == number]
+            if len(members):
+                low, high = wilson(int(members.sum()), len(members))
+                direction: Direction = "reference" if number in removed else "higher"
+                yield Value("class_accuracy", float(members.double().mean()), "fraction", direction, low, high, name)
+
+
+@metric("gap")
+class Gap(Metric):
+    """|accuracy - accuracy of the retrained model| per split, and `average_gap`, their mean; in [0, 1]."""
+
+    requires_reference: ClassVar[bool] = True
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        gaps = []
+        for split in evaluation.present(("forget", "retain", "test")):
+            here = evaluation.correct(model, split).double().mean()
+            there = evaluation.correct(REFERENCE, split).double().mean()
+            gaps.append(abs(float(here - there)))
+            yield Value(f"{split}_gap", gaps[-1], "fraction", "lower")
+        if gaps:
+            yield Value("average_gap", sum(gaps) / len(gaps), "fraction", "lower")

@@ -1,0 +1,128 @@
+"""Metrics declare what they read and receive shared predictions: one forward pass per (model, split)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar, dataclass_transform
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expunge.core.options import Field, options
+from expunge.core.registry import Card
+from expunge.data.split import Split
+from expunge.metrics import METRICS
+from expunge.training.inference import predict
+
+C = TypeVar("C", bound="type[Metric]")
+Unit = Literal["fraction", "nats", "seconds", "ratio", "count", "distance"]
+Direction = Literal["higher", "lower", "reference", "half"]
+"""Which value is good: higher, lower, close to the retrained reference, or close to one half (an attack guessing)."""
+
+REFERENCE = "retrained"  # the name of the retrained model among the evaluated ones
+SPLITS = ("forget", "retain", "test", "validation")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number. low, high: its 95 % interval where there is one. group: e.g. a class name."""
+
+    metric: str
+    value: float
+    unit: Unit
+    direction: Direction
+    low: float | None = None
+    high: float | None = None
+    group: str = ""
+
+
+class Evaluation:
+    """Models, splits, and everything computed from the two, once.
+
+    models: name -> model; the one named "retrained" is the reference. seconds: name -> seconds of unlearning.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        splits: Mapping[str, Split],
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        self.models = dict(models)
+        self.splits = dict(splits)
+        self.device = torch.device(device)
+        self.seed = seed
+        self.seconds = dict(seconds or {})
+        self._logits: dict[tuple[str, str], Tensor] = {}
+
+    def logits(self, model: str, split: str) -> Tensor:
+        """(len(split), classes), float32, CPU."""
+        key = (model, split)
+        if key not in self._logits:
+            module = self.models[model]
+            home = next((p.device for p in module.parameters()), self.device)
+            module.to(self.device)
+            self._logits[key] = predict(module, self.splits[split], self.device).cpu()
+            module.to(home)
+        return self._logits[key]
+
+    def labels(self, split: str) -> Tensor:
+        return self.splits[split].y
+
+    def correct(self, model: str, split: str) -> Tensor:
+        """Bool (len(split),): arg-max equals the label."""
+        return self.logits(model, split).argmax(1) == self.labels(split)
+
+    def losses(self, model: str, split: str) -> Tensor:
+        """Cross-entropy per sample, float64 (len(split),)."""
+        return F.cross_entropy(self.logits(model, split).double(), self.labels(split), reduction="none")
+
+    def present(self, names: Iterable[str] = SPLITS) -> list[str]:
+        return [name for name in names if name in self.splits]
+
+    @property
+    def has_reference(self) -> bool:
+        return REFERENCE in self.models
+
+    def removed_classes(self) -> Tensor:
+        """Classes that occur in the forget but not in the retain split."""
+        if "forget" not in self.splits or "retain" not in self.splits:
+            return torch.empty(0, dtype=torch.long)
+        forget, retain = self.labels("forget").unique(), self.labels("retain").unique()
+        return forget[~torch.isin(forget, retain)]
+
+
+class Metric(ABC):
+    """requires: splits it cannot do without. Options are fields, as for methods."""
+
+    card: ClassVar[Card]
+    requires: ClassVar[tuple[str, ...]] = ()
+    requires_reference: ClassVar[bool] = False
+
+    def applies(self, evaluation: Evaluation) -> bool:
+        return all(name in evaluation.splits for name in self.requires) and (
+            evaluation.has_reference or not self.requires_reference
+        )
+
+    @abstractmethod
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        """Values of one model."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def metric(name: str, *, summary: str = "", needs: str = "") -> Callable[[C], C]:
+    """Class decorator: validated frozen dataclass, registered under `name`."""
+
+    def decorate(cls: C) -> C:
+        made = options(cls)
+        made.card = METRICS.card(name) if not summary else Card(name=name, summary=summary, needs=needs)
+        METRICS.add(made.card, made)
+        return made
+
+    return decorate

@@ -1,0 +1,130 @@
+"""Membership inference on losses: can one tell the forget set from samples the model never saw?
+
+Paper      Kurmanji et al., NeurIPS 2023 ("basic MIA"); specs, section 6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from expunge.core.options import Field
+from expunge.core.seeds import numpy_generator
+from expunge.metrics.base import Evaluation, Metric, Value, metric
+
+_TOO_FEW = 10  # per side: the published attack's test folds of 10 % would be empty
+
+
+def unseen_like_forget(evaluation: Evaluation) -> torch.Tensor:
+    """Bool over the test split: samples of the classes that occur in the forget split."""
+    return torch.isin(evaluation.labels("test"), evaluation.labels("forget").unique())
+
+
+@metric("mia")
+class BasicAttack(Metric):
+    """Accuracy of a logistic regression on the loss, as published; 0.5 is ideal.
+
+    Members: the forget split. Non-members: test samples of its classes. The larger side is subsampled to the size of
+    the smaller, losses are clipped to [-clip, clip], and accuracy is the mean over 5 stratified splits with 10 % held
+    out. Noisy by construction: with 100 samples a fold scores 20 (read `mia_auc` beside it).
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("forget", "test")
+    clip: float = Field(100.0, gt=0, description="losses are clipped to [-clip, clip]")
+    splits: int = Field(5, ge=1, description="random stratified splits")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of each split that is scored")
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        members = evaluation.losses(model, "forget").numpy()
+        others = evaluation.losses(model, "test")[unseen_like_forget(evaluation)].numpy()
+        scores = basic_attack(members, others, evaluation.seed, self.clip, self.splits, self.held_out)
+        if scores is not None:
+            yield Value("mia_accuracy", float(scores.mean()), "fraction", "half")
+
+
+def basic_attack(
+    members: np.ndarray, others: np.ndarray, seed: int, clip: float = 100.0, splits: int = 5, held_out: float = 0.1
+) -> np.ndarray | None:
+    """Accuracy per split (splits,); None if a side has fewer than 10 samples."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
+
+    size = min(len(members), len(others))
+    if size < _TOO_FEW:
+        return None
+    rng = numpy_generator(seed, "basic attack")
+    sides = [rng.choice(side, size, replace=False) if len(side) > size else side for side in (members, others)]
+    features = np.nan_to_num(np.concatenate(sides), nan=clip, posinf=clip).clip(-clip, clip).reshape(-1, 1)
+    truth = np.repeat([1, 0], size)
+    folds = StratifiedShuffleSplit(n_splits=splits, test_size=held_out, random_state=seed % 2**32)
+    scores: np.ndarray = cross_val_score(LogisticRegression(), features, truth, cv=folds, scoring="accuracy")
+    return scores
+
+
+@metric("mia-auc")
+class LossAUC(Metric):
+    """Area under the ROC of "low loss means member", in [0, 1]; 0.5: forget and unseen samples look alike.
+
+    Above 0.5 the forget set still looks known; below, it sticks out as unusually hard (over-forgetting). Unseen
+    samples are weighted to the class histogram of the forget split, so class difficulty does not count as
+    membership. 95 % percentile bootstrap interval over the samples of both sides.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("forget", "test")
+    resamples: int = Field(500, ge=50, description="bootstrap resamples")
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        chosen = unseen_like_forget(evaluation)
+        if not bool(chosen.any()):
+            return
+        members = -evaluation.losses(model, "forget").numpy()
+        others = -evaluation.losses(model, "test")[chosen].numpy()
+        weights = histogram_weights(evaluation.labels("test")[chosen].numpy(), evaluation.labels("forget").numpy())
+        rng = numpy_generator(evaluation.seed, "mia-auc")
+        value, low, high = bootstrap_auc(members, others, weights, rng, self.resamples)
+        yield Value("mia_auc", value, "fraction", "half", low, high)
+
+
+def histogram_weights(labels: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Weights (len(labels),) under which `labels` has the class shares of `like` (classes missing in it: 0)."""
+    size = int(max(labels.max(initial=0), like.max(initial=0))) + 1
+    here, there = np.bincount(labels, minlength=size), np.bincount(like, minlength=size)
+    return (there / np.maximum(here, 1))[labels].astype(float)
+
+
+def weighted_auc(positive: np.ndarray, negative: np.ndarray, w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
+    """P(positive > negative) + P(equal)/2 under sample weights.
+
+    positive (P,), negative (N,), w_pos (..., P), w_neg (..., N): one AUC per leading index. O((P+N) log(P+N)).
+    """
+    values, codes = np.unique(np.concatenate([positive, negative]), return_inverse=True)
+    bins = len(values)
+
+    def histogram(code: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        flat = weights.reshape(-1, weights.shape[-1])
+        rows = np.stack([np.bincount(code, weights=row, minlength=bins) for row in flat])
+        return rows.reshape(*weights.shape[:-1], bins)
+
+    pos, neg = histogram(codes[: len(positive)], w_pos), histogram(codes[len(positive) :], w_neg)
+    below = np.cumsum(neg, axis=-1) - neg
+    wins = (pos * (below + neg / 2)).sum(-1)
+    result: np.ndarray = wins / (pos.sum(-1) * neg.sum(-1))
+    return result
+
+
+def bootstrap_auc(
+    positive: np.ndarray, negative: np.ndarray, w_neg: np.ndarray, rng: np.random.Generator, resamples: int
+) -> tuple[float, float, float]:
+    """AUC with its 95 % percentile interval; both sides are resampled."""
+    value = float(weighted_auc(positive, negative, np.ones(len(positive)), w_neg))
+    draws = []
+    for _ in range(resamples):  # one at a time keeps memory at one row
+        counts_pos = rng.multinomial(len(positive), np.full(len(positive), 1 / len(positive)))
+        counts_neg = rng.multinomial(len(negative), np.full(len(negative), 1 / len(negative))) * w_neg
+        if counts_neg.sum() > 0:
+            draws.append(float(weighted_auc(positive, negative, counts_pos.astype(float), counts_neg)))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return value, float(low), float(high)

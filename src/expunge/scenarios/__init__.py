@@ -1,0 +1,47 @@
+"""Who is forgotten. This page is the catalogue, without importing torch; third parties: `expunge.scenarios`."""
+
+from __future__ import annotations
+
+from expunge.core.registry import Card, Paper, Registry
+
+SCENARIOS = Registry(
+    "scenario",
+    [
+        Card(
+            name="random",
+            summary="a random fraction or number of samples; `random:0.1`",
+            target="expunge.scenarios.selections:RandomSamples",
+        ),
+        Card(
+            name="class",
+            summary="all samples of one class, or `count` of them; `class:3`, `class:target=3,count=25`",
+            target="expunge.scenarios.selections:OneClass",
+        ),
+        Card(
+            name="per-class",
+            summary="a fraction of each class; `per-class:fractions=5=0.4+6=0.4`",
+            target="expunge.scenarios.selections:PerClass",
+        ),
+        Card(
+            name="instances",
+            summary="k instances of any class, nested in k for one seed; `instances:16`",
+            target="expunge.scenarios.selections:Instances",
+            paper=Paper(cite="Cha et al.: Learning to Unlearn, AAAI 2024", url="arXiv:2301.11578"),
+        ),
+        Card(
+            name="noisy",
+            summary="samples whose labels were replaced by wrong ones; true labels kept beside; `noisy:0.2`",
+            target="expunge.scenarios.noise:NoisyLabels",
+        ),
+        Card(
+            name="ids",
+            summary="explicit positions, a mask, sample ids, or a file of ids; `ids:requests.csv`",
+            target="expunge.scenarios.selections:ExplicitIds",
+        ),
+        Card(
+            name="where",
+            summary="a predicate on a metadata column; `where:user==4711`",
+            target="expunge.scenarios.selections:Where",
+        ),
+    ],
+)

@@ -1,0 +1,140 @@
+"""Scenarios: frozen options that decide, exactly and by seed, which training samples are to be forgotten."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar, dataclass_transform, final
+
+import torch
+from torch import Tensor
+
+from expunge.core.errors import DataError, UsageError, nearest
+from expunge.core.options import Field, build, options, to_dict
+from expunge.core.registry import Card
+from expunge.data.split import Split
+from expunge.scenarios import SCENARIOS
+
+C = TypeVar("C", bound="type[Scenario]")
+
+
+@dataclass(frozen=True, eq=False)
+class Forgetting:
+    """A training set and its partition.
+
+    train: what the original model is trained on (with noisy labels where the scenario makes noise). forget, retain:
+    its two disjoint parts, in ascending order of position unless the scenario's order means something.
+    true_labels: long CPU tensor over the store; equals the labels of `train` unless the scenario changed some.
+    """
+
+    train: Split
+    forget: Split
+    retain: Split
+    scenario: Scenario
+    seed: int
+    true_labels: Tensor
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts for reports."""
+        return {
+            "scenario": self.scenario.card.name,
+            "options": to_dict(self.scenario),
+            "seed": self.seed,
+            "forget": len(self.forget),
+            "retain": len(self.retain),
+            **self.details,
+        }
+
+
+class Scenario(ABC):
+    """primary: the option that `name:value` on the command line sets."""
+
+    card: ClassVar[Card]
+    primary: ClassVar[str] = ""
+
+    @abstractmethod
+    def select(self, train: Split, generator: torch.Generator) -> Tensor:
+        """Positions in the store of the samples to forget, each one of `train`, no duplicates."""
+
+    def relabel(self, train: Split, forget: Tensor, generator: torch.Generator) -> Split:
+        """The training set the original model sees; the same unless the scenario spoils labels."""
+        return train
+
+    def generator(self, seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    @final
+    def split(self, train: Split, seed: int = 0) -> Forgetting:
+        """Partition `train`. Raises `DataError` if nothing or everything would be forgotten."""
+        generator = self.generator(seed)
+        positions = self.select(train, generator)
+        chosen = torch.zeros(len(train.store), dtype=torch.bool)
+        chosen[positions] = True
+        name = self.card.name
+        if len(positions) == 0:
+            raise DataError(f"{name}: no sample of {train.name} matches, so there is nothing to forget.")
+        if int(chosen.sum()) != len(positions) or not bool(torch.isin(positions, train.index).all()):
+            raise DataError(f"{name}: the selection repeats samples or leaves the training set.")
+        if len(positions) == len(train):
+            raise DataError(f"{name}: this forgets all {len(train)} samples; keep at least one to retain.")
+        seen = self.relabel(train, positions, generator)
+        return Forgetting(
+            train=seen,
+            forget=seen.take(positions, "forget"),
+            retain=seen.take(train.index[~chosen[train.index]], "retain"),
+            scenario=self,
+            seed=seed,
+            true_labels=train.labels if train.labels is not None else torch.empty(0, dtype=torch.long),
+        )
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def scenario_class(name: str, *, summary: str = "") -> Callable[[C], C]:
+    """Class decorator: validated frozen dataclass, registered under `name`."""
+
+    def decorate(cls: C) -> C:
+        made = options(cls)
+        made.card = SCENARIOS.card(name) if not summary else Card(name=name, summary=summary)
+        SCENARIOS.add(made.card, made)
+        return made
+
+    return decorate
+
+
+def make_scenario(name: str, given: Mapping[str, Any] | None = None) -> Scenario:
+    return build(SCENARIOS.load(name), dict(given or {}), name)
+
+
+def parse_scenario(text: str) -> Scenario:
+    """`class:3`, `random:0.1`, `class:target=3,count=25`, `ids:file.csv`, `where:user==4711`.
+
+    >>> parse_scenario("class:3").target
+    3
+    """
+    name, _, rest = text.partition(":")
+    cls = SCENARIOS.load(name)
+    names = [f.name for f in fields(cls)]
+    if not rest:
+        return build(cls, {}, name)
+    head = rest.split(",")[0].partition("=")
+    if cls.primary and (head[0] not in names or head[2].startswith("=")):
+        return build(cls, {cls.primary: rest}, name)
+    values: dict[str, Any] = {}
+    for part in rest.split(","):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"{name}: expected option=value, got `{part}`; {nearest(key, names)}.")
+        values[key] = value
+    return build(cls, values, name)
+
+
+def count_of(amount: float, total: int, what: str) -> int:
+    """A number of samples from a fraction (< 1, truncated) or a count (>= 1, whole)."""
+    count = int(amount * total) if amount < 1 else int(amount)
+    if amount >= 1 and amount != count:
+        raise UsageError(f"{what} must be a fraction below 1 or a whole number, got {amount:g}.")
+    if count > total:
+        raise UsageError(f"{what} asks for {count} samples, but there are only {total}.")
+    return count

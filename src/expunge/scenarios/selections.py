@@ -1,0 +1,131 @@
+"""Selections: random samples, classes, single instances, explicit ids, predicates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import BeforeValidator
+from torch import Tensor
+
+from expunge.core.errors import UsageError
+from expunge.core.options import Field
+from expunge.data.ids import positions_from
+from expunge.data.split import Split
+from expunge.scenarios.base import Scenario, count_of, scenario_class
+
+
+def class_number(train: Split, target: int | str) -> int:
+    """A class by number or by name; `UsageError` with the allowed ones."""
+    names = train.store.classes
+    if str(target) in names and not str(target).lstrip("-").isdigit():
+        return names.index(str(target))
+    try:
+        number = int(target)
+    except ValueError:
+        number = -1
+    if not 0 <= number < len(names):
+        shown = ", ".join(f"{i}={n}" if n != str(i) else n for i, n in enumerate(names[:12]))
+        raise UsageError(f"class `{target}` does not exist in {train.name}; allowed: {shown}.")
+    return number
+
+
+def draw(positions: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of `positions` without replacement, ascending."""
+    chosen = torch.randperm(len(positions), generator=generator)[:count]
+    return positions[chosen].sort().values
+
+
+@scenario_class("random")
+class RandomSamples(Scenario):
+    """A random part of the training set; `stratified` keeps the class shares (each class truncated)."""
+
+    primary: ClassVar[str] = "amount"
+    amount: float = Field(0.1, gt=0, description="fraction below 1, or a number of samples")
+    stratified: bool = Field(False, description="draw the same fraction of every class")
+
+    def select(self, train: Split, generator: torch.Generator) -> Tensor:
+        if not self.stratified:
+            return draw(train.index, count_of(self.amount, len(train), "random: `amount`"), generator)
+        share = count_of(self.amount, len(train), "random: `amount`") / len(train)
+        parts = []
+        for label in train.y.unique().tolist():
+            members = train.index[train.y == label]
+            parts.append(draw(members, int(share * len(members) + 1e-9), generator))
+        return torch.cat(parts).sort().values
+
+
+@scenario_class("class")
+class OneClass(Scenario):
+    """One class, whole or `count` samples of it (selective forgetting)."""
+
+    primary: ClassVar[str] = "target"
+    target: int | str = Field(0, description="class number or name")
+    count: float | None = Field(None, gt=0, description="fraction below 1 or number of samples; none: all")
+
+    def select(self, train: Split, generator: torch.Generator) -> Tensor:
+        members = train.index[train.y == class_number(train, self.target)]
+        if self.count is None:
+            return members
+        return draw(members, count_of(self.count, len(members), "class: `count`"), generator)
+
+
+def _fractions(value: Any) -> Any:
+    """`5=0.4+6=0.4` on the command line; a mapping in YAML and Python."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split("+")]
+    return {key: amount for key, _, amount in pairs}
+
+
+@scenario_class("per-class")
+class PerClass(Scenario):
+    """A fraction of each named class, none of the others. Counts truncate: int(fraction x class size)."""
+
+    primary: ClassVar[str] = "fractions"
+    fractions: Annotated[dict[str, float], BeforeValidator(_fractions)] = Field(
+        ..., min_length=1, description="class -> fraction in (0, 1]"
+    )
+
+    def select(self, train: Split, generator: torch.Generator) -> Tensor:
+        parts = []
+        for target, fraction in self.fractions.items():
+            if not 0 < fraction <= 1:
+                raise UsageError(f"per-class: the fraction of class {target} must be in (0, 1], got {fraction:g}.")
+            members = train.index[train.y == class_number(train, target)]
+            parts.append(draw(members, int(fraction * len(members)), generator))
+        return torch.cat(parts).sort().values
+
+
+@scenario_class("instances")
+class Instances(Scenario):
+    """The first k of one seeded permutation, so D_f(16) is a subset of D_f(64) for the same seed (L2UL)."""
+
+    primary: ClassVar[str] = "k"
+    k: int = Field(16, ge=1, description="number of instances")
+
+    def select(self, train: Split, generator: torch.Generator) -> Tensor:
+        count = count_of(self.k, len(train), "instances: `k`")
+        return train.index[torch.randperm(len(train), generator=generator)[:count]]
+
+
+@scenario_class("ids")
+class ExplicitIds(Scenario):
+    """Exactly these samples: positions, a boolean mask, sample ids, or the path of a CSV/JSON/TXT file of ids."""
+
+    primary: ClassVar[str] = "ids"
+    ids: Any = Field(..., description="positions, mask, ids, or a file of ids")
+
+    def select(self, train: Split, generator: torch.Generator) -> Tensor:
+        return positions_from(self.ids, train)
+
+
+@scenario_class("where")
+class Where(Scenario):
+    """All samples whose metadata fulfil a condition: `user == 4711`, `age < 18`, or a callable of the columns."""
+
+    primary: ClassVar[str] = "condition"
+    condition: Any = Field(..., description="expression over metadata columns, or a callable")
+
+    def select(self, train: Split, generator: torch.Generator) -> Tensor:
+        return positions_from(self.condition, train, predicate=True)

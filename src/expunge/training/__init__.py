@@ -1,0 +1,1 @@
+"""Training: the one loop, recipes, inference, cached references."""

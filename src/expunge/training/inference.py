@@ -1,0 +1,28 @@
+"""Predictions of a model on a split: one pass, eval mode, no gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data.split import Split
+from expunge.training.modes import evaluation_mode
+
+EVAL_BATCH = 1024
+
+
+def predict(model: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = EVAL_BATCH) -> Tensor:
+    """Logits (len(split), classes), float32, on `device`, in the split's order."""
+    parts = []
+    with evaluation_mode(model), torch.inference_mode():
+        for batch in split.batches(batch_size, device=device):
+            parts.append(model(batch.x).float())
+    # A clone outside inference mode: cached logits take part in losses that need autograd.
+    return torch.cat(parts).clone() if parts else torch.empty(0, split.num_classes, device=device)
+
+
+def error_rate(logits: Tensor, labels: Tensor) -> float:
+    """Share of wrong arg-max predictions, in [0, 1]; nan for an empty set."""
+    if len(labels) == 0:
+        return float("nan")
+    return float((logits.argmax(1).cpu() != labels.cpu()).float().mean())

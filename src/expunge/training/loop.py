@@ -1,0 +1,113 @@
+"""The one training loop: used for originals, retrained references and every cross-entropy baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expunge.core.errors import CheckpointError
+from expunge.core.run import Run
+from expunge.data.augment import make_augment
+from expunge.data.split import Split
+from expunge.training.modes import training_mode
+from expunge.training.recipe import Recipe, clip_gradients, make_optimizer, set_rate
+
+
+def step(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
+    """One backward pass and one update."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    clip_gradients(model, clip)
+    optimizer.step()
+
+
+class L2Reference:
+    """Gradient of (strength/2)||w - w_ref||^2, added straight to the gradients (L2-SP).
+
+    A penalty in the graph would cost a Python loop over the tensors forward and backward; this is one fused call.
+    """
+
+    def __init__(self, model: nn.Module, strength: float, reference: Mapping[str, Tensor] | None = None) -> None:
+        self.strength = strength
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._parameters = [p for _, p in named]
+        self._reference = [(reference[name] if reference else p).detach().clone().to(p) for name, p in named]
+
+    def add_gradient(self) -> None:
+        if self.strength == 0:
+            return
+        pairs = [(p, r) for p, r in zip(self._parameters, self._reference, strict=True) if p.grad is not None]
+        gradients = [p.grad for p, _ in pairs]
+        pull = torch._foreach_sub([p.detach() for p, _ in pairs], [r for _, r in pairs])
+        torch._foreach_add_(gradients, pull, alpha=self.strength)
+
+
+def train_model(
+    model: nn.Module,
+    data: Split,
+    recipe: Recipe,
+    run: Run,
+    *,
+    purpose: str = "train",
+    reference: Mapping[str, Tensor] | None = None,
+    resume: Path | None = None,
+) -> nn.Module:
+    """Train `model` in place on cross-entropy over `data` and return it.
+
+    reference: weights that L2-SP pulls to; default: the weights at the start. purpose: names the shuffling stream.
+    resume: a file that holds the state after the last finished epoch; a killed training goes on from there with the
+    same result, because every epoch's order derives from (seed, purpose, epoch).
+    """
+    model.to(run.device)
+    optimizer = make_optimizer(
+        recipe.optimizer, model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    pull = L2Reference(model, recipe.l2_reference, reference)
+    augment = make_augment(recipe.augment)
+    done = _load_state(resume, model, optimizer, run)
+    for epoch in run.epochs(model, recipe.epochs, first=done + 1, what=f"{run.label}: {purpose}"):
+        # Whatever the modules draw themselves (dropout) restarts per epoch, so that resuming changes nothing.
+        torch.manual_seed(run.seed_for(purpose, "modules", epoch.number))
+        training_mode(model, recipe.batchnorm)
+        set_rate(optimizer, recipe.rate(epoch.number))
+        epoch.log(lr=recipe.rate(epoch.number))
+        order = run.seed_for(purpose, "shuffle", epoch.number)
+        for batch in data.batches(recipe.batch_size, shuffle=True, seed=order, augment=augment, device=run.device):
+            with run.autocast():
+                loss = F.cross_entropy(model(batch.x).float(), batch.y)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            pull.add_gradient()
+            clip_gradients(model, recipe.clip)
+            optimizer.step()
+            epoch.add("loss", loss, len(batch))
+        if resume is not None:
+            _save_state(resume, model, optimizer, epoch.number, [*run.history, {"epoch": epoch.number, **epoch.close()}])
+    return model
+
+
+def _save_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, history: Sequence[dict[str, float]]
+) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "history": list(history)}
+    part = path.with_suffix(path.suffix + ".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def _load_state(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> int:
+    """Number of finished epochs; 0 without a file."""
+    if path is None or not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location=run.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be resumed from ({error}); delete it to start again.") from None
+    run.history.extend(state["history"])
+    return int(state["epoch"])

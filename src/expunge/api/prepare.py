@@ -89,6 +89,7 @@ def check_fit(model: nn.Module, splits: Mapping[str, Split], device: torch.devic
         classes = logits.shape[1]
         if split.has_labels and int(split.y.max()) >= classes:
             raise DataError(
-                f"the {name} set has label {int(split.y.max())}, but the model has {classes} classes (0..{classes - 1})."
+                f"the {name} set has label {int(split.y.max())}, but the model has {classes} classes "
+                f"(0..{classes - 1})."
             )
     return classes

@@ -66,9 +66,9 @@ def curves(scores: Scores, model: str) -> dict[str, Any]:
         # Evenly spaced order statistics keep the shape of the distribution and are the same on every run.
         at = torch.linspace(0, len(values) - 1, min(SAMPLED_LOSSES, len(values))).round().long()
         losses[split] = [round(v, 5) for v in values[at].tolist()]
-        confusion[split] = confusion_counts(
-            evaluation.labels(split), evaluation.logits(model, split).argmax(1), evaluation.logits(model, split).shape[1]
-        ).tolist()
+        logits = evaluation.logits(model, split)
+        counts = confusion_counts(evaluation.labels(split), logits.argmax(1), logits.shape[1])
+        confusion[split] = counts.tolist()
     return {"losses": losses, "confusion": confusion}
 
 

@@ -87,7 +87,8 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         if part:
             Path(part).unlink(missing_ok=True)
-        raise ExpungeError(f"cannot write {path} ({error.strerror}); free some space or choose another folder.") from None
+        advice = "free some space or choose another folder"
+        raise ExpungeError(f"cannot write {path} ({error.strerror}); {advice}.") from None
 
 
 def versions() -> dict[str, str]:

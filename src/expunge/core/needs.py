@@ -59,5 +59,6 @@ class Needs:
         phrases = {name: words[getattr(self, name)] for name in ("forget", "retain", "validation")}
         extras = [name for name in ("recipe", "initial") if getattr(self, name)]
         phrases["trained weights"] = "yes" if self.weights else "-"
-        phrases["also"] = ", ".join({"recipe": "training recipe", "initial": "initial weights"}[e] for e in extras) or "-"
+        names = {"recipe": "training recipe", "initial": "initial weights"}
+        phrases["also"] = ", ".join(names[extra] for extra in extras) or "-"
         return phrases

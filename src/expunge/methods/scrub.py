@@ -17,7 +17,8 @@ Deviates   from the public code: teacher logits cached (inputs are not augmented
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class SCRUB(IterativeMethod):
     without BatchNorm forget too; `scrub/<family>` has each family's own (see `presets`).
     """
 
-    presets = {
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small-rb": {**_ADAM, "epochs": 10, "msteps": 3, "alpha": 0.5, "gamma": 1.0, "temperature": 2.0,
                      "retain_batch_size": 32, "forget_batch_size": 64, "milestones": (5, 8, 9)},
         "large-rb": {**_SGD, "epochs": 3, "msteps": 2, "alpha": 0.001, "gamma": 0.99, "temperature": 4.0,
@@ -121,7 +122,7 @@ class SCRUB(IterativeMethod):
         return student
 
     def _start(self, student: nn.Module, run: Run) -> None:
-        """After the first ascent step: log its gradient norm, and kick the weights if it was too small to start from."""
+        """After the first ascent step: log its gradient norm; kick the weights if it was too small to start."""
         gradients = [p.grad for p in student.parameters() if p.grad is not None]
         norm = float(torch.stack(torch._foreach_norm(gradients)).norm()) if gradients else 0.0
         run.details["first_gradient_norm"] = norm

@@ -1,4 +1,4 @@
-"""What is measured. This page is the catalogue, without importing torch or scikit-learn; third parties: `expunge.metrics`.
+"""What is measured. This page is the catalogue, without importing torch; third parties: `expunge.metrics`.
 
 `needs` names the splits (and the reference) that a metric is computed from; it is left out where they are missing.
 """

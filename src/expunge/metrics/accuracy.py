@@ -49,7 +49,8 @@ class Accuracy(Metric):
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         for name, correct in accuracies(evaluation, model):
             low, high = wilson(int(correct.sum()), len(correct))
-            yield Value(f"{name}_accuracy", float(correct.double().mean()), "fraction", _direction(name, _GOOD), low, high)
+            share = float(correct.double().mean())
+            yield Value(f"{name}_accuracy", share, "fraction", _direction(name, _GOOD), low, high)
 
 
 @metric("error")
@@ -59,7 +60,8 @@ class Error(Metric):
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         for name, correct in accuracies(evaluation, model):
             low, high = wilson(int((~correct).sum()), len(correct))
-            yield Value(f"{name}_error", float((~correct).double().mean()), "fraction", _direction(name, _BAD), low, high)
+            share = float((~correct).double().mean())
+            yield Value(f"{name}_error", share, "fraction", _direction(name, _BAD), low, high)
 
 
 @metric("loss")

@@ -86,7 +86,8 @@ def train_model(
             optimizer.step()
             epoch.add("loss", loss, len(batch))
         if resume is not None:
-            _save_state(resume, model, optimizer, epoch.number, [*run.history, {"epoch": epoch.number, **epoch.close()}])
+            row = {"epoch": float(epoch.number), **epoch.close()}
+            _save_state(resume, model, optimizer, epoch.number, [*run.history, row])
     return model
 
 

@@ -40,7 +40,12 @@ class Recipe:
     def rate(self, epoch: int) -> float:
         """Learning rate of a 1-based epoch."""
         return learning_rate(
-            epoch, base=self.lr, schedule=self.schedule, epochs=self.epochs, milestones=self.milestones, decay=self.decay
+            epoch,
+            base=self.lr,
+            schedule=self.schedule,
+            epochs=self.epochs,
+            milestones=self.milestones,
+            decay=self.decay,
         )
 
 
@@ -61,8 +66,6 @@ def learning_rate(
     if schedule == "milestones":
         return float(base * decay ** sum(epoch > m for m in milestones))
     if schedule == "cosine":
-        import math
-
         return base * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / max(epochs, 1)))
     return base
 

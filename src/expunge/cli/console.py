@@ -1,0 +1,118 @@
+"""Where words go: results to stdout, everything else (progress, errors) to stderr. Plain text outside a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from expunge.core.run import Progress
+
+SECONDS_BETWEEN_LINES = 2.0  # outside a terminal, long work writes a line this often at most
+
+
+@dataclass
+class Settings:
+    """Global options, allowed anywhere on the command line."""
+
+    quiet: bool = False
+    debug: bool = False
+
+
+settings = Settings()
+
+
+def out() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
+def err() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+def say(text: str) -> None:
+    """A remark for the person who waits; not part of the result."""
+    if not settings.quiet:
+        err().print(text, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def table(*headers: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """An empty table that folds words and never cuts them."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for header in headers:
+        made.add_column(header, justify="right" if header in right else "left", overflow="fold")
+    return made
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Progress], None] | None]:
+    """A callback for `Run.progress`: bars in a terminal, a line now and then elsewhere, nothing when quiet."""
+    if settings.quiet:
+        yield None
+    elif err().is_terminal:
+        with _bars() as report:
+            yield report
+    else:
+        yield PlainProgress()
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[Progress], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}", style="dim"),
+    )
+    with Bars(*columns, console=err(), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(event: Progress) -> None:
+            if event.what not in tasks:
+                tasks[event.what] = bars.add_task(event.what, total=event.total, numbers="")
+            bars.update(tasks[event.what], completed=event.done, total=event.total, numbers=_numbers(event))
+
+        yield report
+
+
+class PlainProgress:
+    """One line per event, at most one every few seconds, and always the last."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, event: Progress) -> None:
+        now = time.monotonic()
+        if event.done < event.total and now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        err().print(f"{event.what} {event.done}/{event.total} {_numbers(event)}".rstrip(), soft_wrap=True)
+
+
+def _numbers(event: Progress) -> str:
+    return "  ".join(f"{name} {value:.3g}" for name, value in event.numbers.items() if name != "lr")

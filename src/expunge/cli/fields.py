@@ -1,0 +1,200 @@
+"""From a settings class to command-line options, and back: file, then `--set`, then options; the later wins."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from expunge.cli.complete import names_of
+from expunge.cli.faults import Interrupted
+from expunge.cli.jobs import NESTED
+from expunge.core.errors import UsageError, nearest
+from expunge.core.options import OptionInfo, build, describe, label_of, option_names
+
+J = TypeVar("J")
+_COMPLETE = {"model": "models", "method": "methods", "data": "datasets", "metrics": "metrics"}
+_SHORT = {"options": ("--set", "-s"), "model_options": ("--model-set",)}
+
+
+def job_command(app: typer.Typer, cls: type[J], **kwargs: Any) -> Callable[[Callable[[J], None]], Callable[..., None]]:
+    """Register `function(job)` as a command whose options are the fields of `cls`, plus `--config`.
+
+    Unknown `--name value` pairs are kept: they are options of the method or the recipe and validated there.
+    """
+    passes = any(f.name == "options" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    def decorate(function: Callable[[J], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            context: typer.Context = given.pop("context")
+            config = given.pop("config")
+            job = assemble(cls, given, config, context.args)
+            try:
+                function(job)
+            except KeyboardInterrupt:
+                kept = getattr(job, "out", None)
+                where = f"finished work is kept in {kept}; " if kept else ""
+                raise Interrupted(f"interrupted; {where}run the same command again to go on.") from None
+
+        parameters = [_keyword("context", typer.Context), *_parameters(cls)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__doc__ = function.__doc__
+        settings = {"ignore_unknown_options": passes, "allow_extra_args": passes}
+        app.command(label_of(cls), context_settings=settings, **kwargs)(command)
+        return command
+
+    return decorate
+
+
+def assemble(cls: type[J], given: Mapping[str, Any], config: Path | None, extra: Sequence[str]) -> J:
+    """One validated job. Raises `UsageError` that names the option, and the file if the value stands there."""
+    filed = read_settings(config, cls) if config is not None else {}
+    typed = {name: value for name, value in given.items() if value is not None and name not in NESTED}
+    values: dict[str, Any] = {**filed, **typed}
+    for name in NESTED:
+        pairs = dict(pair(text) for text in given.get(name) or ())
+        if name == "options":
+            pairs |= passed_through(extra)
+        if pairs:
+            values[name] = {**(filed.get(name) or {}), **pairs}
+    try:
+        return build(cls, values)
+    except UsageError as error:
+        guilty = [key for key in filed if key not in typed and f"`{key}`" in str(error)]
+        raise UsageError(f"{config}: {error}" if guilty else f"{error}{_hint(error)}") from None
+
+
+def _hint(error: UsageError) -> str:
+    return " Give it as an option or in a file with --config." if "was not given" in str(error) else ""
+
+
+def read_settings(path: Path, cls: type) -> dict[str, Any]:
+    """The keys of a YAML file, checked against the fields of `cls`; dashes count as underscores."""
+    values = {key.replace("-", "_"): value for key, value in read_yaml(path).items()}
+    for key in values:
+        if key not in option_names(cls):
+            raise UsageError(f"{path}: {label_of(cls)} has no option `{key}`; {nearest(key, option_names(cls))}.")
+    for name in NESTED:
+        if not isinstance(values.get(name) or {}, dict):
+            raise UsageError(f"{path}: `{name}` must be a block of name: value lines, got {values[name]!r}.")
+    return values
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping with text keys; `UsageError` with the line if it cannot be read."""
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UsageError(f"cannot read {path} ({reason}); give a YAML file with the names of `--help`.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise UsageError(f"{path} is not valid YAML{line}: {problem}.") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or any(not isinstance(key, str) for key in loaded):
+        raise UsageError(f"{path} must hold `name: value` lines with text names, got {type(loaded).__name__}.")
+    return loaded
+
+
+def pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"expected name=value after --set, got `{text}`; e.g. --set lr=0.01.")
+    return name.strip().replace("-", "_"), value
+
+
+def passed_through(extra: Sequence[str]) -> dict[str, str]:
+    """`--alpha 0.1 --rewind --clip=3` as a mapping; a name without a value means true, `--no-name` false.
+
+    >>> passed_through(["--alpha", "0.1", "--rewind", "--clip=-3"])
+    {'alpha': '0.1', 'rewind': 'true', 'clip': '-3'}
+    """
+    values: dict[str, str] = {}
+    rest = list(extra)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--") or len(token) == 2:
+            raise UsageError(f"unexpected argument `{token}`; options are written --name value.")
+        name, equals, value = token[2:].partition("=")
+        if not equals and rest and not rest[0].startswith("--"):
+            value = rest.pop(0)
+        elif not equals:
+            name, value = (name[3:], "false") if name.startswith("no-") else (name, "true")
+        values[name.replace("-", "_")] = value
+    return values
+
+
+def typed_options(cls: type, values: Mapping[str, Any], *, commands: Sequence[str] = ()) -> dict[str, Any]:
+    """Text from the command line in the shape `cls` expects: lists split at commas, `none` where it is allowed.
+
+    commands: options of the command itself, so that a misspelt `--seeed` finds its neighbour among them too.
+    """
+    rows = {row.name: row for row in describe(cls)}
+    for name in values:
+        if name not in rows:
+            raise UsageError(f"{label_of(cls)} has no option `{name}`; {nearest(name, [*rows, *commands])}.")
+    return {name: _shaped(rows[name], value) for name, value in values.items()}
+
+
+def _shaped(row: OptionInfo, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    kinds = row.type.split(" or ")
+    if "null" in kinds and value.lower() in ("none", "null"):
+        return None
+    if any(kind.startswith(("list", "array")) for kind in kinds):
+        return [part.strip() for part in value.strip("[]()").split(",") if part.strip()]
+    return value
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    required = annotation is typer.Context
+    default = inspect.Parameter.empty if required else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _parameters(cls: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(cls)
+    made = [_parameter(row, hints[row.name]) for row in describe(cls)]
+    help_text = "YAML file with the same names; what stands on the command line wins"
+    config = Annotated[Path | None, typer.Option("--config", help=help_text, show_default=False)]
+    return [*made, _keyword("config", config)]
+
+
+def _parameter(row: OptionInfo, hint: Any) -> inspect.Parameter:
+    dashed = row.name.replace("_", "-")
+    required = row.default == "required"
+    text = f"{row.description} [required]" if required else row.description
+    default = False if required or row.default in (None, {}, []) else str(row.default).lower()
+    kind, declared = _kind(hint), [f"--{dashed}"]
+    if row.name in NESTED:
+        kind, declared = list[str], list(_SHORT[row.name])
+    elif kind is bool:
+        declared = [f"--{dashed}/--no-{dashed}"] if row.default else [f"--{dashed}"]
+    complete = names_of(_COMPLETE[row.name]) if row.name in _COMPLETE else None
+    option = typer.Option(
+        *declared,
+        help=text,
+        show_default=default,
+        autocompletion=complete,
+        metavar="NAME=VALUE" if row.name in NESTED else None,
+    )
+    return _keyword(row.name, Annotated[kind | None, option])
+
+
+def _kind(hint: Any) -> Any:
+    """What the parser checks itself: paths and flags (for completion); the rest is text that the class validates."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    return hint if hint in (bool, Path) or hint == list[str] else str

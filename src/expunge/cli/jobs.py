@@ -1,0 +1,86 @@
+"""The settings of one command. These classes are the option names, the keys of a YAML file, the defaults and the help.
+
+Paths and data are read relative to the current folder, also when they stand in a file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from expunge.core.options import Field, options
+
+_MODEL = "catalogue name (`expunge list models`), package.module:function or path/to/file.py:function"
+_MODEL_OPTIONS = "model options as name=value, e.g. width=0.4"
+_DATA = "catalogue name, hf:owner/name, Parquet or image folder, .npz or .npy file"
+_TEST = "data never trained on; default: the test part of the data, if there is one"
+_FORGET = "who is forgotten: class:3, random:0.1, noisy:0.2, ids:file.csv, where:user==4711 (`expunge list scenarios`)"
+_DEVICE = "auto, cpu, cuda or cuda:N"
+
+
+@options
+class Train:
+    """Settings of `expunge train`."""
+
+    model: str = Field(..., description=_MODEL)
+    model_options: dict[str, Any] = Field(default_factory=dict, description=_MODEL_OPTIONS)
+    data: str = Field(..., description=_DATA)
+    out: Path = Field(..., description="folder for weights, facts and history")
+    checkpoint: Path | None = Field(None, description="weights to start from; default: a fresh initialisation")
+    forget: str | None = Field(None, description=f"{_FORGET}; only with `on`, or for the labels of `noisy`")
+    on: Literal["all", "retain"] = Field("all", description="train on all data, or without those of `forget`")
+    holdout: float = Field(0.0, ge=0, lt=1, description="fraction kept out of training, for `unlearn` to validate on")
+    options: dict[str, Any] = Field(default_factory=dict, description="recipe options, see `expunge show recipe`")
+    seed: int = Field(0, ge=0, description="of initial weights and order")
+    split_seed: int = Field(0, ge=0, description="of `forget` and `holdout`")
+    device: str = Field("auto", description=_DEVICE)
+    overwrite: bool = Field(False, description="replace a result made with other settings")
+
+
+@options
+class Unlearn:
+    """Settings of `expunge unlearn`."""
+
+    model: str = Field(..., description=_MODEL)
+    model_options: dict[str, Any] = Field(default_factory=dict, description=_MODEL_OPTIONS)
+    checkpoint: Path = Field(..., description="weights of the trained model, safetensors or a plain state dict")
+    data: str = Field(..., description=f"what the model was trained on: {_DATA}")
+    forget: str = Field(..., description=_FORGET)
+    method: str = Field("scrub", description="name or name/preset (`expunge list methods`)")
+    options: dict[str, Any] = Field(default_factory=dict, description="method options, see `expunge show method NAME`")
+    out: Path = Field(..., description="folder for weights, facts, scores and the report")
+    test: str | None = Field(None, description=_TEST)
+    validation: str | None = Field(None, description="held-out data of their own (`rewind` needs them)")
+    recipe: Path | None = Field(None, description="YAML of the training; default: result.json beside the checkpoint")
+    initial: Path | None = Field(None, description="weights the training started from, for methods that need them")
+    retrain: bool = Field(False, description="also train the exact reference, kept in the cache, and compare with it")
+    metrics: list[str] | None = Field(None, description="default: every one whose inputs are there")
+    seed: int = Field(0, ge=0, description="of unlearning")
+    split_seed: int = Field(0, ge=0, description="of `forget`")
+    device: str = Field("auto", description=_DEVICE)
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of forward and backward passes")
+    budget_seconds: float | None = Field(None, gt=0, description="stop after the epoch that exceeds it")
+    overwrite: bool = Field(False, description="replace a result made with other settings")
+
+
+@options
+class Evaluate:
+    """Settings of `expunge evaluate`."""
+
+    model: str = Field(..., description=_MODEL)
+    model_options: dict[str, Any] = Field(default_factory=dict, description=_MODEL_OPTIONS)
+    original: Path | None = Field(None, description="weights before unlearning")
+    unlearned: Path | None = Field(None, description="weights after it")
+    retrained: Path | None = Field(None, description="weights of the exact reference")
+    data: str = Field(..., description=f"what the original was trained on: {_DATA}")
+    forget: str = Field(..., description=_FORGET)
+    test: str | None = Field(None, description=_TEST)
+    metrics: list[str] | None = Field(None, description="default: every one whose inputs are there")
+    csv: Path | None = Field(None, description="write the tidy table here")
+    json: bool = Field(False, description="print the tidy table as JSON instead")
+    seed: int = Field(0, ge=0, description="of the evaluation (attacks, intervals)")
+    split_seed: int = Field(0, ge=0, description="of `forget`")
+    device: str = Field("auto", description=_DEVICE)
+
+
+NESTED = ("options", "model_options")  # written name=value on the command line, a block in a file

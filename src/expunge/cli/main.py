@@ -1,0 +1,111 @@
+"""`expunge`: the script entry. Commands are declared here and done elsewhere, imported when they run."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from expunge import __version__
+from expunge.cli import console, faults, studies, work
+from expunge.cli.complete import KINDS, kinds
+
+EPILOG = """Exit codes: 0 done, 1 failed, 2 the request cannot be right as written, 130 interrupted (run it again to go on).
+
+Examples:\n
+  expunge demo\n
+  expunge list methods\n
+  expunge show method scrub\n
+  expunge train --model cnn --data mnist --epochs 5 --out run/\n
+  expunge unlearn --model cnn --checkpoint run/model.safetensors --data mnist --forget class:3 --out forgot/"""
+
+app = typer.Typer(
+    name="expunge",
+    help="Make a trained PyTorch classifier forget chosen training data, and prove how well it forgot.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    pretty_exceptions_enable=False,
+)
+GLOBAL = {"--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks; allowed anywhere.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks for errors; allowed anywhere.")] = False,
+) -> None:
+    if version:
+        print(f"expunge {__version__}")
+        raise typer.Exit
+
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Kind = Annotated[str, typer.Argument(help=" | ".join(KINDS), autocompletion=kinds)]
+
+
+@app.command("list", epilog="Example: expunge list methods --json")
+def list_(kind: Kind, json: Json = False) -> None:
+    """What there is: methods, metrics, scenarios, models, datasets."""
+    from expunge.cli.listing import list_kind
+
+    list_kind(kind, json)
+
+
+def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    from expunge.cli.complete import catalogue
+
+    return [name for name in catalogue(context.params["kind"]).names() if name.startswith(incomplete)]
+
+
+@app.command(epilog="Examples: expunge show method scrub; expunge show scenario class; expunge show recipe")
+def show(
+    kind: Annotated[str, typer.Argument(help=f"{' | '.join(KINDS)} | recipe", autocompletion=kinds)],
+    name: Annotated[str, typer.Argument(help="Its name.", autocompletion=_complete_name)] = "",
+    json: Json = False,
+) -> None:
+    """One thing in full: equation, options with defaults and bounds, presets, citation, what it needs."""
+    from expunge.cli import listing
+    from expunge.core.errors import UsageError
+
+    if kind == "recipe":
+        listing.show_recipe(json)
+    elif not name:
+        raise UsageError(f"which one? write `expunge show {kind} NAME`; `expunge list {kind}` has the names.")
+    else:
+        listing.show(kind, name, json)
+
+
+work.register(app)
+studies.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code. `--quiet` and `--debug` may stand anywhere."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    console.settings.quiet = console.settings.debug = False
+    for token in given:
+        if token in GLOBAL:
+            setattr(console.settings, GLOBAL[token], True)
+    rest = [token for token in given if token not in GLOBAL]
+
+    def run() -> int:
+        code = app(rest, prog_name="expunge", standalone_mode=False)
+        sys.stdout.flush()
+        if code == faults.INTERRUPTED:
+            raise KeyboardInterrupt
+        return int(code or 0)
+
+    with warnings.catch_warnings():
+        if not console.settings.debug and not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        return faults.guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

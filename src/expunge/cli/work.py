@@ -1,0 +1,57 @@
+"""`train`, `unlearn`, `evaluate`: one command per settings class; the work is in `execute`."""
+
+from __future__ import annotations
+
+import typer
+
+from expunge.cli.fields import job_command
+from expunge.cli.jobs import Evaluate, Train, Unlearn
+
+TRAIN = """Recipe options are written the same way or with --set: epochs, batch_size, optimizer, lr, momentum,
+weight_decay, schedule, milestones, decay, batchnorm, l2_reference, augment, clip, precision (`expunge show recipe`).
+
+Examples:\n
+  expunge train --model cnn --data mnist --epochs 5 --lr 0.01 --out run/\n
+  expunge train --model app/net.py:build --data faces/ --holdout 0.1 --out run/ --set schedule=constant\n
+  expunge train --model cnn --data mnist --forget class:3 --on retain --out reference/\n
+  expunge train --config job.yaml --seed 1 --out run-1/\n
+Ctrl-C is safe: the same command goes on after the last finished epoch, with the same result."""
+
+UNLEARN = """Options of the method are written the same way or with --set (`expunge show method NAME`).
+
+Examples:\n
+  expunge unlearn --model cnn --checkpoint run/model.safetensors --data mnist --forget class:3 --out forgot/\n
+  expunge unlearn ... --method scrub --alpha 0.1 --rewind --retrain\n
+  expunge unlearn ... --method neggrad/small -s epochs=2 --forget ids:requests.csv\n
+  expunge unlearn --config job.yaml --seed 1 --out forgot-1/\n
+Writes model.safetensors, result.json, history.csv, cells.json and report.html."""
+
+EVALUATE = """Examples:\n
+  expunge evaluate --model cnn --original run/model.safetensors --unlearned forgot/model.safetensors
+  --data mnist --forget class:3\n
+  expunge evaluate ... --retrained reference/model.safetensors --metrics accuracy --metrics mia-auc --csv scores.csv"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the three commands to the application."""
+
+    @job_command(app, Train, epilog=TRAIN)
+    def train(job: Train) -> None:
+        """Train a model: the original that will have to forget, or a reference without the forget set."""
+        from expunge.cli import execute
+
+        execute.train(job)
+
+    @job_command(app, Unlearn, epilog=UNLEARN)
+    def unlearn(job: Unlearn) -> None:
+        """Make a trained model forget, measure it, and write a report."""
+        from expunge.cli import execute
+
+        execute.unlearn(job)
+
+    @job_command(app, Evaluate, epilog=EVALUATE)
+    def evaluate(job: Evaluate) -> None:
+        """Measure models side by side on the forget, retain and test data."""
+        from expunge.cli import execute
+
+        execute.evaluate(job)

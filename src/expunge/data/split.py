@@ -18,6 +18,7 @@ from torch import Tensor
 
 from expunge.core.errors import AccessError, DataError, UsageError
 from expunge.core.seeds import derive
+from expunge.data.resize import resize_images
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """A random transform of one raw batch on the device: (B, ...) and a CPU generator in, same kind of tensor out."""
@@ -75,6 +76,7 @@ class Store(ABC):
 
     labels: long CPU tensor (N,). classes: the class names, so len(classes) is the number of classes.
     ids: N distinct strings that stay the same when the data are downloaded again. columns: metadata, N values each.
+    resize: side of the square that images (C, H, W) are brought to on the device, or None.
     """
 
     labels: Tensor
@@ -82,6 +84,7 @@ class Store(ABC):
     columns: dict[str, np.ndarray]
     normalisation: Normalisation | None
     name: str
+    resize: int | None = None
 
     @property
     @abstractmethod
@@ -103,12 +106,17 @@ class Store(ABC):
         return len(self.labels)
 
     def prepare(self, raw: Tensor) -> Tensor:
-        """Raw samples to what the model sees: uint8 becomes [0, 1], then normalisation, in float32."""
+        """Raw samples to what the model sees: uint8 becomes [0, 1], then resizing, then normalisation, in float32."""
         x = raw.to(torch.float32).mul_(1 / 255) if raw.dtype == torch.uint8 else raw.to(torch.float32)
+        if self.resize is not None:
+            x = resize_images(x, self.resize)
         if self.normalisation is not None:
             mean, std = self.normalisation.tensors(x)
             x = (x - mean).div_(std)
         return x
+
+    def _resized(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape if self.resize is None else (*shape[:-2], self.resize, self.resize)
 
 
 class ResidentStore(Store):
@@ -140,7 +148,7 @@ class ResidentStore(Store):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return tuple(self.samples.shape[1:])
+        return self._resized(tuple(self.samples.shape[1:]))
 
     def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         samples = self._resident(device)
@@ -203,7 +211,7 @@ class StreamingStore(Store):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return self._shape
+        return self._resized(self._shape)
 
     def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         loader = torch.utils.data.DataLoader(
@@ -323,8 +331,9 @@ class Split:
         return torch.cat(parts) if parts else torch.empty(0, *self.input_shape, device=device)
 
     def content_hash(self) -> str:
-        """Hex sha256 over the store's content, the positions and the labels shown."""
+        """Hex sha256 over the store's content, its normalisation and resizing, the positions and the labels shown."""
         digest = hashlib.sha256(self.store.content_hash().encode())
+        digest.update(repr((self.store.normalisation, self.store.resize)).encode())
         digest.update(self.index.numpy().tobytes())
         if self.labels is not None:
             digest.update(self.labels[self.index].numpy().tobytes())
@@ -338,6 +347,7 @@ class _Unlabelled(Store):
         self.classes = inner.classes
         self.columns = {}
         self.normalisation = inner.normalisation
+        self.resize = inner.resize
         self.name = inner.name
         self._count = len(inner)
         self._shape = inner.input_shape

@@ -1,0 +1,19 @@
+# Everything runs through dev.py, which makes .venv by itself; this file only gives the jobs short names.
+PYTHON ?= python3
+
+.PHONY: demo test lint format bench setup clean
+
+demo:    ## forget on real digits with every method, and write out/demo/report.html
+	@$(PYTHON) dev.py demo
+test:    ## linters, type checker, whole test-suite
+	@$(PYTHON) dev.py test
+lint:
+	@$(PYTHON) dev.py lint
+format:
+	@$(PYTHON) dev.py format
+bench:   ## ratios to bare loops, in one process
+	@$(PYTHON) dev.py bench
+setup:
+	@$(PYTHON) dev.py setup
+clean:
+	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,133 @@
+"""Decoded samples kept on disk under the hash of what they were decoded from.
+
+Layout: `<cache>/data/<key>/samples.npy` (memory-mapped) beside `meta.json` (its sha256), and
+`<cache>/data/hashes/*.json`, the hashes of source files by size and time, so that an unchanged file is read once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from expunge.core.errors import DataError
+
+log = logging.getLogger(__name__)
+FORMAT = 1  # raise when decoding changes results
+
+
+def cache_root() -> Path:
+    """`$EXPUNGE_CACHE`, else the user's cache folder."""
+    if given := os.environ.get("EXPUNGE_CACHE"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "expunge"
+
+
+def file_hash(path: Path) -> str:
+    """Hex sha256 of a file's bytes. Raises `DataError` if it cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
+
+
+def source_key(files: Sequence[Path], root: Path, facts: object, cache: Path) -> str:
+    """Hex sha256 over the files' content, their names under `root`, and the facts that decide the decoding."""
+    index = cache / "data" / "hashes" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.json"
+    known = _read_json(index)
+    fresh: dict[str, list[int | str]] = {}
+    digest = hashlib.sha256(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode())
+    for path in files:
+        name = path.relative_to(root).as_posix()
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
+        entry = known.get(name)
+        if not (isinstance(entry, list) and entry[:2] == [state.st_size, state.st_mtime_ns] and len(entry) == 3):
+            entry = [state.st_size, state.st_mtime_ns, file_hash(path)]
+        fresh[name] = entry
+        digest.update(f"{name}\x1f{entry[2]}\x1f".encode())
+    merged = {**known, **fresh}
+    if merged != known:
+        try:
+            _write_json(index, merged)
+        except OSError as error:
+            log.warning("the cache %s cannot be written (%s); going on without it.", cache, error.strerror or error)
+    return digest.hexdigest()
+
+
+def cached_array(key: str, cache: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array stored under `key`, memory-mapped copy-on-write; made and stored if absent or damaged."""
+    folder = cache / "data" / key
+    stored = _load(folder)
+    if stored is not None:
+        return stored
+    array = make()
+    try:
+        _store(folder, array)
+    except OSError as error:
+        log.warning("the cache %s cannot be written (%s); going on without it.", cache, error.strerror or error)
+        return array
+    return _load(folder) if (folder / "meta.json").exists() else array  # type: ignore[return-value]
+
+
+def array_hash(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() if array.size else "empty"
+
+
+def _load(folder: Path) -> np.ndarray | None:
+    meta = _read_json(folder / "meta.json")
+    if not meta:
+        return None
+    try:
+        # Mode "c": writable for torch, yet the file never changes.
+        array: np.ndarray = np.load(folder / "samples.npy", mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        array = np.empty(0)
+    if array_hash(array) != meta.get("sha256"):
+        log.warning("the cached data %s are damaged and are decoded again.", folder)
+        return None
+    return array
+
+
+def _store(folder: Path, array: np.ndarray) -> None:
+    """Write beside and rename, so that a killed process leaves no half-written entry."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        np.save(part / "samples.npy", array, allow_pickle=False)
+        _write_json(part / "meta.json", {"sha256": array_hash(array), "shape": list(array.shape)})
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not (folder / "meta.json").exists():  # otherwise another process was faster: its entry is as good
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as out:
+        json.dump(content, out)
+    Path(part).replace(path)

@@ -1,0 +1,92 @@
+"""Data sets of the Hugging Face Hub, through `datasets` (the extra `hub`), imported on use."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expunge.core.errors import DataError, UsageError
+from expunge.data.folder import TEST, TRAIN, read_folder
+from expunge.data.raw import Columns, Raw
+from expunge.data.table import ColumnImages, image_column, raw_from_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+
+def read_hub(
+    hub: str, config: str | None, columns: Columns, train: str = "train", test: str | None = None
+) -> dict[str, Raw]:
+    """Train and test parts of one Hub data set, from the network or from what was downloaded before."""
+    try:
+        import datasets
+    except ImportError:
+        raise UsageError(f"reading {hub} needs the package `datasets`: pip install expunge[hub].") from None
+    try:
+        loaded = datasets.load_dataset(hub, config)
+    except (OSError, ValueError, RuntimeError) as error:
+        snapshot = _snapshot(hub)
+        if snapshot is not None:
+            log.info("%s is read from the downloaded snapshot %s.", hub, snapshot)
+            return read_folder(snapshot / config if config and (snapshot / config).is_dir() else snapshot, columns)
+        raise _explain(hub, config, error) from None
+    names = {"train": (train, *TRAIN), "test": (test, *TEST) if test else TEST}
+    parts = {}
+    for split, candidates in names.items():
+        present = next((name for name in candidates if name in loaded), None)
+        if present is not None:
+            parts[split] = raw_from_hub(loaded[present], split, columns, hub)
+    if "train" not in parts:
+        raise DataError(f"{hub} has no train split; it has: {', '.join(loaded)}.")
+    return parts
+
+
+def raw_from_hub(data: Any, split: str, columns: Columns, name: str) -> Raw:
+    """A `datasets.Dataset` (also filtered or shuffled) as `Raw`; images stay encoded until they are decoded."""
+    schema: pa.Schema = data.features.arrow_schema
+    plain = data.with_format("arrow")
+
+    def where(row: int) -> str:
+        return f"{name} ({split}), row {row}"
+
+    image = image_column(schema, columns.image, name)
+    light = plain.select_columns([column for column in schema.names if column != image])[:]
+    if image is None:
+        return raw_from_table(light, schema, columns, split, where)
+    images = ColumnImages(lambda: plain.select_columns([image])[:].column(0), len(data), where)
+    # The fingerprint names content and every transform since, so it may key the cache of decoded images.
+    fingerprint = f"{data._fingerprint}-{len(data)}"
+    return raw_from_table(
+        light, schema, columns, split, where, images=images, key=lambda facts, cache: _key(fingerprint, image, facts)
+    )
+
+
+def _key(fingerprint: str, image: str, facts: object) -> str:
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps(["hub", fingerprint, image, facts], default=str).encode()).hexdigest()
+
+
+def _snapshot(hub: str) -> Path | None:
+    """The folder of an earlier download: `load_dataset` alone does not find it without a network."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(hub, repo_type="dataset", local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def _explain(hub: str, config: str | None, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, ConnectionError) or "offline" in reason.lower():
+        return DataError(
+            f"the Hub cannot be reached for {hub} and it was not downloaded before; pass a local folder with its "
+            "parquet files instead, for example --data path/to/folder."
+        )
+    variant = f" (config {config})" if config else ""
+    return DataError(f"{hub}{variant} cannot be loaded: {reason}; check the id, or pass a local folder.")

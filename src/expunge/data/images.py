@@ -1,0 +1,143 @@
+"""Encoded images (PNG, JPEG, ...) to uint8 arrays (C, H, W): in one go, or one by one for data that do not fit."""
+
+from __future__ import annotations
+
+import io
+import struct
+from abc import ABC, abstractmethod
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from expunge.core.errors import DataError
+
+THREADS = 2
+PROBES = 256
+_GREY = {"1", "L", "LA"}
+_DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+class Encoded(ABC):
+    """A sequence of encoded images."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, position: int) -> bytes | Path:
+        """The bytes of one image, or the file that holds it."""
+
+    @abstractmethod
+    def where(self, position: int) -> str:
+        """File (and row) of one image, for messages."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How images are decoded. mode: PIL's "L" or "RGB". size: (height, width). resize: whether others are resized."""
+
+    mode: str
+    size: tuple[int, int]
+    resize: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (1 if self.mode == "L" else 3, *self.size)
+
+
+def plan_for(images: Encoded, image_size: int | None) -> Plan:
+    """Grey or colour by majority, and the common size, from up to 256 images spread over the set.
+
+    With `image_size`, images of one smaller size keep it (they are enlarged on the device, which is exact and saves
+    memory); larger or mixed ones are resized when they are decoded.
+    """
+    probes = np.linspace(0, len(images) - 1, min(PROBES, len(images)), dtype=int).tolist()
+    modes: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
+    for position in probes:
+        with _open(images, position) as image:
+            modes["L" if image.mode in _GREY else "RGB"] += 1
+            sizes[image.size[1], image.size[0]] += 1
+    mode, common = modes.most_common(1)[0][0], sizes.most_common(1)[0][0]
+    if image_size is not None and (len(sizes) > 1 or max(common) > image_size):
+        return Plan(mode, (image_size, image_size), resize=True)
+    return Plan(mode, common)
+
+
+def decode_one(images: Encoded, position: int, plan: Plan) -> np.ndarray:
+    """One image as uint8 (C, H, W). Raises `DataError` with file and row if it is damaged or of another size."""
+    with _open(images, position) as image:
+        if image.mode in _DEEP:
+            raise DataError(f"{images.where(position)}: {image.mode} pixels; convert the images to 8 bits first.")
+        try:
+            # Palettes with transparency go through RGBA, otherwise Pillow warns.
+            opaque = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+            pixels = opaque.convert(plan.mode)
+        except _BROKEN as error:
+            raise DataError(f"{images.where(position)}: damaged image ({error}).") from None
+        if (pixels.height, pixels.width) != plan.size:
+            if not plan.resize:
+                raise MixedSizes(
+                    f"{images.where(position)}: the image is {pixels.height}x{pixels.width}, others are "
+                    f"{plan.size[0]}x{plan.size[1]}; pass image_size to bring all to one size."
+                )
+            pixels = pixels.resize((plan.size[1], plan.size[0]), Image.Resampling.BILINEAR)
+        array = np.asarray(pixels)
+    return array[None] if plan.mode == "L" else array.transpose(2, 0, 1)
+
+
+class MixedSizes(DataError):
+    """Images of several sizes and no size to bring them to."""
+
+
+def decode_all(images: Encoded, plan: Plan) -> np.ndarray:
+    """All images as uint8 (N, C, H, W), decoded by two threads (Pillow releases the lock while it decodes)."""
+    result = np.empty((len(images), *plan.shape), dtype=np.uint8)
+
+    def work(start: int) -> None:
+        for position in range(start, min(start + 512, len(images))):
+            result[position] = decode_one(images, position, plan)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(work, range(0, len(images), 512)):
+            pass
+    return result
+
+
+def decode_sized(images: Encoded, plan: Plan, image_size: int | None) -> np.ndarray:
+    """`decode_all`; where the probes missed another size and `image_size` is given, all are resized to it."""
+    try:
+        return decode_all(images, plan)
+    except MixedSizes:
+        if image_size is None:
+            raise
+        return decode_all(images, replace(plan, size=(image_size, image_size), resize=True))
+
+
+class ImageItems(torch.utils.data.Dataset[torch.Tensor]):
+    """Images decoded on demand, for `StreamingStore`: item i is a uint8 tensor (C, H, W)."""
+
+    def __init__(self, images: Encoded, plan: Plan) -> None:
+        self.images = images
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        return torch.from_numpy(decode_one(self.images, position, self.plan).copy())
+
+
+def _open(images: Encoded, position: int) -> Image.Image:
+    source = images.read(position)
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except _BROKEN as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise DataError(f"{images.where(position)}: cannot be opened ({reason}).") from None

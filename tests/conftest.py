@@ -1,0 +1,52 @@
+"""Shared by all tests: one thread (two workers must not fight), a private cache, and no network."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests never read or fill the user's cache; subprocesses inherit the folder."""
+    before = os.environ.get("EXPUNGE_CACHE")
+    os.environ["EXPUNGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("EXPUNGE_CACHE") if before is None else os.environ.update(EXPUNGE_CACHE=before)
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else "local"
+        if host not in ("127.0.0.1", "::1", "localhost", "local"):
+            raise OSError(f"tests must not reach the network, {host} was tried")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real MNIST and CIFAR-10: $EXPUNGE_TEST_DATA, or `../shared/data` beside the checkout."""
+    folder = Path(os.environ.get("EXPUNGE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"real data are not at {folder}; set EXPUNGE_TEST_DATA")
+    return folder

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
@@ -18,6 +20,7 @@ from expunge.core.needs import Needs
 from expunge.core.options import to_dict
 from expunge.core.problem import Problem
 from expunge.core.run import Precision, Progress, Run
+from expunge.core.seeds import derive
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
 from expunge.models.anatomy import reset_parameters
@@ -119,6 +122,8 @@ def restrict(
         access = getattr(needs, name)
         if access != "none" and name in splits:
             handed[name] = splits[name] if access == "labels" else splits[name].without_labels()
+    if needs.labelled:
+        handed["labelled"] = some_labels(splits["retain"], needs.labelled, seed)
     if not needs.weights:
         model = copy.deepcopy(model)
         if initial is not None:
@@ -137,6 +142,18 @@ def restrict(
     )
 
 
+def some_labels(retain: Split, amount: float, seed: int) -> Split:
+    """A random part of the retained samples with labels; no other label is reachable from it."""
+    count = max(1, int(amount * len(retain))) if amount < 1 else int(amount)
+    if count > len(retain):
+        raise UsageError(f"labels of {count} retained samples are asked for, but there are only {len(retain)}.")
+    order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(derive(seed, "label budget")))
+    chosen = retain.index[order[:count]].sort().values
+    labels = torch.zeros(len(retain.store), dtype=torch.long)
+    labels[chosen] = retain.take(chosen).y
+    return replace(retain.without_labels().take(chosen, "labelled"), labels=labels)
+
+
 def _check_given(chosen: Method, needs: Needs, splits: Mapping[str, Split]) -> None:
     if not splits:
         raise UsageError("nothing to forget: pass forget=... (a data set, (X, y) or a split).")
@@ -147,7 +164,8 @@ def _check_given(chosen: Method, needs: Needs, splits: Mapping[str, Split]) -> N
         if name not in splits:
             why = "rewinding" if name == "validation" and chosen.rewinds else chosen.card.name
             raise UsageError(f"{why} needs {name} data ({access}); pass {name}=... or choose another method.")
-        if access == "labels" and not splits[name].has_labels:
+        wants_labels = access == "labels" or (name == "retain" and needs.labelled > 0)
+        if wants_labels and not splits[name].has_labels:
             raise UsageError(f"{chosen.card.name} needs labels of the {name} data; choose a label-free method.")
 
 

@@ -19,6 +19,7 @@ class Needs:
 
     `weights`: whether the trained weights are read (False: only the architecture, as for exact retraining).
     `recipe`: the recipe the model was trained with. `initial`: the weights training started from.
+    `labelled`: labels of only so many retained samples (share below 1, or a number), drawn before the method starts.
     """
 
     forget: Access = "none"
@@ -27,6 +28,7 @@ class Needs:
     weights: bool = True
     recipe: bool = False
     initial: bool = False
+    labelled: float = 0.0
 
     def __or__(self, other: Needs) -> Needs:
         """The union: whatever either of the two needs."""
@@ -34,15 +36,14 @@ class Needs:
             name: max(getattr(self, name), getattr(other, name), key=_RANK.__getitem__)
             for name in ("forget", "retain", "validation")
         }
-        flags = {
-            f.name: getattr(self, f.name) or getattr(other, f.name) for f in fields(self) if f.name not in widest
-        }
+        rest = [f.name for f in fields(self) if f.name not in widest]
+        flags = {name: max(getattr(self, name), getattr(other, name)) for name in rest}
         return replace(self, **widest, **flags)
 
     @property
     def label_free(self) -> bool:
         """True if no label of any split is handed over."""
-        return "labels" not in (self.forget, self.retain, self.validation)
+        return "labels" not in (self.forget, self.retain, self.validation) and self.labelled == 0
 
     @property
     def forget_set_only(self) -> bool:
@@ -57,6 +58,9 @@ class Needs:
         """
         words = {"none": "-", "inputs": "inputs only", "labels": "inputs and labels"}
         phrases = {name: words[getattr(self, name)] for name in ("forget", "retain", "validation")}
+        if self.labelled:
+            budget = f"{self.labelled:.0%}" if self.labelled < 1 else f"{self.labelled:.0f} samples"
+            phrases["retain"] += f", labels of {budget}"
         extras = [name for name in ("recipe", "initial") if getattr(self, name)]
         phrases["trained weights"] = "yes" if self.weights else "-"
         names = {"recipe": "training recipe", "initial": "initial weights"}

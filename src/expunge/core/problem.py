@@ -43,6 +43,11 @@ class Problem:
         return self._split("retain")
 
     @property
+    def labelled(self) -> Split:
+        """The few retained samples whose labels are handed over (`Needs.labelled`)."""
+        return self._split("labelled")
+
+    @property
     def validation(self) -> Split:
         return self._split("validation")
 

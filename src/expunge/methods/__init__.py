@@ -15,6 +15,9 @@ SCRUB_PAPER = Paper(
 GOLATKAR = Paper(
     cite="Golatkar, Achille, Soatto: Eternal Sunshine of the Spotless Net, CVPR 2020", url="arXiv:1911.04933"
 )
+LAF_PAPER = Paper(
+    cite="Shen, Zhang, Zhao, Bialkowski, Chen, Xu: Label-Agnostic Forgetting, ICLR 2024", url="arXiv:2404.00506"
+)
 GRAVES = Paper(cite="Graves, Nagisetty, Ganesh: Amnesiac Machine Learning, AAAI 2021", url="arXiv:2010.10981")
 
 METHODS = Registry(
@@ -72,6 +75,22 @@ METHODS = Registry(
             target="expunge.methods.scrub:SCRUB",
             needs=Needs(forget="inputs", retain="labels"),
             paper=SCRUB_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="laf",
+            summary="no label at all: move representations of the forget set off their modelled distribution",
+            target="expunge.methods.laf:LAF",
+            needs=Needs(forget="inputs", retain="inputs"),
+            paper=LAF_PAPER,
+            tags=("iterative", "label-free"),
+        ),
+        Card(
+            name="laf+r",
+            summary="LAF, then repair of the head with a budget of labelled retained samples",
+            target="expunge.methods.laf:LAFRepair",
+            needs=Needs(forget="inputs", retain="inputs", labelled=0.1),
+            paper=LAF_PAPER,
             tags=("iterative",),
         ),
     ],

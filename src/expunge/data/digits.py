@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
 import numpy as np
 
 from expunge.core.errors import UsageError
 from expunge.core.seeds import numpy_generator
+from expunge.data.cache import cached_array
 from expunge.data.known import DIGIT_NAMES
 from expunge.data.raw import Raw
 
 TEST_SHARE = 0.2
 
 
-def read_digits() -> dict[str, Raw]:
+def read_digits(cache: Path) -> dict[str, Raw]:
     """Train (80 %) and test (20 %), stratified by class and the same for ever; ids are rows of the original file."""
     try:
-        from sklearn.datasets import load_digits
-    except ImportError:
+        release = version("scikit-learn")
+    except PackageNotFoundError:
         raise UsageError("the digits come with scikit-learn: pip install scikit-learn, or name other data.") from None
-    bunch = load_digits()
-    # Pixels are 0..16; as uint8 they travel and cache like every other image.
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    labels = bunch.target.astype(np.int64)
+    # Cached although small: importing scikit-learn takes seconds.
+    table = cached_array(hashlib.sha256(f"digits {release}".encode()).hexdigest(), cache, _table)
+    images = table[:, :64].reshape(-1, 1, 8, 8)
+    labels = table[:, 64].astype(np.int64)
     generator = numpy_generator(0, "digits", "test")
     held_out = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
@@ -38,3 +43,12 @@ def read_digits() -> dict[str, Raw]:
         )
         for name, mask in (("train", ~held_out), ("test", held_out))
     }
+
+
+def _table() -> np.ndarray:
+    """uint8 (1797, 65): 64 pixels, then the label. Pixels 0..16 become 0..255, like those of every other image."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.round(bunch.data * (255 / 16))
+    return np.column_stack([pixels, bunch.target]).astype(np.uint8)

@@ -49,9 +49,10 @@ def load_pair(
 
     Raises `UsageError` for an unknown name, option or missing extra, `DataError` (with file and row) for bad data.
     """
-    parts, known, name = _open(spec, Columns(image=image_column, label=label_column, id=id_column))
+    root = cache if cache is not None else cache_root()
+    parts, known, name = _open(spec, Columns(image=image_column, label=label_column, id=id_column), root)
     splits = {
-        split: _finish(split, parts, known, name, normalise, image_size, cache)
+        split: _finish(split, parts, known, name, normalise, image_size, root)
         for split in ("train", "test")
         if split in parts
     }
@@ -70,18 +71,19 @@ def load_data(
     image_column: str | None = None,
 ) -> Split:
     """One split of a source; arguments as in `load_pair`. Raises `DataError` if the source has no such split."""
-    parts, known, name = _open(spec, Columns(image=image_column, label=label_column, id=id_column))
+    root = cache if cache is not None else cache_root()
+    parts, known, name = _open(spec, Columns(image=image_column, label=label_column, id=id_column), root)
     if split not in parts:
         raise DataError(f"{spec} has no {split} split; it has: {', '.join(parts)}.")
-    return _finish(split, parts, known, name, normalise, image_size, cache)
+    return _finish(split, parts, known, name, normalise, image_size, root)
 
 
-def _open(spec: str | Path, columns: Columns) -> tuple[dict[str, Raw], KnownDataset | None, str]:
+def _open(spec: str | Path, columns: Columns, cache: Path) -> tuple[dict[str, Raw], KnownDataset | None, str]:
     text = str(spec)
     if isinstance(spec, str) and text in DATASETS.names():
         known: KnownDataset = DATASETS.load(text)
         if known.name == "digits":
-            return read_digits(), known, text
+            return read_digits(cache), known, text
         return read_hub(known.hub, known.config, _fill(columns, known), known.train, known.test), known, text
     if text.startswith("hf:"):
         hub, config = _hub_id(text)
@@ -138,18 +140,17 @@ def _finish(
     name: str,
     normalise: Normalise,
     image_size: int | None,
-    cache: Path | None,
+    cache: Path,
 ) -> Split:
     if normalise not in NORMALISE:
         raise UsageError(f"unknown normalisation `{normalise}`; {nearest(normalise, NORMALISE)}.")
     if image_size is not None and image_size < 1:
         raise UsageError(f"image_size must be at least 1, got {image_size}.")
-    root = cache if cache is not None else cache_root()
     classes = class_names(list(parts.values()), name)
     size = image_size if image_size is not None or known is None else known.image_size
 
     def decode(part: str) -> Split:
-        return make_split(parts[part], classes, name=name, image_size=size, cache=root).named(part)
+        return make_split(parts[part], classes, name=name, image_size=size, cache=cache).named(part)
 
     made = decode(split)
     store = made.store

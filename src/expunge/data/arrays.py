@@ -61,9 +61,7 @@ def raw_from_arrays(samples: np.ndarray, labels: np.ndarray, place: str, ids: np
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if samples.ndim < 2 or labels.ndim != 1 or len(samples) != len(labels):
-        raise DataError(
-            f"{place}: expected samples (N, ...) and labels (N,), got {samples.shape} and {labels.shape}."
-        )
+        raise DataError(f"{place}: expected samples (N, ...) and labels (N,), got {samples.shape} and {labels.shape}.")
     return Raw(labels=labels, where=lambda row: f"{place}, row {row}", array=channels_first(samples), ids=ids)
 
 

@@ -44,7 +44,7 @@ def source_key(files: Sequence[Path], root: Path, facts: object, cache: Path) ->
     """Hex sha256 over the files' content, their names under `root`, and the facts that decide the decoding."""
     index = cache / "data" / "hashes" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.json"
     known = _read_json(index)
-    fresh: dict[str, list[int | str]] = {}
+    fresh: dict[str, object] = {}
     digest = hashlib.sha256(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode())
     for path in files:
         name = path.relative_to(root).as_posix()

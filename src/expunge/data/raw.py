@@ -89,9 +89,7 @@ def class_numbers(raw: Raw, classes: tuple[str, ...]) -> np.ndarray:
     return found
 
 
-def make_split(
-    raw: Raw, classes: tuple[str, ...], *, name: str, image_size: int | None, cache: Path
-) -> Split:
+def make_split(raw: Raw, classes: tuple[str, ...], *, name: str, image_size: int | None, cache: Path) -> Split:
     """Decode (or take from the cache) and wrap; resident if it fits `resident_limit`, else streaming."""
     labels = torch.from_numpy(class_numbers(raw, classes))
     if len(labels) == 0:

@@ -1,6 +1,6 @@
 """From what a user names (a catalogue name, a Hub id, a path) to splits.
 
-    load_pair("mnist"), load_pair("hf:uoft-cs/cifar10"), load_pair("data/cifar10"), load_data("rows.csv")
+load_pair("mnist"), load_pair("hf:uoft-cs/cifar10"), load_pair("data/cifar10"), load_data("rows.csv")
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,7 +85,7 @@ class _ParquetColumn:
         self.column = column
 
     def __call__(self) -> pa.ChunkedArray:
-        parts = [_guard(path, lambda p=path: pq.read_table(p, columns=[self.column])) for path in self.files]
+        parts = [_guard(path, partial(pq.read_table, path, columns=[self.column])) for path in self.files]
         return pa.concat_tables(parts).column(0)
 
 
@@ -103,12 +104,12 @@ class RowNames:
 
 def read_parquet(files: Sequence[Path], split: str, columns: Columns) -> Raw:
     """Parquet files of one split, in the given order; ids are `split/position`."""
-    heads = [_guard(path, lambda p=path: pq.ParquetFile(p).metadata) for path in files]
-    schema = _guard(files[0], lambda: pq.read_schema(files[0]))
+    heads = [_guard(path, partial(pq.read_metadata, path)) for path in files]
+    schema = _guard(files[0], partial(pq.read_schema, files[0]))
     where = RowNames(files, [head.num_rows for head in heads])
     image = image_column(schema, columns.image, files[0])
     light = [name for name in schema.names if name != image]
-    parts = [_guard(path, lambda p=path: pq.read_table(p, columns=light)) for path in files]
+    parts = [_guard(path, partial(pq.read_table, path, columns=light)) for path in files]
     try:
         table = pa.concat_tables(parts)
     except pa.ArrowException as error:
@@ -130,7 +131,7 @@ def read_parquet(files: Sequence[Path], split: str, columns: Columns) -> Raw:
 
 def read_csv(path: Path, columns: Columns) -> Raw:
     """One CSV file with a header line: numeric features, a label (column `label`, else the last one)."""
-    table = _guard(path, lambda: pa_csv.read_csv(path))
+    table = _guard(path, partial(pa_csv.read_csv, path))
     label = columns.label or next((name for name in LABELS[:1] if name in table.column_names), table.column_names[-1])
     chosen = Columns(image=None, label=label, id=columns.id)
     return raw_from_table(table, table.schema, chosen, "", lambda row: f"{path}, line {row + 2}")
@@ -166,7 +167,7 @@ def raw_from_table(
         array = np.column_stack([values.astype(np.float32) for values in features.values()])
         others = {name: values for name, values in others.items() if name not in features}
     if id_column is not None:
-        ids = column_values(table.column(id_column)).astype(str)
+        ids: np.ndarray | None = column_values(table.column(id_column)).astype(str)
     else:
         ids = np.array([f"{split}/{i}" for i in range(len(table))]) if split else None
     return Raw(
@@ -178,9 +179,9 @@ def raw_from_table(
         ids=ids,
         columns=others,
         key=key,
-        spill=None if images is None or key is None else lambda cache: images.spill(
-            cache / "data" / f"{key('encoded', cache)}.arrow"
-        ),
+        spill=None
+        if images is None or key is None
+        else lambda cache: images.spill(cache / "data" / f"{key('encoded', cache)}.arrow"),
     )
 
 

@@ -19,7 +19,7 @@ from expunge.core.options import OptionInfo, build, describe, label_of, option_n
 
 J = TypeVar("J")
 _COMPLETE = {"model": "models", "method": "methods", "data": "datasets", "metrics": "metrics"}
-_SHORT = {"options": ("--set", "-s"), "model_options": ("--model-set",)}
+_SHORT = {"options": ("--set", "-s"), "model_options": ("--model-set",), "data_options": ("--data-set",)}
 
 
 def job_command(app: typer.Typer, cls: type[J], **kwargs: Any) -> Callable[[Callable[[J], None]], Callable[..., None]]:
@@ -36,6 +36,8 @@ def job_command(app: typer.Typer, cls: type[J], **kwargs: Any) -> Callable[[Call
             job = assemble(cls, given, config, context.args)
             try:
                 function(job)
+            except UsageError as error:
+                raise located(error, config) from None
             except KeyboardInterrupt:
                 kept = getattr(job, "out", None)
                 where = f"finished work is kept in {kept}; " if kept else ""
@@ -68,6 +70,14 @@ def assemble(cls: type[J], given: Mapping[str, Any], config: Path | None, extra:
     except UsageError as error:
         guilty = [key for key in filed if key not in typed and f"`{key}`" in str(error)]
         raise UsageError(f"{config}: {error}" if guilty else f"{error}{_hint(error)}") from None
+
+
+def located(error: UsageError, config: Path | None) -> UsageError:
+    """The error with the file in front, if it is about a method option that stands in the file."""
+    block = read_yaml(config).get("options") if config is not None else None
+    if not isinstance(block, dict) or not any(f"`{key}`" in str(error) for key in block):
+        return error
+    return type(error)(f"{config}: options: {error}")
 
 
 def _hint(error: UsageError) -> str:
@@ -175,8 +185,8 @@ def _parameters(cls: type) -> list[inspect.Parameter]:
 def _parameter(row: OptionInfo, hint: Any) -> inspect.Parameter:
     dashed = row.name.replace("_", "-")
     required = row.default == "required"
-    text = f"{row.description} [required]" if required else row.description
-    default = False if required or row.default in (None, {}, []) else str(row.default).lower()
+    plain = required or row.default is None or row.default is False or row.default == {}
+    note = " [required]" if required else "" if plain else f" [default: {row.default}]"
     kind, declared = _kind(hint), [f"--{dashed}"]
     if row.name in NESTED:
         kind, declared = list[str], list(_SHORT[row.name])
@@ -185,12 +195,22 @@ def _parameter(row: OptionInfo, hint: Any) -> inspect.Parameter:
     complete = names_of(_COMPLETE[row.name]) if row.name in _COMPLETE else None
     option = typer.Option(
         *declared,
-        help=text,
-        show_default=default,
+        help=f"{row.description}{note}",
+        show_default=False,
         autocompletion=complete,
-        metavar="NAME=VALUE" if row.name in NESTED else None,
+        metavar=_metavar(row, kind),
     )
     return _keyword(row.name, Annotated[kind | None, option])
+
+
+def _metavar(row: OptionInfo, kind: Any) -> str | None:
+    if row.name in NESTED:
+        return "NAME=VALUE"
+    if kind in (bool, Path):
+        return None
+    words = {"integer": "INT", "number": "FLOAT", "string": "TEXT", "list of string": "NAME"}
+    first = row.type.split(" or ")[0]
+    return words.get(first, first.replace(" ", ""))
 
 
 def _kind(hint: Any) -> Any:

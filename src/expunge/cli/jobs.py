@@ -13,6 +13,7 @@ from expunge.core.options import Field, options
 _MODEL = "catalogue name (`expunge list models`), package.module:function or path/to/file.py:function"
 _MODEL_OPTIONS = "model options as name=value, e.g. width=0.4"
 _DATA = "catalogue name, hf:owner/name, Parquet or image folder, .npz or .npy file"
+_DATA_OPTIONS = "normalise, image_size, id_column, label_column or image_column as name=value"
 _TEST = "data never trained on; default: the test part of the data, if there is one"
 _FORGET = "who is forgotten: class:3, random:0.1, noisy:0.2, ids:file.csv, where:user==4711 (`expunge list scenarios`)"
 _DEVICE = "auto, cpu, cuda or cuda:N"
@@ -25,6 +26,7 @@ class Train:
     model: str = Field(..., description=_MODEL)
     model_options: dict[str, Any] = Field(default_factory=dict, description=_MODEL_OPTIONS)
     data: str = Field(..., description=_DATA)
+    data_options: dict[str, Any] = Field(default_factory=dict, description=_DATA_OPTIONS)
     out: Path = Field(..., description="folder for weights, facts and history")
     checkpoint: Path | None = Field(None, description="weights to start from; default: a fresh initialisation")
     forget: str | None = Field(None, description=f"{_FORGET}; only with `on`, or for the labels of `noisy`")
@@ -45,6 +47,7 @@ class Unlearn:
     model_options: dict[str, Any] = Field(default_factory=dict, description=_MODEL_OPTIONS)
     checkpoint: Path = Field(..., description="weights of the trained model, safetensors or a plain state dict")
     data: str = Field(..., description=f"what the model was trained on: {_DATA}")
+    data_options: dict[str, Any] = Field(default_factory=dict, description=_DATA_OPTIONS)
     forget: str = Field(..., description=_FORGET)
     method: str = Field("scrub", description="name or name/preset (`expunge list methods`)")
     options: dict[str, Any] = Field(default_factory=dict, description="method options, see `expunge show method NAME`")
@@ -73,6 +76,7 @@ class Evaluate:
     unlearned: Path | None = Field(None, description="weights after it")
     retrained: Path | None = Field(None, description="weights of the exact reference")
     data: str = Field(..., description=f"what the original was trained on: {_DATA}")
+    data_options: dict[str, Any] = Field(default_factory=dict, description=_DATA_OPTIONS)
     forget: str = Field(..., description=_FORGET)
     test: str | None = Field(None, description=_TEST)
     metrics: list[str] | None = Field(None, description="default: every one whose inputs are there")
@@ -83,4 +87,4 @@ class Evaluate:
     device: str = Field("auto", description=_DEVICE)
 
 
-NESTED = ("options", "model_options")  # written name=value on the command line, a block in a file
+NESTED = ("options", "model_options", "data_options")  # written name=value on the command line, a block in a file

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.cli import console
 from expunge.cli.complete import catalogue
 from expunge.core.needs import Needs
-from expunge.core.options import OptionInfo, describe
 from expunge.core.registry import Card
+
+if TYPE_CHECKING:
+    from expunge.core.options import OptionInfo
 
 
 def list_kind(kind: str, as_json: bool) -> None:
@@ -91,6 +93,7 @@ def show(kind: str, name: str, as_json: bool) -> None:
 
 def show_recipe(as_json: bool) -> None:
     """The training options; they are `--name value` of `expunge train` and the keys of a recipe file."""
+    from expunge.core.options import describe
     from expunge.training.recipe import Recipe
 
     rows = describe(Recipe)
@@ -111,6 +114,8 @@ def about(thing: Any) -> str:
 
 def option_rows(thing: Any) -> list[OptionInfo]:
     """Options of a dataclass, or the typed arguments of a factory function."""
+    from expunge.core.options import OptionInfo, describe
+
     if isinstance(thing, type) and dataclasses.is_dataclass(thing):
         return describe(thing)
     if not inspect.isfunction(thing):

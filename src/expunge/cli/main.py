@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from expunge import __version__
-from expunge.cli import console, faults, studies, work
+from expunge.cli import console, faults
 from expunge.cli.complete import KINDS, kinds
+from expunge.cli.lazy import LazyGroup
 
 EPILOG = """Exit codes: 0 done, 1 failed, 2 the request cannot be right as written, 130 interrupted (run it again to go on).
 
@@ -24,6 +25,7 @@ Examples:\n
 
 app = typer.Typer(
     name="expunge",
+    cls=LazyGroup,
     help="Make a trained PyTorch classifier forget chosen training data, and prove how well it forgot.",
     epilog=EPILOG,
     no_args_is_help=True,
@@ -81,8 +83,19 @@ def show(
         listing.show(kind, name, json)
 
 
-work.register(app)
-studies.register(app)
+@app.command()
+def train() -> None:
+    """Train a model: the original that will have to forget, or a reference without the forget set."""
+
+
+@app.command()
+def unlearn() -> None:
+    """Make a trained model forget, measure it, and write a report."""
+
+
+@app.command()
+def evaluate() -> None:
+    """Measure models side by side on the forget, retain and test data."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = [token for token in given if token not in GLOBAL]
 
     def run() -> int:
+        if _plain_list(rest):
+            from expunge.cli.listing import list_kind
+
+            list_kind(rest[1], "--json" in rest)
+            return faults.OK
         code = app(rest, prog_name="expunge", standalone_mode=False)
         sys.stdout.flush()
         if code == faults.INTERRUPTED:
@@ -105,6 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not console.settings.debug and not sys.warnoptions:
             warnings.simplefilter("ignore")
         return faults.guarded(run)
+
+
+def _plain_list(arguments: list[str]) -> bool:
+    """`list KIND [--json]` skips the parser, which would load pydantic's core and double the time."""
+    return len(arguments) > 1 and arguments[0] == "list" and arguments[1][:1] != "-" and arguments[2:] in ([], ["--json"])
 
 
 if __name__ == "__main__":

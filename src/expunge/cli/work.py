@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from expunge.cli.fields import job_command
@@ -32,26 +34,12 @@ EVALUATE = """Examples:\n
   expunge evaluate ... --retrained reference/model.safetensors --metrics accuracy --metrics mia-auc --csv scores.csv"""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the three commands to the application."""
+def register(app: typer.Typer, name: str) -> None:
+    """Add one of the three commands, with its options, to an application."""
+    cls, epilog = {"train": (Train, TRAIN), "unlearn": (Unlearn, UNLEARN), "evaluate": (Evaluate, EVALUATE)}[name]
 
-    @job_command(app, Train, epilog=TRAIN)
-    def train(job: Train) -> None:
-        """Train a model: the original that will have to forget, or a reference without the forget set."""
+    @job_command(app, cls, epilog=epilog)
+    def run(job: Any) -> None:
         from expunge.cli import execute
 
-        execute.train(job)
-
-    @job_command(app, Unlearn, epilog=UNLEARN)
-    def unlearn(job: Unlearn) -> None:
-        """Make a trained model forget, measure it, and write a report."""
-        from expunge.cli import execute
-
-        execute.unlearn(job)
-
-    @job_command(app, Evaluate, epilog=EVALUATE)
-    def evaluate(job: Evaluate) -> None:
-        """Measure models side by side on the forget, retain and test data."""
-        from expunge.cli import execute
-
-        execute.evaluate(job)
+        getattr(execute, name)(job)

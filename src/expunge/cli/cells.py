@@ -1,0 +1,74 @@
+"""The measured models of one `expunge unlearn` as the records that reports read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from expunge.api.evaluate import Scores
+from expunge.api.record import CellRecord, cell_from_result, curves, score_rows
+from expunge.api.result import versions
+from expunge.cli.inputs import Data
+from expunge.cli.jobs import Unlearn
+from expunge.methods import METHODS
+from expunge.models.checkpoint import weights_hash
+from expunge.scenarios.base import Forgetting
+
+_EMPTY = {"status": "finished", "seconds": 0.0, "stages": {}, "needs": {}, "notes": [], "details": {}, "history": []}
+
+
+def make_cells(
+    job: Unlearn,
+    data: Data,
+    split: Forgetting,
+    scores: Scores,
+    records: Mapping[str, Mapping[str, Any]],
+    training: Mapping[str, Any],
+) -> list[CellRecord]:
+    """One record per measured model: original, unlearned and, if it was made, retrained."""
+    models = scores.evaluation.models
+    names = {"original": "original", "unlearned": job.method.partition("/")[0], "retrained": "retrain"}
+    labels = {**names, "unlearned": job.method}
+    cells = []
+    for model in models:
+        record = {**_EMPTY, **records.get(model, {})}
+        card = METHODS.card(names[model])
+        parts = {
+            "data": {
+                "name": job.data,
+                "classes": list(data.train.store.classes),
+                "train": len(split.train),
+                "test": len(data.test) if data.test is not None else 0,
+                "validation": len(data.validation) if data.validation is not None else 0,
+            },
+            "model": {"name": job.model, "parameters": sum(p.numel() for p in models[model].parameters())},
+            "scenario": {"label": job.forget, **split.describe()},
+            "method": {
+                "label": labels[model],
+                "name": card.name,
+                "options": record.get("options", {}),
+                "tags": list(card.tags),
+                "cite": f"{card.paper.cite}, {card.paper.url}" if card.paper else "",
+            },
+            "seeds": {
+                "data": job.split_seed,
+                "train": int(training.get("seed", 0)),
+                "unlearn": job.seed,
+                "evaluate": job.seed,
+            },
+            "scores": score_rows(scores, model),
+            "curves": curves(scores, model),
+            "provenance": {
+                "versions": versions(),
+                "weights": weights_hash(models[model]),
+                "device": str(scores.evaluation.device),
+                "recipe": training.get("recipe"),
+            },
+        }
+        address = json.dumps([parts[key] for key in ("data", "model", "scenario", "method", "seeds")], sort_keys=True)
+        identity = hashlib.sha256(f"{address}{parts['provenance']['weights']}".encode()).hexdigest()[:16]
+        cell = cell_from_result(record, id=identity, **parts)
+        cells.append(cell.model_copy(update={"seconds": None}) if model not in records else cell)
+    return cells

@@ -1,0 +1,216 @@
+"""What `train`, `unlearn` and `evaluate` do: data and models in, the API in the middle, files and tables out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expunge import api
+from expunge.api.result import Result, write_text
+from expunge.cli import console, inputs, tables
+from expunge.cli.cells import make_cells
+from expunge.cli.fields import typed_options
+from expunge.cli.folder import STATE, WEIGHTS, claim, finished
+from expunge.cli.jobs import Evaluate, Train, Unlearn
+from expunge.core.errors import UsageError
+from expunge.core.options import option_names, to_dict
+from expunge.methods import METHODS
+from expunge.methods.base import make_method
+from expunge.scenarios.base import Forgetting
+from expunge.training.cache import cache_root
+from expunge.training.recipe import Recipe
+
+
+def train(job: Train) -> None:
+    """Train, or go on with an interrupted training, or say that it is done."""
+    recipe = Recipe(**typed_options(Recipe, job.options, commands=option_names(Train)))
+    job = dataclasses.replace(job, options=to_dict(recipe))  # type: ignore[type-var]
+    if job.on == "retain" and job.forget is None:
+        raise UsageError("`--on retain` needs `--forget`: without whom is it to be trained?")
+    claim(job)
+    data = inputs.load_data(job, holdout=job.holdout, split_seed=job.split_seed)
+    seen = data.train
+    if job.forget is not None:
+        forgetting = inputs.split_data(job, data.train)
+        seen = forgetting.train if job.on == "all" else forgetting.retain
+    done = finished(job)
+    if done is not None:
+        _same_data(job.out, done["training"]["data"], seen.content_hash())
+        console.say(f"{job.out} already holds this training ({done['seconds']:.1f} s); nothing to do.")
+        _print_training(done, job.out)
+        return
+    model = inputs.build(job, data.train, seed=job.seed, weights=job.checkpoint)
+    state = job.out / STATE
+    if state.exists():
+        console.say(f"going on with the interrupted training in {job.out}.")
+    with console.progress() as progress:
+        result = api.train(
+            model, seen, recipe=recipe, seed=job.seed, device=job.device, progress=progress, resume=state
+        )
+    training = {
+        "model": job.model,
+        "recipe": to_dict(recipe),
+        "seed": job.seed,
+        "data": seen.content_hash(),
+        "holdout": job.holdout,
+        "split_seed": job.split_seed,
+        "checkpoint": str(job.checkpoint) if job.checkpoint else None,
+        "start": result.facts["start"],
+    }
+    result = dataclasses.replace(result, facts={**result.facts, "training": training})
+    result.save(job.out)
+    state.unlink(missing_ok=True)
+    _print_training(result.record(), job.out)
+    if data.test is not None:
+        scores = api.evaluate(
+            {"trained": result}, retain=seen, test=data.test, metrics=["accuracy", "loss"], device=job.device
+        )
+        console.out().print(tables.scores_table({"trained": scores.values["trained"]}))
+
+
+def unlearn(job: Unlearn) -> None:
+    """Unlearn, measure, report; parts that an earlier, interrupted call finished are not done again."""
+    base, _, preset = job.method.partition("/")
+    given = typed_options(METHODS.load(base), job.options, commands=option_names(Unlearn))
+    method = make_method(job.method, **given)
+    job = dataclasses.replace(job, options=to_dict(method))  # type: ignore[type-var]
+    training = inputs.Training.beside(job.checkpoint)
+    recipe = training.recipe(job.recipe)
+    claim(job)
+    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
+    split = inputs.split_data(job, data.train)
+    original = inputs.build(job, data.train, weights=job.checkpoint)
+    if not training.matches(split.train):
+        console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
+    start = training.start(job, data.train)
+    common = {"recipe": recipe, "device": job.device, "seed": job.seed, "precision": job.precision}
+    record = finished(job)
+    if record is None:
+        with console.progress() as progress:
+            result = api.unlearn(
+                original,
+                forget=split.forget,
+                retain=split.retain,
+                validation=data.validation,
+                method=method,
+                initial=start if method.needs.initial or training.pretrained else None,
+                budget_seconds=job.budget_seconds,
+                progress=progress,
+                cache=cache_root(),
+                **common,
+            )
+        result = dataclasses.replace(result, facts={**result.facts, "training": training.facts})
+        result.save(job.out)
+        record, unlearned = result.record(), result.model
+    else:
+        _same_data(job.out, record["data"].get("forget", ""), split.forget.content_hash())
+        unlearned = inputs.build(job, data.train, weights=job.out / WEIGHTS)
+        console.say(f"{job.out} already holds this result; measuring it.")
+    models: dict[str, nn.Module] = {"original": original, "unlearned": unlearned}
+    records = {"unlearned": record}
+    if job.retrain:
+        reference = _retrained(job, original, split, start if training.pretrained else None, common)
+        models["retrained"], records["retrained"] = reference.model, reference.record()
+    scores = api.evaluate(
+        models,
+        forget=split.forget,
+        retain=split.retain,
+        test=data.test,
+        metrics=job.metrics,
+        seconds={name: float(one["seconds"]) for name, one in records.items()},
+        seed=job.seed,
+        device=job.device,
+    )
+    cells = make_cells(job, data, split, scores, records, training.facts)
+    write_text(job.out / "cells.json", json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1) + "\n")
+    _print_forgetting(split)
+    console.out().print(tables.scores_table(scores.values, labels={"unlearned": job.method}))
+    for name in ("unlearned", "retrained"):
+        for note in records.get(name, {}).get("notes", ()):
+            console.say(f"note on {name}: {note}")
+    _report([job.out], job.out / "report.html")
+
+
+def evaluate(job: Evaluate) -> None:
+    """Measure the given checkpoints side by side."""
+    given = {name: getattr(job, name) for name in ("original", "unlearned", "retrained")}
+    paths: dict[str, Path] = {name: path for name, path in given.items() if path is not None}
+    if not paths:
+        raise UsageError("nothing to evaluate: give at least one of --original, --unlearned, --retrained.")
+    training = inputs.Training.beside(next(iter(paths.values())))
+    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
+    split = inputs.split_data(job, data.train)
+    models = {name: inputs.build(job, data.train, weights=path) for name, path in paths.items()}
+    scores = api.evaluate(
+        models,
+        forget=split.forget,
+        retain=split.retain,
+        test=data.test,
+        metrics=job.metrics,
+        seed=job.seed,
+        device=job.device,
+    )
+    if job.csv is not None:
+        write_text(job.csv, scores.frame().to_csv(index=False))
+    if job.json:
+        console.print_json(json.loads(scores.frame().to_json(orient="records")))
+        return
+    _print_forgetting(split)
+    console.out().print(tables.scores_table(scores.values))
+    if job.csv is not None:
+        console.say(f"written: {job.csv}")
+
+
+def _retrained(
+    job: Unlearn, original: nn.Module, split: Forgetting, start: Any, common: dict[str, Any]
+) -> Result:
+    """The exact reference; kept by content, so it is trained once per data, recipe and seed."""
+    if common["recipe"] is None:
+        raise UsageError(
+            "the reference cannot be retrained without the recipe of the original; give --recipe file.yaml, "
+            "or a checkpoint that `expunge train` made."
+        )
+    with console.progress() as progress:
+        return api.unlearn(
+            original,
+            forget=split.forget,
+            retain=split.retain,
+            method="retrain",
+            initial=start,
+            progress=progress,
+            cache=cache_root(),
+            **common,
+        )
+
+
+def _same_data(folder: Path, before: str, now: str) -> None:
+    if before and before != now:
+        raise UsageError(f"the data changed since {folder} was written; pass --overwrite or choose another folder.")
+
+
+def _print_training(record: dict[str, Any], folder: Path) -> None:
+    last = record["history"][-1] if record["history"] else {}
+    grid = console.table("trained", "epochs", "last loss", "seconds", "folder", right=("epochs", "last loss", "seconds"))
+    loss = f"{last['loss']:.4f}" if "loss" in last else "-"
+    samples = f"{record['sizes']['train']:,} samples"
+    grid.add_row(samples, str(len(record["history"])), loss, f"{record['seconds']:.1f}", str(folder))
+    console.out().print(grid)
+
+
+def _print_forgetting(split: Forgetting) -> None:
+    facts = split.describe()
+    console.out().print(f"forget {facts['forget']:,} of {facts['forget'] + facts['retain']:,} samples")
+
+
+def _report(runs: list[Path], out: Path) -> None:
+    from expunge.cli.reports import write_report
+
+    write_report(runs, out)
+    console.say(f"report: {out}")
+
+
+

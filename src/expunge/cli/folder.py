@@ -1,0 +1,60 @@
+"""One result folder: claimed before work begins, so that two different jobs never mix in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from expunge.api.result import write_text
+from expunge.cli.jobs import Train, Unlearn
+from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.options import to_dict
+
+SETTINGS, RESULT, STATE, WEIGHTS = "settings.json", "result.json", "train.state", "model.safetensors"
+_OURS = (RESULT, STATE, WEIGHTS, "history.csv", "cells.json", "report.html")
+
+
+def claim(job: Train | Unlearn) -> None:
+    """Write the settings into `job.out`; the file can be given to `--config` again.
+
+    Raises `UsageError` if the folder holds work with other settings, `ExpungeError` if it cannot be written.
+    """
+    settings = {key: value for key, value in to_dict(job).items() if key != "overwrite"}
+    before = _read(job.out / SETTINGS)
+    present = [name for name in _OURS if (job.out / name).exists()]
+    changed = _difference(before, settings)
+    if present and changed and not job.overwrite:
+        raise UsageError(
+            f"{job.out} holds work with other settings ({changed}); pass --overwrite to replace it, "
+            "or choose another folder with --out."
+        )
+    if changed:
+        for name in present:
+            (job.out / name).unlink()
+    if job.out.exists() and not job.out.is_dir():
+        raise ExpungeError(f"{job.out} is a file; choose a folder with --out.")
+    write_text(job.out / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+
+def finished(job: Train | Unlearn) -> dict[str, Any] | None:
+    """The record of a finished run in this folder, if there is one."""
+    return _read(job.out / RESULT) if (job.out / WEIGHTS).exists() else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return loaded if isinstance(loaded, dict) else None
+
+
+def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
+    """`seed: 0, now 1` for the first setting that differs; empty if none does."""
+    if before is None:
+        return "their settings are not known"
+    for key in now:
+        if key != "out" and before.get(key) != now[key]:
+            return f"`{key}` was {json.dumps(before.get(key))}, now {json.dumps(now[key])}"
+    return ""

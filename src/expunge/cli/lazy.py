@@ -1,0 +1,28 @@
+"""Commands whose options come from validated settings classes are built when they are called, not when listed.
+
+Importing pydantic's core costs as much as everything else `expunge --help` does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+HOMES = {name: "expunge.cli.work" for name in ("train", "unlearn", "evaluate")}
+
+
+class LazyGroup(TyperGroup):
+    """Lists stand-ins, which have a name and a help line, and resolves them to the real commands."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in HOMES and command is not None:
+            application = typer.Typer(rich_markup_mode=None, add_completion=False)
+            import_module(HOMES[name]).register(application, name)
+            real = typer.main.get_command(application)
+            real.name, real.help = name, command.help
+            return name, real, rest
+        return name, command, rest

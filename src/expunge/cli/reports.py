@@ -1,0 +1,24 @@
+"""From run and study folders to one report page and tables on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pydantic
+
+from expunge.api.record import CellRecord
+from expunge.core.errors import DataError
+
+
+def read_cells(run: Path) -> list[CellRecord]:
+    """The records of a folder that `expunge unlearn` wrote, or of a cells.json file."""
+    path = run / "cells.json" if run.is_dir() else run
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return [CellRecord.model_validate(item) for item in loaded]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); name a folder made by `unlearn` or `run`.") from None
+    except (ValueError, TypeError, pydantic.ValidationError) as error:
+        raise DataError(f"{path} holds no records of Expunge ({str(error).splitlines()[0]}).") from None

@@ -1,0 +1,82 @@
+"""Tables that fit 80 columns: models down, a few telling numbers across, percent with a spread over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.table import Table
+
+from expunge.api.record import CellRecord
+from expunge.cli import console
+from expunge.metrics.base import Value
+
+HEADERS = {
+    "forget_accuracy": "forget %",
+    "retain_accuracy": "retain %",
+    "test_accuracy": "test %",
+    "test_retained_accuracy": "kept classes %",
+    "mia_accuracy": "attack %",
+    "mia_auc": "AUC %",
+    "average_gap": "gap %",
+    "seconds": "seconds",
+    "scale_up": "faster x",
+}
+_HIDDEN_BY = {"mia_accuracy": "mia_auc"}  # the published attack repeats what the AUC says
+
+
+def scores_table(values: Mapping[str, Iterable[Value]], labels: Mapping[str, str] | None = None) -> Table:
+    """One row per model of one evaluation."""
+    names = labels or {}
+    numbers = {
+        names.get(model, model): {v.metric: [v.value] for v in rows if not v.group} for model, rows in values.items()
+    }
+    return _grid(numbers)
+
+
+def cells_tables(cells: Sequence[CellRecord]) -> list[Table]:
+    """One table per (data, model, scenario): methods down, mean and spread over seeds across. Failures are shown."""
+    groups: dict[str, dict[str, list[CellRecord]]] = {}
+    for cell in cells:
+        title = f"{cell.data.get('name')} / {cell.model.get('name')}: forget {cell.scenario.get('label')}"
+        groups.setdefault(title, {}).setdefault(str(cell.method.get("label")), []).append(cell)
+    return [_grid({m: _numbers(c) for m, c in methods.items()}, title, _failures(methods)) for title, methods in groups.items()]
+
+
+def _numbers(cells: Sequence[CellRecord]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        for row in cell.scores:
+            if not row["group"] and row["value"] is not None:
+                found.setdefault(row["metric"], []).append(float(row["value"]))
+    return found
+
+
+def _failures(methods: Mapping[str, Sequence[CellRecord]]) -> dict[str, str]:
+    counts = {name: (sum(c.state == "failed" for c in cells), len(cells)) for name, cells in methods.items()}
+    return {name: f"failed {bad}/{total}" for name, (bad, total) in counts.items() if bad}
+
+
+def _grid(
+    numbers: Mapping[str, Mapping[str, Sequence[float]]], title: str | None = None, failures: Mapping[str, str] | None = None
+) -> Table:
+    present = {metric for row in numbers.values() for metric in row}
+    shown = [m for m in HEADERS if m in present and _HIDDEN_BY.get(m) not in present]
+    headers = [HEADERS[m] for m in shown]
+    grid = console.table("model", *headers, right=tuple(headers), title=title)
+    for name, row in numbers.items():
+        label = f"{name} ({failures[name]})" if failures and name in failures else name
+        grid.add_row(label, *(_spread(row.get(m, ()), percent="%" in HEADERS[m]) for m in shown))
+    return grid
+
+
+def _spread(values: Sequence[float], *, percent: bool) -> str:
+    """`97.3` for one seed, `97.3±0.4` (sample standard deviation) for several, `-` for none."""
+    finite = [v for v in values if not math.isnan(v)]
+    if not finite:
+        return "-"
+    factor = 100 if percent else 1
+    mean = f"{statistics.fmean(finite) * factor:.1f}"
+    return mean if len(finite) == 1 else f"{mean}±{statistics.stdev(finite) * factor:.1f}"
+

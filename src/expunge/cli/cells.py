@@ -35,7 +35,7 @@ def make_cells(
     for model in models:
         record = {**_EMPTY, **records.get(model, {})}
         card = METHODS.card(names[model])
-        parts = {
+        parts: dict[str, Any] = {
             "data": {
                 "name": job.data,
                 "classes": list(data.train.store.classes),

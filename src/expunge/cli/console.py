@@ -94,7 +94,7 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
 
         def report(event: Progress) -> None:
             if event.what not in tasks:
-                tasks[event.what] = bars.add_task(event.what, total=event.total, numbers="")
+                tasks[event.what] = bars.add_task(_what(event), total=event.total, numbers="")
             bars.update(tasks[event.what], completed=event.done, total=event.total, numbers=_numbers(event))
 
         yield report
@@ -111,7 +111,13 @@ class PlainProgress:
         if event.done < event.total and now - self._last < SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        err().print(f"{event.what} {event.done}/{event.total} {_numbers(event)}".rstrip(), soft_wrap=True)
+        err().print(f"{_what(event)} {event.done}/{event.total} {_numbers(event)}".rstrip(), soft_wrap=True)
+
+
+def _what(event: Progress) -> str:
+    """`retrain: train` as it is; `train: train` once."""
+    first, _, second = event.what.partition(": ")
+    return first if first == second else event.what
 
 
 def _numbers(event: Progress) -> str:

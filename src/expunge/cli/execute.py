@@ -28,7 +28,7 @@ from expunge.training.recipe import Recipe
 def train(job: Train) -> None:
     """Train, or go on with an interrupted training, or say that it is done."""
     recipe = Recipe(**typed_options(Recipe, job.options, commands=option_names(Train)))
-    job = dataclasses.replace(job, options=to_dict(recipe))  # type: ignore[type-var]
+    job = dataclasses.replace(job, options=to_dict(recipe))
     if job.on == "retain" and job.forget is None:
         raise UsageError("`--on retain` needs `--forget`: without whom is it to be trained?")
     claim(job)
@@ -74,10 +74,10 @@ def train(job: Train) -> None:
 
 def unlearn(job: Unlearn) -> None:
     """Unlearn, measure, report; parts that an earlier, interrupted call finished are not done again."""
-    base, _, preset = job.method.partition("/")
+    base = job.method.partition("/")[0]
     given = typed_options(METHODS.load(base), job.options, commands=option_names(Unlearn))
     method = make_method(job.method, **given)
-    job = dataclasses.replace(job, options=to_dict(method))  # type: ignore[type-var]
+    job = dataclasses.replace(job, options=to_dict(method))
     training = inputs.Training.beside(job.checkpoint)
     recipe = training.recipe(job.recipe)
     claim(job)
@@ -87,7 +87,7 @@ def unlearn(job: Unlearn) -> None:
     if not training.matches(split.train):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
     start = training.start(job, data.train)
-    common = {"recipe": recipe, "device": job.device, "seed": job.seed, "precision": job.precision}
+    common: dict[str, Any] = {"recipe": recipe, "device": job.device, "seed": job.seed, "precision": job.precision}
     record = finished(job)
     if record is None:
         with console.progress() as progress:
@@ -165,9 +165,7 @@ def evaluate(job: Evaluate) -> None:
         console.say(f"written: {job.csv}")
 
 
-def _retrained(
-    job: Unlearn, original: nn.Module, split: Forgetting, start: Any, common: dict[str, Any]
-) -> Result:
+def _retrained(job: Unlearn, original: nn.Module, split: Forgetting, start: Any, common: dict[str, Any]) -> Result:
     """The exact reference; kept by content, so it is trained once per data, recipe and seed."""
     if common["recipe"] is None:
         raise UsageError(
@@ -194,7 +192,9 @@ def _same_data(folder: Path, before: str, now: str) -> None:
 
 def _print_training(record: dict[str, Any], folder: Path) -> None:
     last = record["history"][-1] if record["history"] else {}
-    grid = console.table("trained", "epochs", "last loss", "seconds", "folder", right=("epochs", "last loss", "seconds"))
+    grid = console.table(
+        "trained", "epochs", "last loss", "seconds", "folder", right=("epochs", "last loss", "seconds")
+    )
     loss = f"{last['loss']:.4f}" if "loss" in last else "-"
     samples = f"{record['sizes']['train']:,} samples"
     grid.add_row(samples, str(len(record["history"])), loss, f"{record['seconds']:.1f}", str(folder))
@@ -211,6 +211,3 @@ def _report(runs: list[Path], out: Path) -> None:
 
     write_report(runs, out)
     console.say(f"report: {out}")
-
-
-

@@ -40,7 +40,7 @@ def guarded(action: Callable[[], int]) -> int:
         return _fail(_describe(error), FAILED, error)
     except MemoryError as error:
         return _fail("out of memory; use a smaller batch size or less data.", FAILED, error)
-    except Exception as error:  # the last line of defence: a defect must not show a traceback unasked
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a defect must not show a traceback unasked
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the device is out of memory; use a smaller batch size or `--device cpu`.", FAILED, error)
         first = (str(error).splitlines() or [""])[0]

@@ -54,7 +54,12 @@ def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
     """`seed: 0, now 1` for the first setting that differs; empty if none does."""
     if before is None:
         return "their settings are not known"
-    for key in now:
+    for name in now:
+        key = name
         if key != "out" and before.get(key) != now[key]:
-            return f"`{key}` was {json.dumps(before.get(key))}, now {json.dumps(now[key])}"
+            old, new = before.get(key), now[key]
+            if isinstance(old, dict) and isinstance(new, dict):
+                key = next(k for k in [*new, *old] if old.get(k) != new.get(k))
+                old, new = old.get(key), new.get(key)
+            return f"`{key}` was {json.dumps(old)}, now {json.dumps(new)}"
     return ""

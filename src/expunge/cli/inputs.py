@@ -63,7 +63,9 @@ def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """A random part is kept out of training: (the rest, the part), both in ascending order."""
     count = int(fraction * len(train))
     if not 0 < count < len(train):
-        raise DataError(f"`holdout` {fraction:g} of {len(train)} samples leaves one side empty; choose another fraction.")
+        raise DataError(
+            f"`holdout` {fraction:g} of {len(train)} samples leaves one side empty; choose another fraction."
+        )
     order = torch.randperm(len(train), generator=torch_generator(seed, "holdout"))
     held, kept = order[:count].sort().values, order[count:].sort().values
     return train.take(train.index[kept]), train.take(train.index[held], "validation")
@@ -149,4 +151,3 @@ class Training:
     @property
     def pretrained(self) -> bool:
         return self.facts.get("checkpoint") is not None
-

@@ -76,11 +76,15 @@ def show(kind: str, name: str, as_json: bool) -> None:
         raise unknown(f"preset of {base}", preset, presets)
     if as_json:
         options = [dataclasses.asdict(row) for row in rows]
-        console.print_json({**card_facts(card), "about": about(thing), "options": options, "presets": presets})
+        console.print_json(
+            {**card_facts(card), "about": about(thing, registry.kind), "options": options, "presets": presets}
+        )
         return
     page = console.out()
     page.print(f"{card.name} - {card.summary}", style="bold")
-    page.print(f"\n{about(thing)}\n", soft_wrap=True)
+    page.print("")
+    if explained := about(thing, registry.kind):
+        page.print(f"{explained}\n", soft_wrap=True)
     _print_needs(card)
     if rows:
         page.print(options_table(rows))
@@ -104,12 +108,11 @@ def show_recipe(as_json: bool) -> None:
     console.out().print(options_table(rows))
 
 
-def about(thing: Any) -> str:
-    """The module's docstring (the equation, for methods) if the thing has a file of its own, else its own."""
-    module = sys.modules.get(getattr(thing, "__module__", ""), None)
+def about(thing: Any, kind: str) -> str:
+    """Methods explain themselves in their module (the equation) and their class; the others in their own docstring."""
     own = inspect.getdoc(thing) if isinstance(thing, type) or inspect.isfunction(thing) else ""
-    parts = [inspect.cleandoc(getattr(module, "__doc__", None) or ""), (own or "").strip()]
-    return "\n\n".join(part for part in parts if part and not part.startswith(f"{type(thing).__name__}("))
+    module = getattr(sys.modules.get(getattr(thing, "__module__", "")), "__doc__", "") if kind == "method" else ""
+    return "\n\n".join(part.strip() for part in (module, own) if part)
 
 
 def option_rows(thing: Any) -> list[OptionInfo]:
@@ -129,11 +132,14 @@ def option_rows(thing: Any) -> list[OptionInfo]:
 
 
 def options_table(rows: list[OptionInfo]) -> Any:
+    """Options with their type and bounds; plain facts (of a data set) where nothing is described."""
     described = any(row.description for row in rows)
-    grid = console.table("option", "type", "value" if not described else "default", "bounds", "meaning")
+    headers = ("option", "default", "type", "meaning") if described else ("name", "value", "type")
+    grid = console.table(*headers)
     grid.columns[0].no_wrap = True
     for row in rows:
-        grid.add_row(row.name, row.type, shown(row.default), row.bounds, row.description)
+        cells = (row.name, shown(row.default), f"{row.type} {row.bounds}".strip(), row.description)
+        grid.add_row(*cells[: len(headers)])
     return grid
 
 

@@ -14,7 +14,8 @@ from expunge.cli import console, faults
 from expunge.cli.complete import KINDS, kinds
 from expunge.cli.lazy import LazyGroup
 
-EPILOG = """Exit codes: 0 done, 1 failed, 2 the request cannot be right as written, 130 interrupted (run it again to go on).
+EPILOG = """Exit codes: 0 done, 1 failed, 2 the request cannot be right as written,
+130 interrupted (run it again to go on).
 
 Examples:\n
   expunge demo\n
@@ -127,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _plain_list(arguments: list[str]) -> bool:
     """`list KIND [--json]` skips the parser, which would load pydantic's core and double the time."""
-    return len(arguments) > 1 and arguments[0] == "list" and arguments[1][:1] != "-" and arguments[2:] in ([], ["--json"])
+    return (
+        len(arguments) > 1 and arguments[0] == "list" and arguments[1][:1] != "-" and arguments[2:] in ([], ["--json"])
+    )
 
 
 if __name__ == "__main__":

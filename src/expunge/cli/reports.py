@@ -19,6 +19,13 @@ def read_cells(run: Path) -> list[CellRecord]:
         loaded = json.loads(path.read_text(encoding="utf-8"))
         return [CellRecord.model_validate(item) for item in loaded]
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); name a folder made by `unlearn` or `run`.") from None
+        raise DataError(f"{path} cannot be read ({error.strerror}); name a folder of `unlearn` or `run`.") from None
     except (ValueError, TypeError, pydantic.ValidationError) as error:
         raise DataError(f"{path} holds no records of Expunge ({str(error).splitlines()[0]}).") from None
+
+
+def write_report(runs: Sequence[Path], out: Path) -> None:
+    """One self-contained page about all records of the given folders."""
+    from expunge import report
+
+    report.build([cell for run in runs for cell in read_cells(run)], out)

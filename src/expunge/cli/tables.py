@@ -13,16 +13,24 @@ from expunge.cli import console
 from expunge.metrics.base import Value
 
 HEADERS = {
-    "forget_accuracy": "forget %",
-    "retain_accuracy": "retain %",
-    "test_accuracy": "test %",
-    "test_retained_accuracy": "kept classes %",
-    "mia_accuracy": "attack %",
-    "mia_auc": "AUC %",
-    "average_gap": "gap %",
-    "seconds": "seconds",
-    "scale_up": "faster x",
+    "forget_accuracy": "forget",
+    "retain_accuracy": "retain",
+    "test_accuracy": "test",
+    "test_retained_accuracy": "kept",
+    "mia_accuracy": "attack",
+    "mia_auc": "AUC",
+    "average_gap": "gap",
+    "seconds": "sec",
+    "scale_up": "x",
 }
+_LEGEND = {
+    "test_accuracy": "accuracy in %",
+    "test_retained_accuracy": "kept: test accuracy on the other classes",
+    "mia_auc": "AUC: attack, 50 % is guessing",
+    "average_gap": "gap: to the retrained model",
+    "scale_up": "x: times faster than retraining",
+}
+_PLAIN = ("seconds", "scale_up")
 _HIDDEN_BY = {"mia_accuracy": "mia_auc"}  # the published attack repeats what the AUC says
 
 
@@ -41,7 +49,10 @@ def cells_tables(cells: Sequence[CellRecord]) -> list[Table]:
     for cell in cells:
         title = f"{cell.data.get('name')} / {cell.model.get('name')}: forget {cell.scenario.get('label')}"
         groups.setdefault(title, {}).setdefault(str(cell.method.get("label")), []).append(cell)
-    return [_grid({m: _numbers(c) for m, c in methods.items()}, title, _failures(methods)) for title, methods in groups.items()]
+    return [
+        _grid({name: _numbers(cells) for name, cells in methods.items()}, title, _failures(methods))
+        for title, methods in groups.items()
+    ]
 
 
 def _numbers(cells: Sequence[CellRecord]) -> dict[str, list[float]]:
@@ -59,15 +70,20 @@ def _failures(methods: Mapping[str, Sequence[CellRecord]]) -> dict[str, str]:
 
 
 def _grid(
-    numbers: Mapping[str, Mapping[str, Sequence[float]]], title: str | None = None, failures: Mapping[str, str] | None = None
+    numbers: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str | None = None,
+    failures: Mapping[str, str] | None = None,
 ) -> Table:
     present = {metric for row in numbers.values() for metric in row}
     shown = [m for m in HEADERS if m in present and _HIDDEN_BY.get(m) not in present]
     headers = [HEADERS[m] for m in shown]
     grid = console.table("model", *headers, right=tuple(headers), title=title)
+    grid.columns[0].overflow = "fold"
+    grid.columns[0].min_width = min(24, max(map(len, numbers), default=5))
+    grid.caption, grid.caption_justify = "; ".join(_LEGEND[m] for m in shown if m in _LEGEND), "left"
     for name, row in numbers.items():
         label = f"{name} ({failures[name]})" if failures and name in failures else name
-        grid.add_row(label, *(_spread(row.get(m, ()), percent="%" in HEADERS[m]) for m in shown))
+        grid.add_row(label, *(_spread(row.get(m, ()), percent=m not in _PLAIN) for m in shown))
     return grid
 
 
@@ -79,4 +95,3 @@ def _spread(values: Sequence[float], *, percent: bool) -> str:
     factor = 100 if percent else 1
     mean = f"{statistics.fmean(finite) * factor:.1f}"
     return mean if len(finite) == 1 else f"{mean}±{statistics.stdev(finite) * factor:.1f}"
-

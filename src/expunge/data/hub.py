@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,8 @@ def read_hub(
         snapshot = _snapshot(hub)
         if snapshot is not None:
             log.info("%s is read from the downloaded snapshot %s.", hub, snapshot)
-            return read_folder(snapshot / config if config and (snapshot / config).is_dir() else snapshot, columns)
+            folder = snapshot / config if config and (snapshot / config).is_dir() else snapshot
+            return read_folder(folder, columns, train=train, test=test or "test")
         raise _explain(hub, config, error) from None
     names = {"train": (train, *TRAIN), "test": (test, *TEST) if test else TEST}
     parts = {}
@@ -65,9 +68,6 @@ def raw_from_hub(data: Any, split: str, columns: Columns, name: str) -> Raw:
 
 
 def _key(fingerprint: str, image: str, facts: object) -> str:
-    import hashlib
-    import json
-
     return hashlib.sha256(json.dumps(["hub", fingerprint, image, facts], default=str).encode()).hexdigest()
 
 

@@ -70,12 +70,12 @@ class _Evaluator:
             return ~found if isinstance(op, ast.NotIn) else found
         if type(op) not in _COMPARE:
             raise self.refuse()
-        if self.is_column(left):
+        if self.is_column(left) or not self.is_column(right):
             column = self.column(left)
             other = self.column(right) if self.is_column(right, strict=True) else None
             value = other if other is not None else self.fit(column, self.literal(right), left)
             return self.apply(op, column, value)
-        column = self.column(right)  # `10 <= score`; an unknown column ends here
+        column = self.column(right)  # `10 <= score`
         return self.apply(op, self.fit(column, self.literal(left), right), column)
 
     def apply(self, op: ast.cmpop, left: Any, right: Any) -> np.ndarray:

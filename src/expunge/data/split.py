@@ -277,7 +277,7 @@ class Split:
         """Labels of this split, long CPU tensor (len,). Raises `AccessError` where they are withheld."""
         if self.labels is None:
             raise AccessError(
-                f"the {self.name} split carries no labels: the method did not declare that it needs them."
+                f"the {self.name} split carries no labels: the method did not declare a need for them."
             )
         return self.labels[self.index]
 
@@ -401,9 +401,8 @@ def check_labels(labels: Tensor, count: int, name: str) -> Tensor:
     labels = torch.as_tensor(labels).detach().cpu()
     if labels.dim() != 1 or len(labels) != count:
         raise DataError(f"{name}: expected {count} labels, one per sample, got shape {tuple(labels.shape)}.")
-    if labels.is_floating_point():
-        if not torch.equal(labels, labels.round()):
-            raise DataError(f"{name}: labels must be whole class numbers, got {labels[labels != labels.round()][0]:g}.")
+    if labels.is_floating_point() and not torch.equal(labels, labels.round()):
+        raise DataError(f"{name}: labels must be whole class numbers, got {labels[labels != labels.round()][0]:g}.")
     labels = labels.long()
     if len(labels) and int(labels.min()) < 0:
         raise DataError(f"{name}: labels must be >= 0, got {int(labels.min())}; unlabelled samples cannot be used.")

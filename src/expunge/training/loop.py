@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expunge.core.errors import CheckpointError
+from expunge.core.errors import CheckpointError, ExpungeError
 from expunge.core.run import Run
 from expunge.data.augment import make_augment
 from expunge.data.split import Split
@@ -96,8 +97,13 @@ def _save_state(
 ) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "history": list(history)}
     part = path.with_suffix(path.suffix + ".part")
-    torch.save(state, part)
-    part.replace(path)
+    try:
+        torch.save(state, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        part.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise ExpungeError(f"cannot write {path} ({reason}); free some space or choose another folder.") from None
 
 
 def _load_state(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> int:
@@ -108,7 +114,8 @@ def _load_state(path: Path | None, model: nn.Module, optimizer: torch.optim.Opti
         state = torch.load(path, map_location=run.device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be resumed from ({error}); delete it to start again.") from None
+    except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be resumed from ({reason}); delete it to start again.") from None
     run.history.extend(state["history"])
     return int(state["epoch"])

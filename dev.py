@@ -45,7 +45,7 @@ def fingerprint() -> str:
 
 def setup() -> None:
     """Make or refresh the environment; nothing to do if neither pins nor Python changed."""
-    if sys.version_info < (3, 11):
+    if sys.version_info[:2] < (3, 11):
         stop(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}.")
     if STAMP.exists() and STAMP.read_text(encoding="utf-8") == fingerprint():
         return

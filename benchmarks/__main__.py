@@ -29,7 +29,7 @@ def main() -> None:
     print(f"\n{text}")
     if "--write" in sys.argv:
         where = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread"
-        head = f"# Benchmarks\n\n`make bench` (`python -m benchmarks --write`), {where}. Medians of interleaved repeats."
+        head = f"# Benchmarks\n\n`python -m benchmarks --write`, {where}. Medians of interleaved repeats."
         Path(__file__).with_name("RESULTS.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")
 
 

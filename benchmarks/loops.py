@@ -75,9 +75,8 @@ def scrub(what: str, split: Split, model: nn.Module) -> Row:
             for at in range(low, high, BATCH):
                 end = min(at + BATCH, high)
                 logits = student(x[at:end])
-                loss = sign * F.kl_div(
-                    F.log_softmax(logits / 4, 1), F.log_softmax(z[at:end] / 4, 1), log_target=True, reduction="batchmean"
-                )
+                here, there = F.log_softmax(logits / 4, 1), F.log_softmax(z[at:end] / 4, 1)
+                loss = sign * F.kl_div(here, there, log_target=True, reduction="batchmean")
                 if sign > 0:
                     loss = loss + F.cross_entropy(logits, y[at:end])
                 optimizer.zero_grad(set_to_none=True)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, dataclass_transform
 import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.fields import FieldInfo
 
 from expunge.core.errors import UsageError, nearest
 
@@ -34,6 +35,10 @@ def options(cls: type[T]) -> type[T]:
     expunge.core.errors.UsageError: demo: `lr` should be greater than 0, got -1.
     """
     made = pydantic_dataclass(frozen=True, kw_only=True, config=_CONFIG)(cls)
+    for base in made.__mro__:
+        for name, value in vars(base).items():
+            if isinstance(value, FieldInfo) and name not in option_names(made):
+                raise TypeError(f"{base.__name__}.{name} is declared in a base without @options and would be ignored.")
     raw_init = made.__init__
 
     @functools.wraps(raw_init)

@@ -92,6 +92,7 @@ class Method(ABC):
                 raise DivergedError(f"{name} diverged: `{key}` is not finite. Lower the learning rate or set a clip.")
 
 
+@options
 class IterativeMethod(Method):
     """A method that works in epochs; any of them can be rewound (SCRUB+R's rule, see `methods.rewind`)."""
 

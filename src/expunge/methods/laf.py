@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.core.needs import Needs
-from expunge.core.options import Field
+from expunge.core.options import Field, options
 from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.core.seeds import derive
@@ -47,6 +47,9 @@ _TASKS: dict[str, dict[str, Any]] = {
     "noise-cnn": {"latent": 8, "epochs": 20, "lr_ue": 5e-5, "lr_ra": 1e-4, "tau": 20.0},
     "noise-resnet": {"latent": 16, "epochs": 40, "lr_ue": 1e-5, "lr_ra": 4e-5, "tau": 5.0},
 }
+
+
+NOISE = 1e-6  # c = 1 - cos below this is rounding: equal networks give up to 2e-7 in float32
 
 
 def phi(d: Tensor) -> Tensor:
@@ -68,6 +71,7 @@ def alignment(c_retain: Tensor, c_forget: Tensor, tau: float, tau_both: bool = F
     return (c_retain / scale).sum() - len(c_retain) * torch.logsumexp(c_forget / tau, dim=0)
 
 
+@options
 class LAFBase(IterativeMethod):
     """Options and algorithm that LAF and LAF+R share."""
 
@@ -149,6 +153,7 @@ class LAFBase(IterativeMethod):
         ue = torch.optim.Adam(student.parameters(), lr=self.lr_ue)
         ra = torch.optim.Adam(student.parameters(), lr=self.lr_ra)
         noise = torch.Generator().manual_seed(derive(run.seed, "latent")) if self.latent_mode == "sampled" else None
+        moved = False
         rounds = self.epochs * (2 if self.schedule == "two_stage" else 1)
         for epoch in run.epochs(student, rounds):
             student.eval() if self.batchnorm == "frozen" else training_mode(student)
@@ -172,8 +177,10 @@ class LAFBase(IterativeMethod):
                     epoch.add("ue", ue_loss)
                 if do_ra:
                     e_r, e_f = self._both(body, kept, gone, run)
-                    ra_loss, moved = self._ra(e_r, e_f, targets)
-                    if moved or not self.skip_noise:
+                    ra_loss, farthest = self._ra(e_r, e_f, targets)
+                    # Once something has moved it stays so: no further look at the device.
+                    moved = moved or not self.skip_noise or float(farthest) > NOISE
+                    if moved:
                         _adam_step(ra, ra_loss)
                     epoch.add("ra", ra_loss)
 
@@ -211,12 +218,11 @@ class LAFBase(IterativeMethod):
             keep, lose = phi(keep), phi(lose)
         return keep.sum() - lose.sum()
 
-    def _ra(self, e_r: Tensor, e_f: Tensor, targets: tuple[Tensor, Tensor]) -> tuple[Tensor, bool]:
-        """L_RA, and whether the representations have moved at all (beyond rounding)."""
+    def _ra(self, e_r: Tensor, e_f: Tensor, targets: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """L_RA, and the largest c of the batch."""
         c_r = 1 - F.cosine_similarity(e_r, targets[0], dim=1)
         c_f = 1 - F.cosine_similarity(e_f, targets[1], dim=1)
-        moved = not self.skip_noise or bool(torch.maximum(c_r.max(), c_f.max()) > 1e-6)
-        return alignment(c_r, c_f, self.tau, self.tau_both), moved
+        return alignment(c_r, c_f, self.tau, self.tau_both), torch.maximum(c_r.max(), c_f.max()).detach()
 
 
 @method("laf")
@@ -254,7 +260,7 @@ class LAFRepair(LAFBase):
                 target = labelled.take(rows).y.to(run.device)
                 loss = F.cross_entropy(body.classify(e[rows]).float(), target)
                 _adam_step(optimizer, loss)
-                total += float(loss) * len(rows)
+                total += float(loss.detach()) * len(rows)
             losses.append(total / len(labelled))
         run.details["repair_loss"] = losses
 

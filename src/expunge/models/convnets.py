@@ -127,7 +127,8 @@ def all_cnn(num_classes: int, input_shape: Sequence[int], width: float = 1.0) ->
     channels, height, side = image_shape(input_shape, 8, "allcnn")
     if height != side:
         raise UsageError(f"model `allcnn` takes square images, got {height} x {side}; resize them.")
-    return AllCNN(num_classes, channels, width, -(-(-(-height // 2)) // 2))
+    grid = (height + 3) // 4  # two stride-2 convolutions, each rounding up
+    return AllCNN(num_classes, channels, width, grid)
 
 
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")

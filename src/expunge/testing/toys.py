@@ -67,10 +67,10 @@ def toy_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images (count, 1, 8, 8) in [0, 1] and labels (count,), classes in turn."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
-    images = 0.5 * torch.rand(count, 1, 8, 8, generator=generator)
+    images = 0.8 * torch.rand(count, 1, 8, 8, generator=generator)
     for i, label in enumerate(labels.tolist()):
         row, column = 4 * (label // 2), 4 * (label % 2)
-        images[i, :, row : row + 4, column : column + 4] += 0.4
+        images[i, :, row : row + 4, column : column + 4] += 0.2
     return images.clamp(0, 1), labels
 
 
@@ -87,7 +87,7 @@ class ToyProblem:
     spies: dict[str, SpyStore] = field(default_factory=dict)
 
 
-def toy_problem(model: nn.Module | None = None, *, epochs: int = 15, forget_class: int | None = 1) -> ToyProblem:
+def toy_problem(model: nn.Module | None = None, *, epochs: int = 6, forget_class: int | None = 1) -> ToyProblem:
     """A trained toy model and its splits: one class to forget, or a mixed handful (`forget_class=None`)."""
     images, labels = toy_images(120, seed=0)
     gone = torch.arange(120) < 24 if forget_class is None else labels == forget_class

@@ -129,7 +129,7 @@ def _tensor(samples: Any, name: str) -> Tensor:
 
 def _label_tensor(labels: np.ndarray, name: str) -> Tensor:
     if labels.dtype.kind not in "biuf":
-        shown = labels.reshape(-1)[0] if labels.size else "nothing"
+        shown = labels.reshape(-1).tolist()[0] if labels.size else "nothing"
         raise DataError(f"{name}: labels must be whole class numbers, got {shown!r}; number the classes from 0.")
     return torch.from_numpy(labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64))
 
@@ -155,7 +155,7 @@ def _from_hub(data: Any, name: str) -> Split:
         raise DataError(f"{name}: this Hugging Face data set has a transform; call reset_format() and pass it again.")
     from expunge.data.hub import raw_from_hub
 
-    raw = raw_from_hub(data, name, Columns(), name)
+    raw = raw_from_hub(data, name, Columns(), name, keep=False)
     return make_split(raw, class_names([raw], name), name=name, image_size=None, cache=cache_root())
 
 

@@ -47,8 +47,11 @@ def read_hub(
     return parts
 
 
-def raw_from_hub(data: Any, split: str, columns: Columns, name: str) -> Raw:
-    """A `datasets.Dataset` (also filtered or shuffled) as `Raw`; images stay encoded until they are decoded."""
+def raw_from_hub(data: Any, split: str, columns: Columns, name: str, *, keep: bool = True) -> Raw:
+    """A `datasets.Dataset` (also filtered or shuffled) as `Raw`; images stay encoded until they are decoded.
+
+    keep: whether decoded images go to the cache; not for the many small subsets a program may make in memory.
+    """
     schema: pa.Schema = data.features.arrow_schema
     plain = data.with_format("arrow")
 
@@ -62,9 +65,11 @@ def raw_from_hub(data: Any, split: str, columns: Columns, name: str) -> Raw:
     images = ColumnImages(lambda: plain.select_columns([image])[:].column(0), len(data), where)
     # The fingerprint names content and every transform since, so it may key the cache of decoded images.
     fingerprint = f"{data._fingerprint}-{len(data)}"
-    return raw_from_table(
-        light, schema, columns, split, where, images=images, key=lambda facts, cache: _key(fingerprint, image, facts)
-    )
+
+    def key(facts: object, cache: Path) -> str:
+        return _key(fingerprint, image, facts)
+
+    return raw_from_table(light, schema, columns, split, where, images=images, key=key if keep else None)
 
 
 def _key(fingerprint: str, image: str, facts: object) -> str:

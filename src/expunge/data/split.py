@@ -276,9 +276,7 @@ class Split:
     def y(self) -> Tensor:
         """Labels of this split, long CPU tensor (len,). Raises `AccessError` where they are withheld."""
         if self.labels is None:
-            raise AccessError(
-                f"the {self.name} split carries no labels: the method did not declare a need for them."
-            )
+            raise AccessError(f"the {self.name} split carries no labels: the method did not declare a need for them.")
         return self.labels[self.index]
 
     @property

@@ -8,7 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.api import Result, Scores, evaluate, method, methods, scenario, train, unlearn
+    from expunge.api import method, methods, scenario
+    from expunge.api.evaluate import Scores, evaluate
+    from expunge.api.result import Result
+    from expunge.api.train import train
+    from expunge.api.unlearn import unlearn
     from expunge.training.recipe import Recipe
 
 __version__ = "0.1.0"

@@ -35,7 +35,12 @@ def _forget_toys() -> Iterator[None]:
 
 
 def scrub_like(
-    student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, problem: Problem, run: Run, raw: bool = False
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    problem: Problem,
+    run: Run,
+    raw: bool = False,
 ) -> nn.Module:
     """SCRUB in its simplest form; the toys differ in what they hand in."""
     for epoch in run.epochs(student, 2):

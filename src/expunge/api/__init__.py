@@ -39,4 +39,3 @@ def scenario(name: str, train_set: Any, *, seed: int = 0, **options: Any) -> For
     on unknown names and options, `DataError` if nothing or everything would be forgotten.
     """
     return make_scenario(name, options).split(as_split(train_set, name="train"), seed)
-

@@ -16,7 +16,7 @@ from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
 from expunge.cli.folder import STATE, WEIGHTS, claim, finished
 from expunge.cli.jobs import Evaluate, Train, Unlearn
-from expunge.core.errors import UsageError
+from expunge.core.errors import DivergedError, UsageError
 from expunge.core.options import option_names, to_dict
 from expunge.methods import METHODS
 from expunge.methods.base import make_method
@@ -47,10 +47,14 @@ def train(job: Train) -> None:
     state = job.out / STATE
     if state.exists():
         console.say(f"going on with the interrupted training in {job.out}.")
-    with console.progress() as progress:
-        result = api.train(
-            model, seen, recipe=recipe, seed=job.seed, device=job.device, progress=progress, resume=state
-        )
+    try:
+        with console.progress() as progress:
+            result = api.train(
+                model, seen, recipe=recipe, seed=job.seed, device=job.device, progress=progress, resume=state
+            )
+    except DivergedError:
+        state.unlink(missing_ok=True)  # nothing worth going on from
+        raise
     training = {
         "model": job.model,
         "recipe": to_dict(recipe),

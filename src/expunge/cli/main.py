@@ -37,15 +37,21 @@ app = typer.Typer(
 GLOBAL = {"--quiet": "quiet", "-q": "quiet", "--debug": "debug"}
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"expunge {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks; allowed anywhere.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Tracebacks for errors; allowed anywhere.")] = False,
 ) -> None:
-    if version:
-        print(f"expunge {__version__}")
-        raise typer.Exit
+    """Options of every command; `main` has read `--quiet` and `--debug` already."""
 
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

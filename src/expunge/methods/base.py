@@ -1,11 +1,11 @@
 """What every method shares. `apply` owns the ceremony; a method is its options and its algorithm, `unlearn`.
 
-    @method("my-method", summary="one line", needs=Needs(retain="labels"))
-    class MyMethod(Method):
-        lr: float = Field(0.01, gt=0, description="learning rate")
+@method("my-method", summary="one line", needs=Needs(retain="labels"))
+class MyMethod(Method):
+    lr: float = Field(0.01, gt=0, description="learning rate")
 
-        def unlearn(self, problem: Problem, run: Run) -> nn.Module:
-            ...
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        ...
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from expunge.methods import METHODS
 from expunge.methods.rewind import rewind
 from expunge.models.checkpoint import weights_hash
 
-C = TypeVar("C", bound="type[Method]")
+C = TypeVar("C", bound="Method")
 
 
 class Method(ABC):
@@ -113,13 +113,13 @@ class IterativeMethod(Method):
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def method(
     name: str, *, summary: str = "", needs: Needs | None = None, paper: Paper | None = None, tags: tuple[str, ...] = ()
-) -> Callable[[C], C]:
+) -> Callable[[type[C]], type[C]]:
     """Class decorator: make the class a validated frozen dataclass and register it under `name`.
 
     Built-in methods have their card in the catalogue (`expunge.methods`) and give only the name.
     """
 
-    def decorate(cls: C) -> C:
+    def decorate(cls: type[C]) -> type[C]:
         made = options(cls)
         if needs is None:
             made.card = METHODS.card(name)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from expunge.core.options import Field
+from expunge.core.options import Field, build
 from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
@@ -34,16 +34,16 @@ class Finetune(IterativeMethod):
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while training")
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
-        recipe = Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            optimizer=self.optimizer,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule="constant",
-            l2_reference=self.l2_reference,
-            batchnorm=self.batchnorm,
-            precision=run.precision,
+        names = (
+            "epochs",
+            "lr",
+            "batch_size",
+            "optimizer",
+            "momentum",
+            "weight_decay",
+            "l2_reference",
+            "batchnorm",
         )
+        values = {name: getattr(self, name) for name in names}
+        recipe = build(Recipe, {**values, "schedule": "constant", "precision": run.precision})
         return train_model(problem.student(), problem.retain, recipe, run, purpose="finetune")

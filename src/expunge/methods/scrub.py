@@ -94,9 +94,7 @@ class SCRUB(IterativeMethod):
 
             if epoch.number <= self.msteps:
                 seed = run.seed_for("forget", "shuffle", epoch.number)
-                for batch in problem.forget.batches(
-                    self.forget_batch_size, shuffle=True, seed=seed, device=run.device
-                ):
+                for batch in problem.forget.batches(self.forget_batch_size, shuffle=True, seed=seed, device=run.device):
                     with run.autocast():
                         logits = student(batch.x)
                     distance = distillation(logits.float(), on_forget[batch.index], self.temperature)

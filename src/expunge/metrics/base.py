@@ -17,7 +17,7 @@ from expunge.data.split import Split
 from expunge.metrics import METRICS
 from expunge.training.inference import predict
 
-C = TypeVar("C", bound="type[Metric]")
+C = TypeVar("C", bound="Metric")
 Unit = Literal["fraction", "nats", "seconds", "ratio", "count", "distance"]
 Direction = Literal["higher", "lower", "reference", "half"]
 """Which value is good: higher, lower, close to the retrained reference, or close to one half (an attack guessing)."""
@@ -116,10 +116,10 @@ class Metric(ABC):
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
-def metric(name: str, *, summary: str = "", needs: str = "") -> Callable[[C], C]:
+def metric(name: str, *, summary: str = "", needs: str = "") -> Callable[[type[C]], type[C]]:
     """Class decorator: validated frozen dataclass, registered under `name`."""
 
-    def decorate(cls: C) -> C:
+    def decorate(cls: type[C]) -> type[C]:
         made = options(cls)
         made.card = METRICS.card(name) if not summary else Card(name=name, summary=summary, needs=needs)
         METRICS.add(made.card, made)

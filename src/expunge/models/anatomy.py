@@ -172,7 +172,7 @@ def reset_parameters(model: nn.Module, names: Iterable[str] | None = None, *, se
                 if callable(reset):
                     reset()
                 elif callable(getattr(module, "_reset_parameters", None)):
-                    module._reset_parameters()  # type: ignore[operator]
+                    module._reset_parameters()
                 elif own:
                     raise UsageError(
                         f"module `{name or type(model).__name__}` has weights but no reset_parameters(); "

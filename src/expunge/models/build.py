@@ -64,7 +64,7 @@ def _factory(spec: str) -> Callable[..., Any]:
     if not callable(found):
         public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise UsageError(f"`{place}` has no function `{name}`; {nearest(name, public)}.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _from_file(path: Path) -> ModuleType:

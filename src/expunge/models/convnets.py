@@ -162,5 +162,3 @@ def vgg16_bn(num_classes: int, input_shape: Sequence[int]) -> nn.Module:
 
 def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-

@@ -16,7 +16,7 @@ from expunge.core.registry import Card
 from expunge.data.split import Split
 from expunge.scenarios import SCENARIOS
 
-C = TypeVar("C", bound="type[Scenario]")
+C = TypeVar("C", bound="Scenario")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +91,10 @@ class Scenario(ABC):
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
-def scenario_class(name: str, *, summary: str = "") -> Callable[[C], C]:
+def scenario_class(name: str, *, summary: str = "") -> Callable[[type[C]], type[C]]:
     """Class decorator: validated frozen dataclass, registered under `name`."""
 
-    def decorate(cls: C) -> C:
+    def decorate(cls: type[C]) -> type[C]:
         made = options(cls)
         made.card = SCENARIOS.card(name) if not summary else Card(name=name, summary=summary)
         SCENARIOS.add(made.card, made)

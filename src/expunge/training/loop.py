@@ -42,7 +42,7 @@ class L2Reference:
         if self.strength == 0:
             return
         pairs = [(p, r) for p, r in zip(self._parameters, self._reference, strict=True) if p.grad is not None]
-        gradients = [p.grad for p, _ in pairs]
+        gradients = [p.grad for p, _ in pairs if p.grad is not None]
         pull = torch._foreach_sub([p.detach() for p, _ in pairs], [r for _, r in pairs])
         torch._foreach_add_(gradients, pull, alpha=self.strength)
 

@@ -45,8 +45,11 @@ def build_model(
         torch.manual_seed(derive(seed, "init"))
         try:
             model = factory(**arguments)
-        except TypeError as error:
-            raise UsageError(f"model `{spec}` cannot be built with {arguments}: {error}.") from None
+        except UsageError:
+            raise
+        except Exception as error:  # a user's factory may raise anything; the message names it
+            reason = f"{type(error).__name__}: {error}"
+            raise UsageError(f"model `{spec}` cannot be built with {arguments}: {reason}.") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"`{spec}` must return a torch.nn.Module, it returned {type(model).__name__}.")
     return model

@@ -1,0 +1,138 @@
+"""Lists and pages: complete, light, readable."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+from expunge.cli.complete import KINDS, catalogue
+
+HEAVY = ("torch", "sklearn", "matplotlib", "pandas", "scipy")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_every_name(expunge, kind):
+    result = expunge("list", kind)
+    assert result.code == 0
+    assert all(name in result.out for name in catalogue(kind).names())
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_holds_the_same(expunge, kind):
+    loaded = json.loads(expunge("list", kind, "--json").out)
+    assert [item["name"] for item in loaded] == catalogue(kind).names()
+    assert all(item["summary"] for item in loaded)
+
+
+def test_list_names_needs_and_paper(expunge):
+    words = expunge("list", "methods").out
+    assert "(no labels)" in words or "no\n" in words
+    assert "Kurmanji et al.," in words
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in catalogue(k).names()])
+def test_shows_every_name(expunge, kind, name):
+    result = expunge("show", kind.removesuffix("s"), name)
+    assert result.code == 0, result.err
+    assert name in result.out
+
+
+def test_show_method_has_equation_bounds_presets_and_citation(expunge):
+    page = expunge("show", "method", "scrub").out
+    for part in ("KL(", ">= 0", "scrub/small-rb", "NeurIPS 2023", "arXiv:2302.09880", "inputs only"):
+        assert part in page
+
+
+def test_show_method_json_has_the_options(expunge):
+    page = json.loads(expunge("show", "method", "scrub", "--json").out)
+    alpha = next(option for option in page["options"] if option["name"] == "alpha")
+    assert alpha["default"] == 0.5
+    assert alpha["bounds"] == ">= 0"
+
+
+def test_show_recipe_lists_what_train_help_names(expunge):
+    from expunge.cli.work import TRAIN
+
+    page = json.loads(expunge("show", "recipe", "--json").out)
+    assert all(option["name"] in TRAIN for option in page["options"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("list", "methodes"), "did you mean `methods`?"),
+        (("show", "method", "scrbu"), "did you mean `scrub`?"),
+        (("show", "method", "scrub/small-rbb"), "small-rb"),
+        (("show", "method"), "expunge list method"),
+        (("unlern",), "unlearn"),
+    ],
+)
+def test_unknown_names_are_usage_errors(expunge, arguments, hint):
+    result = expunge(*arguments)
+    assert result.code == 2
+    assert hint in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_help_documents_exit_codes_and_examples(expunge):
+    page = " ".join(expunge("--help").out.split())
+    for part in ("Exit codes: 0 done, 1 failed, 2", "130 interrupted", "expunge demo", "--install-completion"):
+        assert part in page
+
+
+@pytest.mark.parametrize("command", ["train", "unlearn", "evaluate", "list", "show"])
+def test_every_command_has_help_with_an_example(expunge, command):
+    result = expunge(command, "--help")
+    assert result.code == 0
+    assert "Example" in result.out
+
+
+def test_version(expunge):
+    from expunge import __version__
+
+    assert expunge("--version").out.strip() == f"expunge {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *(["list", kind] for kind in KINDS)])
+def test_light_commands_import_nothing_heavy(arguments):
+    code = (
+        "import sys; from expunge.cli.main import main; code = main(sys.argv[1:]);"
+        f"heavy = [m for m in {HEAVY} if m in sys.modules]; sys.exit(str(heavy) if heavy or code else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def seconds(*command: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *command], capture_output=True, check=True)
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("list", "methods")])
+def test_light_commands_start_fast(arguments):
+    pairs = [(seconds("-m", "expunge.cli", *arguments), seconds("-c", "import typer, pydantic")) for _ in range(5)]
+    assert statistics.median(ours / bare for ours, bare in pairs) < 2.0
+
+
+def test_completion_offers_methods():
+    from expunge.cli.complete import kinds, names_of
+
+    assert names_of("methods")("scr") == ["scrub"]
+    assert kinds("me") == ["methods", "metrics"]
+
+
+def test_shell_completion_of_an_option_value():
+    import os
+
+    environment = {**os.environ, "_EXPUNGE_COMPLETE": "complete_bash", "COMP_WORDS": "expunge unlearn --method scr",
+                   "COMP_CWORD": "3"}  # fmt: skip
+    code = "import sys; from expunge.cli.main import main; sys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert "scrub" in done.stdout.split()

@@ -211,7 +211,7 @@ def test_a_second_load_decodes_nothing(hub_folder, tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise RuntimeError("decoded again")
 
-    monkeypatch.setattr(images_module, "decode_one", refuse)
+    monkeypatch.setattr(images_module, "_decode", refuse)
     second = load_data(hub_folder, cache=tmp_path / "cache")
     assert second.content_hash() == first.content_hash()
     assert not list((tmp_path / "cache" / "data").glob(".part*"))

@@ -17,6 +17,7 @@ from PIL import Image
 from expunge.core.errors import DataError
 
 THREADS = 2
+SMALL = 64  # pixels; measured: no gain from threads below
 PROBES = 256
 _GREY = {"1", "L", "LA"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -32,6 +33,10 @@ class Encoded(ABC):
     @abstractmethod
     def read(self, position: int) -> bytes | Path:
         """The bytes of one image, or the file that holds it."""
+
+    def read_many(self, start: int, stop: int) -> list[bytes | Path]:
+        """`read` of a range; overridden where a range is cheaper than its parts."""
+        return [self.read(position) for position in range(start, stop)]
 
     @abstractmethod
     def where(self, position: int) -> str:
@@ -61,7 +66,7 @@ def plan_for(images: Encoded, image_size: int | None) -> Plan:
     modes: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     for position in probes:
-        with _open(images, position) as image:
+        with _open(images, position, images.read(position)) as image:
             modes["L" if image.mode in _GREY else "RGB"] += 1
             sizes[image.size[1], image.size[0]] += 1
     mode, common = modes.most_common(1)[0][0], sizes.most_common(1)[0][0]
@@ -72,13 +77,19 @@ def plan_for(images: Encoded, image_size: int | None) -> Plan:
 
 def decode_one(images: Encoded, position: int, plan: Plan) -> np.ndarray:
     """One image as uint8 (C, H, W). Raises `DataError` with file and row if it is damaged or of another size."""
-    with _open(images, position) as image:
+    return _decode(images, position, images.read(position), plan)
+
+
+def _decode(images: Encoded, position: int, source: bytes | Path, plan: Plan) -> np.ndarray:
+    with _open(images, position, source) as image:
         if image.mode in _DEEP:
             raise DataError(f"{images.where(position)}: {image.mode} pixels; convert the images to 8 bits first.")
         try:
             # Palettes with transparency go through RGBA, otherwise Pillow warns.
             opaque = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-            pixels = opaque.convert(plan.mode)
+            if opaque.mode == plan.mode:
+                opaque.load()  # a conversion would copy
+            pixels = opaque if opaque.mode == plan.mode else opaque.convert(plan.mode)
         except _BROKEN as error:
             raise DataError(f"{images.where(position)}: damaged image ({error}).") from None
         if (pixels.height, pixels.width) != plan.size:
@@ -97,14 +108,19 @@ class MixedSizes(DataError):
 
 
 def decode_all(images: Encoded, plan: Plan) -> np.ndarray:
-    """All images as uint8 (N, C, H, W), decoded by two threads (Pillow releases the lock while it decodes)."""
+    """All images as uint8 (N, C, H, W), decoded by two threads (Pillow releases the lock while it decodes).
+
+    Small images are decoded by one: there the lock changes hands so often that a second thread costs time.
+    """
+    threads = THREADS if min(plan.size) >= SMALL else 1
     result = np.empty((len(images), *plan.shape), dtype=np.uint8)
 
     def work(start: int) -> None:
-        for position in range(start, min(start + 512, len(images))):
-            result[position] = decode_one(images, position, plan)
+        sources = images.read_many(start, min(start + 512, len(images)))
+        for position, source in enumerate(sources, start):
+            result[position] = _decode(images, position, source, plan)
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, range(0, len(images), 512)):
             pass
     return result
@@ -134,8 +150,7 @@ class ImageItems(torch.utils.data.Dataset[torch.Tensor]):
         return torch.from_numpy(decode_one(self.images, position, self.plan).copy())
 
 
-def _open(images: Encoded, position: int) -> Image.Image:
-    source = images.read(position)
+def _open(images: Encoded, position: int, source: bytes | Path) -> Image.Image:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except _BROKEN as error:

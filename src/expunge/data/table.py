@@ -40,9 +40,18 @@ class ColumnImages(Encoded):
         return self.where_row(position)
 
     def read(self, position: int) -> bytes | Path:
+        return self.read_many(position, position + 1)[0]
+
+    def read_many(self, start: int, stop: int) -> list[bytes | Path]:
+        values = self.column().slice(start, stop - start).to_pylist()
+        return [self._source(value, position) for position, value in enumerate(values, start)]
+
+    def column(self) -> pa.ChunkedArray:
         if self._column is None:
             self._column = self._load()
-        value = self._column[position].as_py()
+        return self._column
+
+    def _source(self, value: Any, position: int) -> bytes | Path:
         content = value.get("bytes") if isinstance(value, dict) else value
         if content is None and isinstance(value, dict) and value.get("path"):
             return Path(value["path"])
@@ -52,11 +61,9 @@ class ColumnImages(Encoded):
 
     def spill(self, path: Path) -> None:
         """Keep the encoded column in a memory-mapped Arrow file instead of in memory, for large sets."""
-        if self._column is None:
-            self._column = self._load()
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        table = pa.table({"image": self._column})
+        table = pa.table({"image": self.column()})
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         part.replace(path)

@@ -114,7 +114,7 @@ def _image_store(
     plan_facts = {"image_size": image_size}
     common = {"classes": classes, "ids": raw.ids, "columns": raw.columns, "name": name}
     store: Store
-    # Only the image headers are read for the estimate; a cache hit below reads no image at all.
+    # A few image headers decide the shape, also on a cache hit, which then decodes nothing.
     plan = plan_for(images, image_size)
     if len(images) * int(np.prod(plan.shape)) > resident_limit():
         if raw.spill is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,12 @@ def pick_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device `{device}` cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:N.") from None
     return chosen
+
+
+@functools.cache
+def warm_up() -> None:
+    """The first optimiser of a process imports torch's compiler, for seconds; that must not count as training time."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
 
 
 def as_module(model: Any, what: str = "model") -> nn.Module:

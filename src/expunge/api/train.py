@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from expunge.api.prepare import as_module, as_splits, check_fit, pick_device
+from expunge.api.prepare import as_module, as_splits, check_fit, pick_device, warm_up
 from expunge.api.result import Result, versions
 from expunge.core.needs import Needs
 from expunge.core.options import build, to_dict
@@ -52,6 +52,7 @@ def train(
     )
     student = copy.deepcopy(source)
     start = weights_hash(student)
+    warm_up()
     began = time.perf_counter()
     devices = [torch.cuda.current_device()] if target.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

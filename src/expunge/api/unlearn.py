@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
+from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device, warm_up
 from expunge.api.result import Result, versions
 from expunge.api.train import make_recipe
 from expunge.core.errors import UsageError
@@ -79,6 +79,7 @@ def unlearn(
     if needs.recipe and recipe is None:
         run.notes.append("no training recipe was given; the default one was used: pass recipe=... of the original.")
     problem = restrict(source, splits, needs, classes, known_recipe, _state(initial), seed)
+    warm_up()
     began = time.perf_counter()
     result = chosen.apply(problem, run)
     seconds = float(run.details.pop("cached_seconds", time.perf_counter() - began))

@@ -1,0 +1,168 @@
+"""`expunge unlearn`, `evaluate`: from a checkpoint to weights, scores, records and a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from expunge.api.record import CellRecord
+from expunge.cli.main import main
+from tests.cli.conftest import blobs
+
+
+def words(rows, trained, out, *more):
+    base = ["unlearn", "--model", "mlp", "--checkpoint", trained / "model.safetensors", "--data", rows]
+    return [*base, "--forget", "class:1", "--method", "neggrad+", "--out", out, *more]
+
+
+@pytest.fixture(scope="module")
+def forgot(rows: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`unlearn --retrain` of one class, done once for this file."""
+    out = tmp_path_factory.mktemp("forgot") / "run"
+    assert main([str(w) for w in words(rows, trained, out, "--retrain", "--epochs", 2, "--quiet")]) == 0
+    return out
+
+
+def test_writes_everything(forgot):
+    names = {path.name for path in forgot.iterdir()}
+    assert names == {"model.safetensors", "result.json", "history.csv", "settings.json", "cells.json", "report.html"}
+    assert "<html" in (forgot / "report.html").read_text(encoding="utf-8").lower()
+
+
+def test_cells_are_records_with_scores_and_seeds(forgot, rows):
+    cells = [CellRecord.model_validate(item) for item in json.loads((forgot / "cells.json").read_text())]
+    assert [cell.method["label"] for cell in cells] == ["original", "neggrad+", "retrain"]
+    assert len({cell.id for cell in cells}) == 3
+    for cell in cells:
+        metrics = {row["metric"] for row in cell.scores}
+        assert {"forget_accuracy", "retain_accuracy", "test_accuracy", "average_gap"} <= metrics
+        # 90 rows, a fifth held out, two of three classes kept.
+        assert cell.scenario["forget"] + cell.scenario["retain"] == 72
+        assert cell.data["validation"] == 18
+        assert cell.data["test"] == 45
+    assert cells[0].seconds is None
+    assert cells[1].method["options"]["epochs"] == 2
+
+
+def test_prints_a_table_that_fits(expunge, rows, trained, tmp_path):
+    result = expunge(*words(rows, trained, tmp_path / "run", "--retrain"))
+    assert result.code == 0, result.err
+    for part in ("original", "neggrad+", "retrained", "forget", "retain", "test", "AUC", "gap"):
+        assert part in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+def test_finished_work_is_not_done_again(expunge, rows, trained, forgot, monkeypatch):
+    def refuse(*_, method, **__):
+        assert method == "retrain"  # the reference comes from the cache
+        return original(*_, method=method, **__)
+
+    from expunge import api
+
+    original = api.unlearn
+    monkeypatch.setattr("expunge.cli.execute.api.unlearn", refuse)
+    before = (forgot / "model.safetensors").stat().st_mtime_ns
+    result = expunge(*words(rows, trained, forgot, "--retrain", "--epochs", 2))
+    assert result.code == 0, result.err
+    assert "already holds" in result.err
+    assert (forgot / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_refused(expunge, rows, trained, forgot):
+    result = expunge(*words(rows, trained, forgot, "--retrain", "--epochs", 3))
+    assert result.code == 2
+    assert "`epochs` was 2, now 3" in result.err
+
+
+def test_rewinding_uses_what_training_held_out(expunge, rows, trained, tmp_path):
+    result = expunge(*words(rows, trained, tmp_path / "run", "--rewind", "--epochs", 2))
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["sizes"]["validation"] == 18
+
+
+def test_rewinding_without_held_out_data_is_explained(expunge, rows, tmp_path):
+    assert expunge("train", "--model", "mlp", "--data", rows, "--epochs", 1, "--out", tmp_path / "plain").code == 0
+    result = expunge(*words(rows, tmp_path / "plain", tmp_path / "run", "--rewind"))
+    assert result.code == 2
+    assert "needs validation data" in result.err
+
+
+@pytest.mark.parametrize(
+    ("more", "phrases"),
+    [
+        (["--method", "scrbu"], ["did you mean `scrub`"]),
+        (["--method", "scrub/small"], ["preset of scrub", "small-r"]),
+        (["--alhpa", "0.1"], ["neggrad+ has no option `alhpa`", "did you mean `alpha`"]),
+        (["--lr", "0"], ["neggrad+: `lr`", "greater than 0"]),
+        (["--recipe", "/nowhere.yaml"], ["/nowhere.yaml"]),
+        (["--forget", "class:8"], ["class `8`"]),
+    ],
+)
+def test_requests_that_cannot_be_right(expunge, rows, trained, tmp_path, more, phrases):
+    result = expunge(*words(rows, trained, tmp_path / "run", *more))
+    assert result.code == 2, result.err
+    assert all(phrase in result.err for phrase in phrases), result.err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_recipe_typo_names_the_file(expunge, rows, trained, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("epoch: 3\n")
+    result = expunge(*words(rows, trained, tmp_path / "run", "--recipe", tmp_path / "recipe.yaml"))
+    assert result.code == 2
+    assert "recipe.yaml" in result.err
+    assert "did you mean `epochs`" in result.err
+
+
+def test_retraining_needs_a_recipe(expunge, rows, trained, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
+    result = expunge(*words(rows, tmp_path, tmp_path / "run", "--retrain", "--epochs", 1))
+    assert result.code == 2
+    assert "--recipe" in result.err
+
+
+def test_a_job_file_does_the_same(expunge, rows, trained, forgot, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"model: mlp\ncheckpoint: {trained / 'model.safetensors'}\ndata: {rows}\nforget: class:1\n"
+        "method: neggrad+\nretrain: true\noptions:\n  epochs: 2\n"
+    )
+    result = expunge("unlearn", "--config", job, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (forgot / "model.safetensors").read_bytes()
+
+
+def test_evaluate_measures_checkpoints_and_writes_csv(expunge, rows, trained, forgot, tmp_path):
+    result = expunge("evaluate", "--model", "mlp", "--original", trained / "model.safetensors", "--unlearned",
+                     forgot / "model.safetensors", "--data", rows, "--forget", "class:1", "--csv",
+                     tmp_path / "deep" / "scores.csv")  # fmt: skip
+    assert result.code == 0, result.err
+    frame = pd.read_csv(tmp_path / "deep" / "scores.csv")
+    assert set(frame["model"]) == {"original", "unlearned"}
+    cells = json.loads((forgot / "cells.json").read_text())
+    expected = next(row["value"] for row in cells[1]["scores"] if row["metric"] == "forget_accuracy")
+    mine = frame[(frame["model"] == "unlearned") & (frame["metric"] == "forget_accuracy")]["value"].item()
+    assert mine == pytest.approx(expected)
+
+
+def test_evaluate_prints_json(expunge, rows, trained):
+    result = expunge("evaluate", "--model", "mlp", "--original", trained / "model.safetensors", "--data", rows,
+                     "--forget", "class:1", "--metrics", "accuracy", "--json")  # fmt: skip
+    assert {row["metric"] for row in json.loads(result.out)} >= {"forget_accuracy", "retain_accuracy"}
+
+
+def test_evaluate_needs_a_model(expunge, rows):
+    result = expunge("evaluate", "--model", "mlp", "--data", rows, "--forget", "class:1")
+    assert result.code == 2
+    assert "--original" in result.err
+
+
+def test_test_data_of_their_own(expunge, rows, trained, tmp_path):
+    x, y = blobs(9, 30)
+    np.savez(tmp_path / "other.npz", x=x, y=y)
+    result = expunge("evaluate", "--model", "mlp", "--original", trained / "model.safetensors", "--data", rows,
+                     "--test", tmp_path / "other.npz", "--forget", "class:1")  # fmt: skip
+    assert result.code == 0, result.err

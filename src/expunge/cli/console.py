@@ -84,7 +84,7 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[numbers]}", style="dim"),
@@ -121,4 +121,6 @@ def _what(event: Progress) -> str:
 
 
 def _numbers(event: Progress) -> str:
-    return "  ".join(f"{name} {value:.3g}" for name, value in event.numbers.items() if name != "lr")
+    """At most two numbers: more do not fit beside a bar."""
+    shown = [f"{name} {value:.3g}" for name, value in event.numbers.items() if name != "lr"]
+    return "  ".join(shown[:2])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from expunge import __version__
-from expunge.cli import console, faults
+from expunge.cli import console, faults, studies
 from expunge.cli.complete import KINDS, kinds
 from expunge.cli.lazy import LazyGroup
 
@@ -103,6 +103,9 @@ def unlearn() -> None:
 @app.command()
 def evaluate() -> None:
     """Measure models side by side on the forget, retain and test data."""
+
+
+studies.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

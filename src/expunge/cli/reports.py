@@ -13,7 +13,11 @@ from expunge.core.errors import DataError
 
 
 def read_cells(run: Path) -> list[CellRecord]:
-    """The records of a folder that `expunge unlearn` wrote, or of a cells.json file."""
+    """The records of a folder that `expunge unlearn` wrote, of a cells.json file, or of a study folder."""
+    if run.is_dir() and not (run / "cells.json").exists():
+        from expunge.bench.run import cells
+
+        return list(cells(run))
     path = run / "cells.json" if run.is_dir() else run
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,122 @@
+"""`demo`, `run`, `status`, `report`, `export`, `reproduce`: studies, done by `expunge.bench` and `expunge.report`.
+
+What is called: bench.run.run_study(recipe, out=, jobs=, progress=), bench.run.status(folder) -> {state: count},
+bench.run.export(folder, csv=, time=), bench.run.cells(folder), and bench.library.recipes() -> {name: path}.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from expunge.cli import console
+from expunge.core.errors import UsageError, unknown
+
+Folder = Annotated[Path, typer.Argument(help="A study folder, as `run` prints it.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default: runs/NAME.", show_default=False)]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Cells that run at the same time, one thread each.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the study commands to an application."""
+    for function, epilog in (
+        (demo, "Example: expunge demo --out out/demo --jobs 2"),
+        (run, "Example: expunge run recipes/smoke.yaml --jobs 2"),
+        (status, "Example: expunge status runs/smoke"),
+        (report, "Examples: expunge report runs/smoke; expunge report forgot/ forgot-1/ --out both.html"),
+        (export, "Example: expunge export runs/smoke --csv table.csv --no-time"),
+        (reproduce, "Examples: expunge reproduce --list; expunge reproduce scrub-small-rb --jobs 2"),
+    ):
+        app.command(epilog=epilog)(function)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the study and its report go.")] = Path("out/demo"),
+    jobs: Jobs = 2,
+) -> None:
+    """Train on handwritten digits, forget in three ways with every method, and write a report."""
+    _study(_from_library("demo"), out, jobs)
+
+
+def run(recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")], out: Out = None, jobs: Jobs = 1) -> None:
+    """Run a study from its recipe. Finished cells are kept: Ctrl-C is safe, the same command goes on."""
+    _study(recipe, out or Path("runs") / recipe.stem, jobs)
+
+
+def status(folder: Folder) -> None:
+    """How far a study is."""
+    from expunge.bench.run import status as count
+
+    console.out().print("  ".join(f"{state} {number}" for state, number in count(folder).items()))
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of `unlearn` or `run`, or cells.json files.")],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about one or many runs."""
+    from expunge.cli.reports import write_report
+
+    write_report(runs, out)
+    console.say(f"report: {out}")
+
+
+def export(
+    folder: Folder,
+    csv: Annotated[Path, typer.Option("--csv", help="The table to write.")],
+    time: Annotated[bool, typer.Option("--time/--no-time", help="With seconds; without, byte-comparable.")] = True,
+) -> None:
+    """Write the table of a study as CSV."""
+    from expunge.bench.run import export as write
+
+    write(folder, csv=csv, time=time)
+    console.say(f"written: {csv}")
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A recipe of the library.")] = "",
+    show: Annotated[bool, typer.Option("--list", help="List the library.")] = False,
+    out: Out = None,
+    jobs: Jobs = 1,
+) -> None:
+    """Run a study that comes with Expunge, e.g. the experiments of a paper."""
+    if show:
+        from expunge.bench.library import recipes
+
+        console.out().print("\n".join(recipes()))
+    elif not name:
+        raise UsageError("which one? `expunge reproduce --list` has the names.")
+    else:
+        _study(_from_library(name), out or Path("runs") / name, jobs)
+
+
+def _from_library(name: str) -> Path:
+    from expunge.bench.library import recipes
+
+    known = recipes()
+    if name not in known:
+        raise unknown("recipe", name, known)
+    return Path(known[name])
+
+
+def _study(recipe: Path, out: Path, jobs: int) -> None:
+    """Run or resume a study, print a table per scenario, write its report, and say where and how long."""
+    from expunge.bench.run import run_study
+    from expunge.cli.faults import Interrupted
+    from expunge.cli.reports import read_cells, write_report
+    from expunge.cli.tables import cells_tables
+
+    began = time.perf_counter()
+    try:
+        with console.progress() as progress:
+            run_study(recipe, out=out, jobs=jobs, progress=progress)
+        for grid in cells_tables(read_cells(out)):
+            console.out().print(grid)
+        write_report([out], out / "report.html")
+    except KeyboardInterrupt:
+        kept = f"interrupted; finished work is kept in {out}; run the same command again to go on."
+        raise Interrupted(kept) from None
+    console.out().print(f"report: {out / 'report.html'} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)

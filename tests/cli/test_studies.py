@@ -1,0 +1,112 @@
+"""The study commands hand over what was asked; a recorder stands in for `expunge.bench`, which has tests of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from expunge.api.record import CellRecord
+from expunge.cli.tables import cells_tables
+
+
+def cell(method: str, seed: int, accuracy: float, state: str = "done") -> CellRecord:
+    scores = [{"metric": "forget_accuracy", "group": "", "value": accuracy, "low": None, "high": None,
+               "unit": "fraction", "direction": "reference"}]  # fmt: skip
+    return CellRecord(
+        id=f"{method}-{seed}", data={"name": "digits"}, model={"name": "mlp"}, scenario={"label": "class:3"},
+        method={"label": method}, seeds={"unlearn": seed}, state=state, scores=scores if state == "done" else [],
+    )  # fmt: skip
+
+
+CELLS = [cell("scrub", 0, 0.10), cell("scrub", 1, 0.14), cell("retrain", 0, 0.0), cell("laf", 0, 0.0, "failed")]
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """What the commands called: (name, arguments)."""
+    calls = []
+    run, library = ModuleType("expunge.bench.run"), ModuleType("expunge.bench.library")
+    run.run_study = lambda recipe, **more: calls.append(("run_study", recipe, more["out"], more["jobs"]))
+    run.status = lambda folder: {"done": 3, "failed": 1}
+    run.export = lambda folder, **more: calls.append(("export", folder, more))
+    run.cells = lambda folder: CELLS
+    library.recipes = lambda: {"demo": tmp_path / "demo.yaml", "scrub-small-rb": tmp_path / "s.yaml"}
+    for module in (run, library):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    page = ModuleType("expunge.report")
+    page.build = lambda cells, out: calls.append(("build", [c.id for c in cells], out))
+    monkeypatch.setitem(sys.modules, "expunge.report", page)
+    monkeypatch.setattr("expunge.report", page, raising=False)
+    return calls
+
+
+def test_run_prints_tables_and_builds_the_report(expunge, bench, tmp_path):
+    out = tmp_path / "study"
+    out.mkdir()
+    result = expunge("run", "recipes/smoke.yaml", "--out", out, "--jobs", 2)
+    assert result.code == 0, result.err
+    assert bench[0] == ("run_study", Path("recipes/smoke.yaml"), out, 2)
+    assert bench[1] == ("build", [c.id for c in CELLS], out / "report.html")
+    assert "12.0±2.8" in result.out  # sample deviation of 10 and 14 percent
+    assert "laf (failed 1/1)" in result.out
+    assert "digits / mlp: forget class:3" in result.out
+
+
+def test_demo_takes_its_recipe_from_the_library(expunge, bench, tmp_path):
+    out = tmp_path / "demo"
+    out.mkdir()
+    assert expunge("demo", "--out", out).code == 0
+    assert bench[0] == ("run_study", tmp_path / "demo.yaml", out, 2)
+
+
+def test_reproduce_lists_and_names_neighbours(expunge, bench):
+    assert expunge("reproduce", "--list").out.split() == ["demo", "scrub-small-rb"]
+    assert expunge("reproduce").code == 2
+    wrong = expunge("reproduce", "scrub-smal-rb")
+    assert wrong.code == 2
+    assert "did you mean `scrub-small-rb`" in wrong.err
+
+
+def test_status_and_export(expunge, bench, tmp_path):
+    assert expunge("status", tmp_path).out.split() == ["done", "3", "failed", "1"]
+    assert expunge("export", tmp_path, "--csv", "t.csv", "--no-time").code == 0
+    assert bench == [("export", tmp_path, {"csv": Path("t.csv"), "time": False})]
+
+
+def test_report_reads_folders_of_unlearn(expunge, bench, tmp_path):
+    (tmp_path / "cells.json").write_text(json.dumps([c.model_dump(mode="json") for c in CELLS]))
+    assert expunge("report", tmp_path, "--out", tmp_path / "r.html").code == 0
+    assert bench == [("build", [c.id for c in CELLS], tmp_path / "r.html")]
+
+
+@pytest.mark.parametrize("content", ["[", '[{"id": "a", "extra": 1}]', "3", '{"a": 1}'])
+def test_damaged_records_are_named(expunge, bench, tmp_path, content):
+    (tmp_path / "cells.json").write_text(content)
+    result = expunge("report", tmp_path / "cells.json")
+    assert result.code == 2
+    assert "cells.json holds no records" in result.err
+
+
+def test_interrupted_study_says_where_the_work_is(expunge, bench, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["expunge.bench.run"], "run_study", interrupt)
+    result = expunge("run", "recipe.yaml", "--out", tmp_path)
+    assert result.code == 130
+    assert result.err == f"interrupted; finished work is kept in {tmp_path}; run the same command again to go on.\n"
+
+
+def test_every_table_fits_eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    from expunge.cli.console import out
+
+    console = out()
+    for grid in cells_tables(CELLS):
+        with console.capture() as captured:
+            console.print(grid)
+        assert max(map(len, captured.get().splitlines())) <= 80

@@ -44,8 +44,8 @@ _ADAM = {"optimizer": "adam", "weight_decay": 0.1}
 class SCRUB(IterativeMethod):
     """Alternating max epochs on the forget set and min epochs on the retained samples.
 
-    Defaults are the paper's settings for user privacy (family `up`), with Adam in place of SGD so that models
-    without BatchNorm forget too; `scrub/<family>` has each family's own (see `presets`).
+    Defaults are the paper's settings for user privacy (family `up`), with Adam in place of SGD, so that models without
+    BatchNorm forget too, and large batches, so that ascent does not run away. `scrub/<family>` has each family's own.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -60,8 +60,8 @@ class SCRUB(IterativeMethod):
     temperature: float = Field(4.0, gt=0, description="T of the distillation distance d")
     epochs: int = Field(5, ge=0, description="passes over the retained samples (min epochs)")
     msteps: int = Field(3, ge=0, description="the first so many epochs begin with a max epoch on the forget set")
-    retain_batch_size: int = Field(32, ge=1, description="retained samples per step")
-    forget_batch_size: int = Field(16, ge=1, description="samples to forget per step")
+    retain_batch_size: int = Field(128, ge=1, description="retained samples per step")
+    forget_batch_size: int = Field(512, ge=1, description="samples to forget per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule, one for both phases")
     lr: float = Field(5e-4, gt=0, description="base learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from expunge.core.errors import CheckpointError
@@ -20,13 +19,6 @@ from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe
 
 FORMAT = 1  # raise when the training loop changes results
-
-
-def cache_root() -> Path:
-    """`$EXPUNGE_CACHE`, else the user's cache folder."""
-    given = os.environ.get("EXPUNGE_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(given) if given else (Path(base) if base else Path.home() / ".cache") / "expunge"
 
 
 def training_key(model: nn.Module, data: Split, recipe: Recipe, seed: int, purpose: str, precision: str) -> str:
@@ -51,28 +43,39 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
 
     Seconds of the original training are kept beside the weights, so a cached reference still reports its true cost.
     """
-    if run.cache is None:
+    if run.cache is None or run.keep_snapshots:  # rewinding needs every epoch, not only the last
         return train_model(model, data, recipe, run, purpose=purpose)
     key = training_key(model, data, recipe, run.seed, purpose, run.precision)
     weights = run.cache / "models" / f"{key}.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    # Two workers that need the same model: one trains, the other waits and loads.
+    with FileLock(weights.with_suffix(".lock")):
+        if not _load(model, weights, run):
+            _train_and_keep(model, data, recipe, run, purpose, weights)
+    return model.to(run.device)
+
+
+def _load(model: nn.Module, weights: Path, run: Run) -> bool:
     facts = weights.with_suffix(".json")
-    if weights.exists() and facts.exists():
-        try:
-            load_weights(model, weights)
-            stored = json.loads(facts.read_text(encoding="utf-8"))
-        except (CheckpointError, json.JSONDecodeError):
-            run.notes.append(f"the cached model {key[:12]} was damaged and is trained again.")
-        else:
-            run.history.extend(stored["history"])
-            run.details["cached_seconds"] = stored["seconds"]
-            run.snapshot(0, model)
-            return model.to(run.device)
+    if not (weights.exists() and facts.exists()):
+        return False
+    try:
+        stored = json.loads(facts.read_text(encoding="utf-8"))
+        load_weights(model, weights)
+    except (CheckpointError, json.JSONDecodeError):
+        run.notes.append(f"the cached model {weights.stem[:12]} was damaged and is trained again.")
+        return False
+    run.history.extend(stored["history"])
+    run.details["cached_seconds"] = stored["seconds"]
+    return True
+
+
+def _train_and_keep(model: nn.Module, data: Split, recipe: Recipe, run: Run, purpose: str, weights: Path) -> None:
     before = run.elapsed()
     train_model(model, data, recipe, run, purpose=purpose)
     if run.status == "finished":
-        weights.parent.mkdir(parents=True, exist_ok=True)
         save_weights(model, weights)
+        facts = weights.with_suffix(".json")
         part = facts.with_suffix(".part")
         part.write_text(json.dumps({"seconds": run.elapsed() - before, "history": run.history}), encoding="utf-8")
         part.replace(facts)
-    return model

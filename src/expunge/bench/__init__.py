@@ -1,0 +1,1 @@
+"""Studies: one YAML file, a grid of cells, results that survive interruption."""

@@ -17,7 +17,8 @@ SIDES = (("x", "y"), ("X", "y"), ("X", "Y"), ("images", "labels"))
 def read_npz(path: Path) -> dict[str, Raw]:
     """Keys x/y, X/y, images/labels, data/target, each also with `_train` and `_test`; never unpickles."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a file open that it cannot read as a zip; this one is closed either way.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             keys = list(archive.files)
             parts: dict[str, Raw] = {}
             for split, ending in (("train", ("_train", "")), ("test", ("_test",))):

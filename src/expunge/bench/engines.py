@@ -1,17 +1,20 @@
 """Where cells run: in this process, or in local worker processes. One small interface for all engines.
 
 A work item is (recipe JSON, folder, cell ids): picklable, so that an engine on other machines can take it too.
-Cells of one scenario and one seed go to one worker in order, because they share an original and a reference.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Protocol
@@ -21,13 +24,13 @@ from expunge.core.errors import ExpungeError
 from expunge.core.run import Progress
 
 PRELOAD = ["expunge.bench.work"]
-ATTEMPTS = 3
-_POLL = 0.05
+ATTEMPTS = 3  # a cell that took its worker down so often has failed
+_POLL = 0.5  # seconds between looks at the clock; a worker that ends is noticed at once
 
 
 @dataclass(frozen=True)
 class Work:
-    """Cells that share their stages."""
+    """Cells of one group, or a part of it: they share an original model and a retrained reference."""
 
     study: str
     folder: Path
@@ -58,13 +61,19 @@ class InProcess:
                 run_cells(item.study, item.folder, item.cells, self.progress, tick)
         finally:
             torch.set_num_threads(threads)
+            for item in work:
+                store.release(item.cells)
 
 
 class LocalProcesses:
-    """`jobs` workers from a preloaded fork server, one thread each. A killed worker costs the cell it was running."""
+    """`jobs` workers from a preloaded fork server, one thread each. A killed worker costs the cell it was running.
 
-    def __init__(self, jobs: int) -> None:
+    timeout: seconds after which a cell counts as hung and its worker is killed; none: cells may take for ever.
+    """
+
+    def __init__(self, jobs: int, *, timeout: float | None = None) -> None:
         self.jobs = jobs
+        self.timeout = timeout
 
     def run(self, work: Sequence[Work], store: Store, tick: Callable[[], None]) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -79,8 +88,9 @@ class LocalProcesses:
                     with _no_main_module():
                         process.start()
                     running[process] = item
-                time.sleep(_POLL)
+                wait([process.sentinel for process in running], timeout=_POLL)
                 tick()
+                self._kill_hung(running, store)
                 for process in [p for p in running if not p.is_alive()]:
                     rest = self._left(running.pop(process), process.exitcode, store)
                     process.close()
@@ -88,16 +98,25 @@ class LocalProcesses:
                         waiting.insert(0, rest)
         finally:
             for process, item in running.items():
-                process.terminate()
+                process.kill()
                 process.join()
                 store.release(item.cells)
+
+    def _kill_hung(self, running: dict[ForkServerProcess, Work], store: Store) -> None:
+        if self.timeout is None:
+            return
+        late = {cell for cell, (_, began) in store.running().items() if time.time() - began > self.timeout}
+        for process, item in running.items():
+            if late & set(item.cells):
+                process.kill()
+                process.join()
 
     def _left(self, item: Work, exitcode: int | None, store: Store) -> Work | None:
         """What a worker that ended has left undone; a cell that took it down too often has failed."""
         states = store.states()
         for cell in item.cells:
             if states.get(cell) == "running" and store.attempts(cell) >= ATTEMPTS:
-                store.fail(cell, f"its worker died {ATTEMPTS} times (exit code {exitcode}); out of memory?")
+                store.fail(cell, f"its worker died or hung {ATTEMPTS} times (exit code {exitcode}); out of memory?")
         store.release(item.cells)
         states = store.states()
         rest = tuple(cell for cell in item.cells if states.get(cell) == "pending")
@@ -110,21 +129,34 @@ class LocalProcesses:
 def _no_main_module() -> Iterator[None]:
     """Workers need nothing of the caller's `__main__`: re-importing it would run an unguarded script once more."""
     main = sys.modules["__main__"]
-    hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    space = vars(main)
+    hidden: dict[str, object] = {name: space.pop(name) for name in ("__file__", "__spec__") if name in space}
     main.__spec__ = None
     try:
         yield
     finally:
-        vars(main).update(hidden)
+        space.update(hidden)
 
 
 def _worker(item: Work) -> None:
-    import signal
-
     import torch
 
     from expunge.bench.work import run_cells
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    run_cells(item.study, item.folder, item.cells, None, lambda: None)
+    try:
+        run_cells(item.study, item.folder, item.cells, None, lambda: None)
+    except ExpungeError as error:  # the study cannot be read or its results cannot be written: not a cell's fault
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+
+def _end_with_parent() -> None:
+    """A worker must not outlive the run it works for: a later run would do the same cells beside it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

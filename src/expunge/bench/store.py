@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from expunge.api.record import CellRecord
 from expunge.bench.cells import Cell
 from expunge.core.errors import DataError, ExpungeError
 
+VERSION = 2  # of the tables below
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cells (
     id TEXT PRIMARY KEY,
@@ -21,12 +28,17 @@ CREATE TABLE IF NOT EXISTS cells (
     seeds TEXT NOT NULL,            -- JSON
     state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'done', 'failed')),
     attempts INTEGER NOT NULL DEFAULT 0,
+    owner TEXT NOT NULL DEFAULT '', -- host:pid that runs or ran it
+    started REAL,                   -- Unix time
+    finished REAL,
     error TEXT NOT NULL DEFAULT '',
     record TEXT                     -- JSON of CellRecord
 ) STRICT;
+CREATE TABLE IF NOT EXISTS stages (key TEXT PRIMARY KEY, facts TEXT NOT NULL) STRICT; -- shared work, JSON
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
 FILE = "study.sqlite"
+STATES = ("done", "running", "pending", "failed")
 
 
 class Store:
@@ -39,12 +51,52 @@ class Store:
         with self._said():
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
+            try:
+                self._open()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _open(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        empty = not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
+        if found != VERSION and not (empty and found == 0):
+            raise DataError(f"{self.path} was written by another version of Expunge; choose another folder.")
+        if empty:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
 
     def close(self) -> None:
         self._db.close()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Only one process at a time works on a study; the claim ends with the process, however it ends."""
+        lock = self._lock()
+        try:
+            with self._said():
+                lock.acquire(timeout=0)
+        except Timeout:
+            raise ExpungeError(
+                f"another process is working on {self.path.parent}; wait for it, or choose another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_claimed(self) -> bool:
+        """Whether a process is working on this study right now."""
+        lock = self._lock()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except OSError:  # a read-only copy: nobody can be working on it
+            return False
+        lock.release()
+        return False
 
     def plan(self, cells: Sequence[Cell], study: str) -> None:
         """Make the recipe's cells the current ones. Finished ones stay finished; failed and interrupted run again."""
@@ -66,31 +118,58 @@ class Store:
 
     def states(self) -> dict[str, str]:
         """id -> state of the current cells, in the recipe's order."""
-        rows = self._rows("SELECT id, state FROM cells WHERE position IS NOT NULL ORDER BY position")
-        return {str(cell): str(state) for cell, state in rows}
+        return dict(self._rows("SELECT id, state FROM cells WHERE position IS NOT NULL ORDER BY position"))
+
+    def counts(self) -> dict[str, int]:
+        """state -> number of current cells, where there are any."""
+        rows = dict(self._rows("SELECT state, count(*) FROM cells WHERE position IS NOT NULL GROUP BY state"))
+        return {state: rows[state] for state in STATES if state in rows}
 
     def attempts(self, cell: str) -> int:
         return int(self._rows("SELECT attempts FROM cells WHERE id = ?", cell)[0][0])
 
+    def running(self) -> dict[str, tuple[str, float]]:
+        """id -> (owner, Unix time it started) of the cells that run."""
+        rows = self._rows("SELECT id, owner, started FROM cells WHERE state = 'running' AND position IS NOT NULL")
+        return {cell: (owner, started) for cell, owner, started in rows}
+
     def start(self, cell: str) -> None:
+        owner = f"{socket.gethostname()}:{os.getpid()}"
         with self._transaction():
-            self._db.execute("UPDATE cells SET state = 'running', attempts = attempts + 1 WHERE id = ?", (cell,))
+            self._db.execute(
+                "UPDATE cells SET state = 'running', attempts = attempts + 1, owner = ?, started = ?, finished = NULL "
+                "WHERE id = ?",
+                (owner, time.time(), cell),
+            )
 
     def finish(self, cell: str, record: CellRecord) -> None:
         with self._transaction():
             self._db.execute(
-                "UPDATE cells SET state = 'done', error = '', record = ? WHERE id = ?", (record.model_dump_json(), cell)
+                "UPDATE cells SET state = 'done', error = '', finished = ?, record = ? WHERE id = ?",
+                (time.time(), record.model_dump_json(), cell),
             )
 
     def fail(self, cell: str, error: str) -> None:
         with self._transaction():
-            self._db.execute("UPDATE cells SET state = 'failed', error = ?, record = NULL WHERE id = ?", (error, cell))
+            self._db.execute(
+                "UPDATE cells SET state = 'failed', error = ?, finished = ?, record = NULL WHERE id = ?",
+                (error, time.time(), cell),
+            )
 
     def release(self, cells: Sequence[str]) -> None:
         """Whatever of these was running goes back to pending: its worker is gone."""
         with self._transaction():
             for cell in cells:
                 self._db.execute("UPDATE cells SET state = 'pending' WHERE id = ? AND state = 'running'", (cell,))
+
+    def keep_stages(self, stages: Mapping[str, Mapping[str, Any]]) -> None:
+        """What shared stages were built and what they took; the first word counts, later ones read a cache."""
+        with self._transaction():
+            for key, facts in stages.items():
+                self._db.execute("INSERT OR IGNORE INTO stages VALUES (?, ?)", (key, json.dumps(facts)))
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        return {key: json.loads(facts) for key, facts in self._rows("SELECT key, facts FROM stages ORDER BY key")}
 
     def records(self) -> list[CellRecord]:
         """One record per current cell, in order; unfinished ones say so instead of being left out."""
@@ -101,21 +180,25 @@ class Store:
         found = []
         for cell, scenario, method, seeds, state, error, record in rows:
             if state == "done":
-                loaded = CellRecord.model_validate_json(str(record))
+                loaded = CellRecord.model_validate_json(record)
                 loaded.scenario["label"], loaded.method["label"] = scenario, method
             else:
                 loaded = CellRecord(
-                    id=str(cell),
+                    id=cell,
                     state="failed",
-                    error=str(error) or f"not finished ({state})",
+                    status="failed" if state == "failed" else "missing",
+                    error=error or f"not finished ({state})",
                     scenario={"label": scenario},
-                    method={"label": method, "name": str(method)},
-                    seeds=json.loads(str(seeds)),
+                    method={"label": method, "name": method},
+                    seeds=json.loads(seeds),
                 )
             found.append(loaded)
         return found
 
-    def _rows(self, query: str, *values: object) -> list[tuple[object, ...]]:
+    def _lock(self) -> FileLock:
+        return FileLock(self.path.with_name(".lock"), is_singleton=False)
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._said():
             return self._db.execute(query, values).fetchall()
 
@@ -125,16 +208,19 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has rolled back already
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     @contextmanager
     def _said(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.DatabaseError, OSError) as error:
+        except Timeout:
+            raise
+        except (sqlite3.Error, OSError) as error:
             raise ExpungeError(
                 f"the results in {self.path} cannot be read or written ({error}); free some space, or choose another "
                 "folder. Finished cells are kept."

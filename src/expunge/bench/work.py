@@ -1,4 +1,8 @@
-"""What a worker does with its cells. Importing this module loads all that a cell needs (the fork server preloads it)."""
+"""What a worker does with its cells. Importing this module loads all that a cell needs (the fork server does it once).
+
+Without the preloading every worker would pay seconds: scikit-learn, and the compiler that torch's first optimiser
+imports.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import sklearn.linear_model
-import sklearn.model_selection  # noqa: F401  # loaded before forking, once for all workers
-import torch._dynamo  # noqa: F401  # the first optimiser imports it: five seconds, better spent once
+import sklearn.model_selection  # noqa: F401  # loaded for all workers, see above
+import torch._dynamo  # noqa: F401  # as above
 
-from expunge.api import evaluate, unlearn  # noqa: F401  # as above
-from expunge.bench.cells import Workbench, cells
-from expunge.bench.recipe import parse_study
+from expunge.bench.cells import expand
+from expunge.bench.reading import parse_study
 from expunge.bench.store import Store
-from expunge.core.errors import ExpungeError
+from expunge.bench.workbench import Workbench
+from expunge.core.errors import Cancelled, ExpungeError
 from expunge.core.run import Progress
 from expunge.data.cache import cache_root
 
@@ -29,21 +33,28 @@ def run_cells(
     """Run the cells that are not done; a cell that fails is recorded with its sentence and the rest goes on."""
     recipe = parse_study(json.loads(study))
     bench = Workbench(recipe, cache_root(), progress)
-    by_id = {cell.id: cell for cell in cells(recipe, bench.fingerprint())}
+    by_id = {cell.id: cell for cell in expand(recipe, bench.fingerprint())}
     store = Store(folder)
     try:
+        states = store.states()
         for cell in wanted:
-            if store.states().get(cell) == "done":
+            if states.get(cell) in ("done", "failed"):
                 continue
+            if cell not in by_id:
+                raise ExpungeError("the data or a file of the recipe changed while the study ran; start it again.")
             store.start(cell)
             try:
                 record = bench.record(by_id[cell])
+            except Cancelled:
+                raise
             except ExpungeError as error:
                 store.fail(cell, str(error))
             except Exception as error:  # noqa: BLE001  # one broken cell must not cost a study its other cells
                 store.fail(cell, f"{type(error).__name__}: {error}")
             else:
                 store.finish(cell, record)
+            store.keep_stages(bench.stages)
+            bench.stages.clear()
             tick()
     finally:
         store.close()

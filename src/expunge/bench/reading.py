@@ -1,0 +1,137 @@
+"""From a recipe file to a checked `Study`: YAML, `extends`, overrides, and errors that name the key."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+from pydantic import ValidationError
+
+from expunge.bench.recipe import DataPart, ModelPart, PretrainPart, Seeds, Study
+from expunge.core.errors import UsageError, nearest
+
+_PARTS: dict[str, type[pydantic.BaseModel]] = {
+    "data": DataPart,
+    "model": ModelPart,
+    "pretrain": PretrainPart,
+    "seeds": Seeds,
+}
+
+
+def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
+    """Read a recipe; `overrides` are `key.subkey=value` strings in YAML syntax.
+
+    Raises `UsageError` naming file and key.
+    """
+    content = _read(Path(path), ())
+    for text in overrides:
+        override(content, text)
+    return parse_study(content, str(path))
+
+
+def parse_study(content: Mapping[str, Any], where: str = "study") -> Study:
+    """A study from plain mappings and lists, with everything in it checked."""
+    try:
+        return Study.model_validate(content).checked()
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_explain(error, content)}") from None
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def override(content: dict[str, Any], text: str) -> None:
+    """Set one value in place: `train.epochs=3`, `seeds=[0, 1]`."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"expected key=value, got `{text}`; for example train.epochs=3.")
+    *parents, last = key.strip().split(".")
+    place = content
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"`{key}` cannot be set: `{parent}` is not a mapping.")
+        place = inner
+    try:
+        place[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"`{text}` is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with two differences: a key given twice is an error, and `1e-3` is a number (as in YAML 1.2)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key `{twice}` is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+e[-+]?[0-9]+"), list("-+0123456789"))
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UsageError(f"{path} extends itself; remove one `extends`.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise UsageError(f"recipe {path} does not exist; `expunge reproduce --list` shows the built-in ones.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe {path} must be a mapping of keys to values.")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    return _merge(_read(path.parent / str(parent), (*seen, path.resolve())), content)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, everything else is replaced."""
+    merged = copy.deepcopy(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else copy.deepcopy(value)
+    return merged
+
+
+def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
+    """Pydantic's findings, one per place, the deepest ones: a union reports every branch it tried."""
+    found: dict[tuple[int | str, ...], str] = {}
+    for item in error.errors(include_url=False):
+        place = _place(item["loc"], content, keep_last=item["type"] in ("missing", "extra_forbidden"))
+        path = _dotted(place)
+        if item["type"] == "extra_forbidden":
+            fields = _PARTS.get(str(place[0]), Study) if len(place) > 1 else Study
+            sentence = f"unknown key `{path}`; {nearest(str(place[-1]), fields.model_fields)}."
+        elif item["type"] == "missing":
+            sentence = f"`{path}` is required."
+        else:
+            message = item["msg"].removeprefix("Input ")
+            sentence = f"`{path}` {message[:1].lower()}{message[1:]}, got {item['input']!r}."
+        found.setdefault(place, sentence)
+    return " ".join(s for p, s in found.items() if not any(len(q) > len(p) and q[: len(p)] == p for q in found))
+
+
+def _place(loc: tuple[int | str, ...], content: Any, *, keep_last: bool) -> tuple[int | str, ...]:
+    """Where in the recipe: pydantic's location without the names of union branches."""
+    place: list[int | str] = []
+    for at, part in enumerate(loc):
+        inside = range(len(content)) if isinstance(content, (list, tuple)) else content
+        if isinstance(inside, (range, Mapping)) and part in inside:
+            place.append(part)
+            content = content[part]
+        elif keep_last and at == len(loc) - 1:
+            place.append(part)
+    return tuple(place)
+
+
+def _dotted(place: tuple[int | str, ...]) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).removeprefix(".")

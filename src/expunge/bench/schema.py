@@ -1,0 +1,63 @@
+"""The JSON Schema of recipes: editors complete keys, names and options, from the very classes that run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from expunge.bench.recipe import Study
+from expunge.core.registry import Registry
+from expunge.methods import METHODS
+from expunge.methods.base import Method
+from expunge.metrics import METRICS
+from expunge.scenarios import SCENARIOS
+from expunge.training.recipe import Recipe
+
+
+def json_schema() -> str:
+    """JSON Schema (draft 2020-12) of a recipe file with all registered methods, scenarios and metrics."""
+    schema = Study.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    properties = schema["properties"]
+    properties["extends"] = {"type": "string", "description": "another recipe, beside this one, to start from"}
+    properties["train"] = _options(Recipe, definitions)
+    methods = {name: _options(METHODS.load(name), definitions) for name in METHODS.names()}
+    properties["options"] = {"type": "object", "properties": methods, "additionalProperties": False}
+    properties["methods"] = {"anyOf": [{"const": "all"}, _listed(METHODS, methods, _presets())]}
+    scenarios = {name: _options(SCENARIOS.load(name), definitions) for name in SCENARIOS.names()}
+    properties["scenarios"] = {**_listed(SCENARIOS, scenarios, None), "minItems": 1}
+    metrics = {name: _options(METRICS.load(name), definitions) for name in METRICS.names()}
+    properties["metrics"] = {"anyOf": [{"type": "null"}, _listed(METRICS, metrics, [])]}
+    schema["required"] = []  # whatever is missing may come from the extended recipe
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2)
+
+
+def _presets() -> list[str]:
+    loaded: list[tuple[str, type[Method]]] = [(name, METHODS.load(name)) for name in METHODS.names()]
+    return [f"{name}/{preset}" for name, cls in loaded for preset in cls.presets]
+
+
+def _options(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
+    schema = TypeAdapter(cls).json_schema()
+    definitions.update(schema.pop("$defs", {}))
+    return {key: schema[key] for key in ("type", "properties", "required") if key in schema} | {
+        "additionalProperties": False
+    }
+
+
+def _listed(kind: Registry, options: dict[str, dict[str, Any]], more: list[str] | None) -> dict[str, Any]:
+    """A list of names, or of mappings with `name`, an optional `label`, and the options of that name.
+
+    more: further names that are allowed; None: any text (`class:3`).
+    """
+    plain: dict[str, Any] = {"type": "string"} if more is None else {"enum": [*kind.names(), *more]}
+    mappings = []
+    for name, block in options.items():
+        own = {"name": {"const": name}, "label": {"type": "string"}, **block.get("properties", {})}
+        if more:
+            own["name"] = {"enum": [name, *(m for m in more if m.startswith(f"{name}/"))]}
+        required = ["name", *block.get("required", [])]
+        mappings.append({"type": "object", "properties": own, "required": required, "additionalProperties": False})
+    return {"type": "array", "items": {"anyOf": [plain, *mappings]}}

@@ -1,0 +1,281 @@
+"""What cells share, built once per process: data, originals, references; trained models are kept on disk by content."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.api.evaluate import Scores
+from expunge.api.prepare import pick_device, warm_up
+from expunge.api.record import CellRecord, cell_from_result, curves, score_rows
+from expunge.api.result import Result, versions
+from expunge.api.unlearn import unlearn
+from expunge.bench.cells import Cell
+from expunge.bench.recipe import DataPart, Study
+from expunge.bench.samples import load_source, parts, sized
+from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.options import build, to_dict
+from expunge.core.run import Progress, Run
+from expunge.data.split import Split
+from expunge.methods.base import Method
+from expunge.metrics.base import REFERENCE, Evaluation
+from expunge.models.anatomy import anatomy, reset_parameters
+from expunge.models.build import build_model
+from expunge.models.checkpoint import weights_hash
+from expunge.scenarios.base import Forgetting
+from expunge.training.cache import train_cached
+from expunge.training.recipe import Recipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """An original model and what its training took."""
+
+    model: nn.Module
+    weights: str
+    seconds: float
+    epochs: int
+
+
+class SharedEvaluation(Evaluation):
+    """An evaluation that takes the reference's predictions from its group instead of computing them per cell."""
+
+    def __init__(self, shared: dict[str, Tensor], *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._shared = shared
+
+    def logits(self, model: str, split: str) -> Tensor:
+        if model != REFERENCE:
+            return super().logits(model, split)
+        if split not in self._shared:
+            self._shared[split] = super().logits(model, split)
+        return self._shared[split]
+
+
+@dataclass
+class Workbench:
+    """Runs cells of one study. cache: folder of trained models. stages: key -> facts of what was built for them."""
+
+    study: Study
+    cache: Path
+    progress: Callable[[Progress], None] | None = None
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _kept: dict[str, Any] = field(default_factory=dict)
+
+    def source(self) -> tuple[Split, Split]:
+        return self._once("source", lambda: load_source(self.study.data))
+
+    def fingerprint(self) -> str:
+        """Content hash of the data source."""
+        train, test = self.source()
+        return hashlib.sha256((train.content_hash() + test.content_hash()).encode()).hexdigest()
+
+    def data(self, seed: int) -> tuple[Split, Split | None, Split]:
+        """(train, validation or None, test) of one data seed."""
+        return self._once(f"data {seed}", lambda: parts(self.source(), self.study.data, seed))
+
+    def forgetting(self, cell: Cell) -> Forgetting:
+        seed = cell.seeds["data"]
+        return self._once(f"forgetting {cell.group}", lambda: cell.scenario.split(self.data(seed)[0], seed))
+
+    def start(self, cell: Cell) -> nn.Module:
+        """The start checkpoint: freshly drawn, or a pretrained body with a new head."""
+        train, seed = self.forgetting(cell).train, cell.seeds["train"]
+        shape, classes = train.input_shape, train.num_classes
+
+        def make() -> nn.Module:
+            fresh = self._fresh(shape, classes, seed)
+            return fresh if self.study.pretrain is None else self._pretrained(fresh, shape, seed)
+
+        return self._once(f"start {seed} {shape} {classes}", make)
+
+    def original(self, cell: Cell) -> Trained:
+        """The model that remembers: trained on all of the scenario's training set, noisy labels included."""
+        train, seed = self.forgetting(cell).train, cell.seeds["train"]
+        key = f"original {train.content_hash()} {seed}"
+
+        def make() -> Trained:
+            run = self._run(seed, "original")
+            warm_up()
+            trained = train_cached(copy.deepcopy(self.start(cell)), train, self.study.recipe(), run)
+            model = trained.cpu().eval()
+            seconds = float(run.details.get("cached_seconds", run.elapsed()))
+            made = Trained(model, weights_hash(model), seconds, len(run.history))
+            facts = {"kind": "original", "weights": made.weights, "seconds": seconds, "epochs": made.epochs}
+            self.stages[key] = {**facts, "seed": seed, "data": train.content_hash()}
+            return made
+
+        return self._once(key, make)
+
+    def reference(self, cell: Cell) -> Result:
+        """The retrained model of this scenario and these seeds."""
+        method = self.study.named_methods()[0][1]
+        return self._once(f"reference {cell.group}", lambda: self.apply(cell, method, cell.seeds["train"]))
+
+    def apply(self, cell: Cell, method: Method, seed: int) -> Result:
+        """One method on this cell's scenario and models."""
+        forgetting = self.forgetting(cell)
+        return unlearn(
+            self.original(cell).model,
+            forget=forgetting.forget,
+            retain=forgetting.retain,
+            validation=self.data(cell.seeds["data"])[1],
+            method=method,
+            recipe=self.study.recipe(),
+            initial=self.start(cell).state_dict(),
+            seed=seed,
+            device=self.study.device,
+            precision=self.study.precision,
+            progress=self.progress,
+            cache=self.cache,
+        )
+
+    def record(self, cell: Cell) -> CellRecord:
+        """Run one cell, whatever it takes of shared stages, and measure it."""
+        reference = self.reference(cell)
+        is_reference = cell.method == self.study.named_methods()[0][1]
+        result = reference if is_reference else self.apply(cell, cell.method, cell.seeds["unlearn"])
+        name = REFERENCE if is_reference else "unlearned"
+        evaluation = self._evaluation(cell, reference, name, result)
+        scores = self._scores(evaluation, name)
+        return cell_from_result(
+            result.record(),
+            id=cell.id,
+            study=self.study.name,
+            scores=score_rows(scores, name),
+            curves=curves(scores, name) if self.study.curves else {},
+            **self._described(cell, result),
+        )
+
+    def _evaluation(self, cell: Cell, reference: Result, name: str, result: Result) -> Evaluation:
+        forgetting = self.forgetting(cell)
+        _, validation, test = self.data(cell.seeds["data"])
+        splits = {"forget": forgetting.forget, "retain": forgetting.retain, "test": test, "validation": validation}
+        shared: dict[str, Tensor] = self._once(f"predictions {cell.group}", dict)
+        return SharedEvaluation(
+            shared,
+            {REFERENCE: reference.model, name: result.model},
+            {key: split for key, split in splits.items() if split is not None},
+            device=pick_device(self.study.device),
+            seed=cell.seeds["evaluate"],
+            seconds={REFERENCE: reference.seconds, name: result.seconds},
+        )
+
+    def _scores(self, evaluation: Evaluation, name: str) -> Scores:
+        """As `api.evaluate`, of this cell's model alone: the reference has a cell of its own."""
+        metrics = self.study.named_metrics()
+        for metric in metrics if self.study.metrics is not None else ():
+            if not metric.applies(evaluation):
+                raise UsageError(f"{metric.card.name} needs {metric.card.needs}; leave the metric out of the study.")
+        usable = [metric for metric in metrics if metric.applies(evaluation)]
+        return Scores({name: [value for metric in usable for value in metric.compute(evaluation, name)]}, evaluation)
+
+    def _described(self, cell: Cell, result: Result) -> dict[str, Any]:
+        forgetting, original, card = self.forgetting(cell), self.original(cell), cell.method.card
+        _, validation, test = self.data(cell.seeds["data"])
+        return {
+            "data": {
+                "name": self.study.data.source,
+                "classes": test.num_classes,
+                "class_names": list(test.store.classes),
+                "train": len(forgetting.train),
+                "test": len(test),
+                "validation": 0 if validation is None else len(validation),
+            },
+            "model": {
+                "name": self.study.model.name,
+                "options": dict(self.study.model.options),
+                "parameters": sum(p.numel() for p in result.model.parameters()),
+            },
+            "scenario": {"label": cell.scenario_label, **forgetting.describe()},
+            "method": {
+                "label": cell.method_label,
+                "name": card.name,
+                "options": to_dict(cell.method),
+                "tags": list(card.tags),
+                "cite": f"{card.paper.cite}, {card.paper.url}" if card.paper else "",
+            },
+            "seeds": cell.seeds,
+            "provenance": {
+                "versions": versions(),
+                "recipe": to_dict(self.study.recipe()),
+                "hashes": result.facts["data"],
+                "original": original.weights,
+                "original_seconds": original.seconds,
+                "device": str(pick_device(self.study.device)),
+                "hardware": hardware(self.study.device),
+                "peak_memory_mb": peak_memory_mb(),
+            },
+        }
+
+    def _pretrained(self, fresh: nn.Module, shape: tuple[int, ...], seed: int) -> nn.Module:
+        part = self.study.pretrain
+        if part is None:
+            return fresh
+        source = DataPart(
+            source=part.source,
+            classes=part.classes,
+            normalise=self.study.data.normalise,
+            image_size=self.study.data.image_size,
+        )
+        train = sized(load_source(source)[0], part.train_size, "balanced", part.seed, "pretrain.train_size")
+        body = self._fresh(shape, train.num_classes, part.seed)
+        recipe = build(Recipe, part.recipe, "pretrain.recipe")
+        train_cached(body, train, recipe, self._run(part.seed, "pretraining"), purpose="pretrain")
+        head = anatomy(body.cpu(), next(iter(train.batches(2))).x).head
+        kept = {name: value for name, value in body.state_dict().items() if not name.startswith(f"{head}.")}
+        fresh.load_state_dict({**fresh.state_dict(), **kept})
+        reset_parameters(fresh, [head], seed=seed)
+        return fresh
+
+    def _fresh(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        spec = self.study.model
+        return build_model(spec.name, num_classes=classes, input_shape=shape, seed=seed, options=spec.options)
+
+    def _run(self, seed: int, label: str) -> Run:
+        return Run(
+            seed=seed,
+            device=pick_device(self.study.device),
+            precision=self.study.precision,
+            label=label,
+            progress=self.progress,
+            cache=self.cache,
+        )
+
+    def _once(self, key: str, make: Callable[[], T]) -> T:
+        """The thing kept under `key`; a failure is kept too, so a broken reference is not trained for every cell."""
+        if key not in self._kept:
+            try:
+                self._kept[key] = make()
+            except ExpungeError as error:
+                self._kept[key] = error
+        if isinstance(self._kept[key], ExpungeError):
+            raise self._kept[key]
+        kept: T = self._kept[key]
+        return kept
+
+
+def hardware(device: str) -> str:
+    """The device in words."""
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        return torch.cuda.get_device_name(chosen)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(used / (1024**2 if sys.platform == "darwin" else 1024), 1)

@@ -12,10 +12,16 @@ ALLCNN = Paper(cite="Springenberg et al.: Striving for Simplicity, ICLR 2015 wor
 RESNET = Paper(cite="He et al.: Deep Residual Learning, CVPR 2016", url="arXiv:1512.03385")
 PREACT = Paper(cite="He et al.: Identity Mappings in Deep Residual Networks, ECCV 2016", url="arXiv:1603.05027")
 VGG = Paper(cite="Simonyan, Zisserman: Very Deep Convolutional Networks, ICLR 2015", url="arXiv:1409.1556")
+MOBILE = Paper(cite="Sandler et al.: MobileNetV2, CVPR 2018", url="arXiv:1801.04381")
+SQUEEZE = Paper(cite="Iandola et al.: SqueezeNet, 2016", url="arXiv:1602.07360")
+DENSE = Paper(cite="Huang et al.: Densely Connected Convolutional Networks, CVPR 2017", url="arXiv:1608.06993")
+VIT = Paper(cite="Dosovitskiy et al.: An Image is Worth 16x16 Words, ICLR 2021", url="arXiv:2010.11929")
 LAF = Paper(cite="Shen et al.: Label-Agnostic Forgetting, ICLR 2024", url="arXiv:2404.00506")
 
 _SMALL = "expunge.models.convnets"
 _RES = "expunge.models.resnets"
+_MOBILE = "expunge.models.mobile"
+_EXTERNAL = "expunge.models.external"
 
 MODELS = Registry(
     "model",
@@ -75,6 +81,41 @@ MODELS = Registry(
             target=f"{_SMALL}:vgg16_bn",
             needs="images of at least 32 x 32",
             paper=VGG,
+        ),
+        Card(
+            name="mobilenetv2-cifar",
+            summary="MobileNetV2 with early strides of 1 (2,236,682 parameters at 10 classes)",
+            target=f"{_MOBILE}:mobilenetv2_cifar",
+            needs="images of at least 16 x 16",
+            paper=MOBILE,
+        ),
+        Card(
+            name="squeezenet-cifar",
+            summary="SqueezeNet 1.1 with early strides of 1 and BatchNorm",
+            target=f"{_MOBILE}:squeezenet_cifar",
+            needs="images of at least 16 x 16",
+            paper=SQUEEZE,
+        ),
+        Card(
+            name="densenet-cifar",
+            summary="DenseNet-BC, depth 100, growth 12 (769,162 parameters at 10 classes)",
+            target=f"{_MOBILE}:densenet_cifar",
+            needs="images of at least 16 x 16",
+            paper=DENSE,
+        ),
+        Card(
+            name="vit-hf",
+            summary="ViT or another image classifier of Hugging Face, from a folder or Hub id (option `source`)",
+            target=f"{_EXTERNAL}:vit_hf",
+            needs="images; the extra `hub`",
+            paper=VIT,
+        ),
+        Card(
+            name="imagenet-resnet50",
+            summary="torchvision's ResNet-50 with ImageNet weights, L2UL paper",
+            target=f"{_EXTERNAL}:imagenet_resnet50",
+            needs="images of at least 32 x 32; torchvision",
+            paper=RESNET,
         ),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -11,12 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from expunge.core.errors import UsageError, nearest, unknown
-from expunge.core.seeds import derive
 from expunge.models import MODELS
+from expunge.models.initial import drawing
+
+_PLAIN: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def build_model(
@@ -32,17 +36,14 @@ def build_model(
     spec: a catalogue name, `package.module:function`, or `path/to/file.py:function`. A user's factory is called with
     those of num_classes, input_shape and in_channels that its signature names, and with `options`.
     """
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise UsageError(f"the number of classes must be a whole number >= 1, got {num_classes!r}.")
+    if not input_shape or not all(isinstance(n, int) and n > 0 for n in input_shape):
+        raise UsageError(f"the input shape must be whole numbers >= 1, such as 3, 32, 32, got {tuple(input_shape)}.")
     factory = _factory(spec)
-    given = dict(options or {})
     offered = {"num_classes": num_classes, "input_shape": tuple(input_shape), "in_channels": input_shape[0]}
-    accepted = inspect.signature(factory).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    for name in given:
-        if name not in accepted and not anything:
-            raise UsageError(f"model `{spec}` has no option `{name}`; {nearest(name, set(accepted) - set(offered))}.")
-    arguments = {name: value for name, value in offered.items() if name in accepted} | given
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "init"))
+    arguments = _arguments(spec, factory, offered, dict(options or {}))
+    with drawing(seed):
         try:
             model = factory(**arguments)
         except UsageError:
@@ -53,6 +54,39 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise UsageError(f"`{spec}` must return a torch.nn.Module, it returned {type(model).__name__}.")
     return model
+
+
+def _arguments(
+    spec: str, factory: Callable[..., Any], offered: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """What the factory is called with: the offered values it names, and the options, checked against its signature."""
+    try:
+        accepted = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        raise UsageError(f"`{spec}` has no signature to read; wrap it in a function of your own.") from None
+    named = {n: p for n, p in accepted.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    for name in given:
+        if name not in named and not anything:
+            raise UsageError(f"model `{spec}` has no option `{name}`; {nearest(name, set(named) - set(offered))}.")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in offered and name not in given:
+            raise UsageError(f"model `{spec}` needs the option `{name}`, which was not given.")
+    typed = {name: _typed(spec, name, value, named.get(name)) for name, value in given.items()}
+    return {name: value for name, value in offered.items() if name in named} | typed
+
+
+def _typed(spec: str, name: str, value: Any, parameter: inspect.Parameter | None) -> Any:
+    """The value as the plain type that the factory states for it; other annotations are left to the factory."""
+    stated = parameter.annotation if parameter is not None else None
+    kind = _PLAIN.get(stated if isinstance(stated, str) else getattr(stated, "__name__", ""))
+    if kind is None:
+        return value
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Input ")
+        raise UsageError(f"model `{spec}`: `{name}` {message[:1].lower()}{message[1:]}, got {value!r}.") from None
 
 
 def _factory(spec: str) -> Callable[..., Any]:
@@ -73,7 +107,14 @@ def _factory(spec: str) -> Callable[..., Any]:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"model file {path} does not exist; write path/to/file.py:function.")
-    name = f"expunge_user_{path.stem}"
+    _importable(path.resolve().parent)  # as `python file.py` does: the file may import its neighbours
+    return _run_file(path.resolve(), path.stat().st_mtime_ns)
+
+
+@functools.lru_cache
+def _run_file(path: Path, changed: int) -> ModuleType:
+    """One module per version of a file: its classes stay the same ones over many builds."""
+    name = f"expunge_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
         raise UsageError(f"model file {path} cannot be imported.")
@@ -82,15 +123,22 @@ def _from_file(path: Path) -> ModuleType:
     try:
         found.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a user's file may raise anything; the message names it
+        del sys.modules[name]
         raise UsageError(f"model file {path} cannot be imported: {type(error).__name__}: {error}.") from error
     return module
 
 
 def _from_package(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"`{name}` is neither a module nor a .py file; write package.module:function.")
+    _importable(Path.cwd())
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(f"module `{name}` cannot be imported ({error}); check the name and the folder.") from None
+    except (Exception, SystemExit) as error:  # the same for a user's module
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"module `{name}` cannot be imported ({reason}); check the name and the folder.") from error
+
+
+def _importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
-import tempfile
+import re
+import secrets
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +22,21 @@ from expunge.core.errors import CheckpointError, ExpungeError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
+# What the unpickler of torch.load raises on bytes that are no pickle: its opcodes fail wherever they happen to.
+_MALFORMED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
 
 def weights_hash(model: nn.Module) -> str:
     """Hex sha256 over names, types, shapes and bytes of the state dict, in key order."""
@@ -25,7 +44,7 @@ def weights_hash(model: nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         tensor = value.detach().cpu().contiguous()
         digest.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -37,20 +56,18 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
     target = Path(path)
     # A clone per tensor: safetensors refuses memory shared between names.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    part = ""
+    part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
         save_file(state, part, metadata=dict(metadata or {}))
-        with open(part, "rb") as stream:
+        with part.open("rb") as stream:
             os.fsync(stream.fileno())
-        Path(part).chmod(0o644)
-        Path(part).replace(target)
+        part.replace(target)
     except (OSError, safetensors.SafetensorError) as error:
-        if part:
-            Path(part).unlink(missing_ok=True)
         raise ExpungeError(f"cannot write {target} ({error}); free some space or choose another folder.") from None
+    finally:
+        with contextlib.suppress(OSError):  # there is no part after success, and no folder after some failures
+            part.unlink()
     return target
 
 
@@ -59,44 +76,56 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     source = Path(path)
     if not source.is_file():
         raise CheckpointError(f"checkpoint {source} does not exist; pass the path of a .safetensors or .pt file.")
-    if source.suffix not in SUFFIXES:
+    if source.suffix.lower() not in SUFFIXES:
         raise CheckpointError(f"checkpoint {source} has an unknown type; allowed: {', '.join(SUFFIXES)}.")
-    state = _read_safetensors(source) if source.suffix == ".safetensors" else _read_torch(source)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = _read_safetensors(source) if source.suffix.lower() == ".safetensors" else _read_torch(source)
     for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not _all_finite(value):
             raise CheckpointError(f"checkpoint {source}: tensor `{name}` holds NaN or infinite values.")
     return state
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a file into `model` (strictly) and return it. Raises `CheckpointError` and names what does not match."""
-    state = read_weights(path)
     own = model.state_dict()
+    state = _without_wrapper(read_weights(path), own)
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, the model has {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    shapes = [name for name in own if name in state and state[name].shape != own[name].shape]
     findings = [
         *([f"missing {_some(missing)}"] if missing else []),
         *([f"unexpected {_some(extra)}"] if extra else []),
-        *([_some(shapes)] if shapes else []),
+        *([_some([_shapes(name, state, own) for name in shapes])] if shapes else []),
     ]
     if findings:
         raise CheckpointError(
-            f"checkpoint {path} does not fit the model: {'; '.join(findings)}. "
-            "Check the architecture, its options and the number of classes."
+            f"checkpoint {path} does not fit the model: {'; '.join(findings)}. {_advice(own, state, missing, shapes)}"
         )
     model.load_state_dict(state)
     return model
 
 
+def _without_wrapper(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefix that DataParallel or torch.compile put before every one of them."""
+    for prefix in ("module.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in own):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: list[str], shapes: list[str]) -> str:
+    """The likely cause: only the layer with one row per class differs, or the architecture does."""
+    last = next((name for name in reversed(list(own)) if own[name].ndim), "")
+    heads = {last, f"{last.rpartition('.')[0]}.weight"}
+    if shapes and not missing and set(shapes) <= heads:
+        have, want = len(state[last]), len(own[last])
+        return f"The checkpoint was made for {have} classes, the model for {want}: choose the data it was trained on."
+    return "Check the architecture, its options and the number of classes."
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata of a safetensors file; empty for other types."""
-    if Path(path).suffix != ".safetensors":
+    if Path(path).suffix.lower() != ".safetensors":
         return {}
     try:
         with safetensors.safe_open(str(path), framework="pt") as stream:
@@ -112,15 +141,25 @@ def _read_safetensors(source: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"checkpoint {source} is truncated or not a safetensors file ({error}).") from None
 
 
+def _all_finite(value: Tensor) -> bool:
+    if not (value.is_floating_point() or value.is_complex()):
+        return True
+    return bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all())  # float8 knows no isfinite
+
+
 def _read_torch(source: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about foreign formats, which end in an error of ours anyhow
+            content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        what = f"holds code or objects (`{code[1]}`)" if code else "holds code or is not a checkpoint"
         raise CheckpointError(
-            f"checkpoint {source} holds code or is not a checkpoint, and is not opened; save plain weights with "
-            "torch.save(model.state_dict(), path) where you trust it, and pass that file."
+            f"checkpoint {source} {what} and is not opened, because that could run anything; where you trust it, save "
+            "plain weights with torch.save(model.state_dict(), path), and pass that file."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _MALFORMED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"checkpoint {source} is truncated or not a checkpoint ({reason}).") from None
     for key in ("state_dict", "model_state_dict", "model"):
@@ -130,6 +169,10 @@ def _read_torch(source: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError(f"checkpoint {source} holds no state dict; save one with torch.save(model.state_dict()).")
     return dict(content)
+
+
+def _shapes(name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    return f"{name} is {tuple(state[name].shape)}, the model has {tuple(own[name].shape)}"
 
 
 def _some(names: list[str]) -> str:

@@ -8,21 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from expunge.core.errors import UsageError
-
-
-def image_shape(input_shape: Sequence[int], least: int, name: str) -> tuple[int, int, int]:
-    """(channels, height, width); `UsageError` for anything but images of at least `least` pixels a side."""
-    if len(input_shape) != 3 or min(input_shape[1:]) < least:
-        raise UsageError(
-            f"model `{name}` takes images (channels, height, width) of at least {least} x {least}, got shape "
-            f"{tuple(input_shape)}; use `mlp` for other data."
-        )
-    return input_shape[0], input_shape[1], input_shape[2]
+from expunge.models.blocks import FeatureNet, at_least, conv_block, image_shape, scaled
 
 
 def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 128) -> nn.Module:
     """Flatten - hidden - hidden - classes, ReLU between."""
+    at_least(1, "mlp", hidden=hidden)
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(input_shape), hidden),
@@ -38,8 +29,8 @@ class SmallCNN(nn.Module):
 
     def __init__(self, num_classes: int, channels: int, width: int) -> None:
         super().__init__()
-        self.block1 = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.block2 = nn.Sequential(nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU())
+        self.block1 = conv_block(channels, width, bias=True)
+        self.block2 = conv_block(width, 2 * width, bias=True)
         self.pool = nn.MaxPool2d(2)
         self.to_grid = nn.AdaptiveAvgPool2d(2)
         self.hidden = nn.Sequential(nn.Linear(8 * width, 64), nn.ReLU())
@@ -53,7 +44,9 @@ class SmallCNN(nn.Module):
 
 
 def small_cnn(num_classes: int, input_shape: Sequence[int], width: int = 16) -> nn.Module:
+    """width: filters of the first block; the second has twice as many."""
     channels, _, _ = image_shape(input_shape, 4, "small-cnn")
+    at_least(1, "small-cnn", width=width)
     return SmallCNN(num_classes, channels, width)
 
 
@@ -76,89 +69,46 @@ class LAFCNN(nn.Module):
 
 
 def laf_cnn(num_classes: int, input_shape: Sequence[int], features: int = 256) -> nn.Module:
-    return LAFCNN(num_classes, *image_shape(input_shape, 4, "cnn"), features)
-
-
-def conv_block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution without bias, BatchNorm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
-
-
-class AllCNN(nn.Module):
-    """All-CNN as in the SCRUB authors' code; `features.3` and `features.7` are identities (where dropout was).
-
-    The last block is the 1 x 1 convolution `features.9` with its BatchNorm: what CF-k and EU-k touch.
-    """
-
-    expunge_anatomy: ClassVar[dict[str, Any]] = {
-        "head": "classifier",
-        "blocks": [f"features.{i}" for i in (0, 1, 2, 4, 5, 6, 8, 9)],
-    }
-
-    def __init__(self, num_classes: int, channels: int, width: float, grid: int) -> None:
-        super().__init__()
-        a, b = int(96 * width), int(192 * width)
-        self.features = nn.Sequential(
-            conv_block(channels, a),
-            conv_block(a, a),
-            conv_block(a, b, stride=2),
-            nn.Identity(),
-            conv_block(b, b),
-            conv_block(b, b),
-            conv_block(b, b, stride=2),
-            nn.Identity(),
-            conv_block(b, b),
-            conv_block(b, b, kernel=1),
-            nn.AvgPool2d(grid),
-            nn.Flatten(),
-        )
-        self.classifier = nn.Linear(b, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.classifier(self.features(x))
-        return out
+    """features: width of the representation e."""
+    shape = image_shape(input_shape, 4, "cnn")
+    at_least(1, "cnn", features=features)
+    return LAFCNN(num_classes, *shape, features)
 
 
 def all_cnn(num_classes: int, input_shape: Sequence[int], width: float = 1.0) -> nn.Module:
-    channels, height, side = image_shape(input_shape, 8, "allcnn")
-    if height != side:
-        raise UsageError(f"model `allcnn` takes square images, got {height} x {side}; resize them.")
-    grid = (height + 3) // 4  # two stride-2 convolutions, each rounding up
-    return AllCNN(num_classes, channels, width, grid)
+    """All-CNN as in the SCRUB authors' code; `features.3` and `features.7` are identities (where dropout was).
+
+    width: the filter fraction, 96 and 192 at 1.0. The last block is the 1 x 1 convolution `features.9` with its
+    BatchNorm (37,248 parameters): what CF-k and EU-k touch. At 32 x 32 the pooling is the published 8 x 8 average.
+    """
+    channels, _, _ = image_shape(input_shape, 8, "allcnn")
+    a, b = scaled((96, 192), width, "allcnn")
+    features = nn.Sequential(
+        conv_block(channels, a),
+        conv_block(a, a),
+        conv_block(a, b, stride=2),
+        nn.Identity(),
+        conv_block(b, b),
+        conv_block(b, b),
+        conv_block(b, b, stride=2),
+        nn.Identity(),
+        conv_block(b, b),
+        conv_block(b, b, kernel=1),
+    )
+    return FeatureNet(features, b, num_classes)
 
 
 _VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
 
-class VGG(nn.Module):
-    """VGG-16 with BatchNorm for 32 x 32 images: five pooled stages, one linear head."""
-
-    def __init__(self, num_classes: int, channels: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        inputs = channels
-        for item in _VGG16:
-            if isinstance(item, int):
-                layers += [nn.Conv2d(inputs, item, 3, padding=1), nn.BatchNorm2d(item), nn.ReLU()]
-                inputs = item
-            else:
-                layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.classifier = nn.Linear(512, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.classifier(self.features(x))
-        return out
-
-
 def vgg16_bn(num_classes: int, input_shape: Sequence[int]) -> nn.Module:
-    channels, _, _ = image_shape(input_shape, 32, "vgg16-bn")
-    return VGG(num_classes, channels)
-
-
-def count_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+    """VGG-16 with BatchNorm for 32 x 32 images: thirteen convolutions with bias, five pools, one linear head."""
+    inputs, _, _ = image_shape(input_shape, 32, "vgg16-bn")
+    features = nn.Sequential()
+    for item in _VGG16:
+        if isinstance(item, int):
+            features.append(conv_block(inputs, item, bias=True))
+            inputs = item
+        else:
+            features.append(nn.MaxPool2d(2))
+    return FeatureNet(features, inputs, num_classes)

@@ -7,11 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expunge.models.convnets import image_shape
-
-
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
+from expunge.models.blocks import at_least, conv, conv_block, image_shape, scaled
 
 
 class BasicBlock(nn.Module):
@@ -80,6 +76,7 @@ class ResNet(nn.Module):
     """Stem, four stages, global average pooling, head.
 
     widths: of the four stages. features: width of an extra linear layer `fc1` before the head (LAF), or None.
+    he_init: convolutions start from He's normal distribution over the fan-out (torchvision), else PyTorch's default.
     """
 
     def __init__(
@@ -91,6 +88,7 @@ class ResNet(nn.Module):
         inputs: int,
         num_classes: int,
         features: int | None = None,
+        he_init: bool = False,
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -105,6 +103,14 @@ class ResNet(nn.Module):
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc1 = nn.Linear(inputs, features) if features else nn.Identity()
         self.head = nn.Linear(features or inputs, num_classes)
+        self.he_init = he_init
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The initialisation that goes beyond each layer's own."""
+        for module in self.modules():
+            if self.he_init and isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
@@ -115,28 +121,31 @@ class ResNet(nn.Module):
 def preact_resnet18(num_classes: int, input_shape: Sequence[int], width: float = 1.0) -> nn.Module:
     """width: the filter fraction f; stages of int(64 f), int(128 f), int(256 f), int(512 f). No final BN or ReLU."""
     channels, _, _ = image_shape(input_shape, 8, "resnet18-preact")
-    stem = nn.Sequential(conv(channels, 64, 3, bias=True), nn.BatchNorm2d(64), nn.ReLU())
-    widths = [int(n * width) for n in (64, 128, 256, 512)]
+    stem = conv_block(channels, 64, bias=True)
+    widths = scaled((64, 128, 256, 512), width, "resnet18-preact")
     return ResNet(stem, PreActBlock, (2, 2, 2, 2), widths, 64, num_classes)
 
 
 def cifar_resnet18(num_classes: int, input_shape: Sequence[int], width: float = 1.0, pool: bool = True) -> nn.Module:
     """width: fraction of the published 64-128-256-512. pool: 3x3/2 max-pool behind the stem (the L2UL stem)."""
     channels, _, _ = image_shape(input_shape, 16, "resnet18-cifar")
-    widths = [int(n * width) for n in (64, 128, 256, 512)]
-    stem = [conv(channels, widths[0], 3), nn.BatchNorm2d(widths[0]), nn.ReLU()]
-    stem += [nn.MaxPool2d(3, 2, padding=1)] if pool else []
-    return ResNet(nn.Sequential(*stem), BasicBlock, (2, 2, 2, 2), widths, widths[0], num_classes)
+    widths = scaled((64, 128, 256, 512), width, "resnet18-cifar")
+    stem = conv_block(channels, widths[0])
+    if pool:
+        stem.append(nn.MaxPool2d(3, 2, padding=1))
+    return ResNet(stem, BasicBlock, (2, 2, 2, 2), widths, widths[0], num_classes)
 
 
 def cifar_resnet50(num_classes: int, input_shape: Sequence[int]) -> nn.Module:
+    """3x3 stem without pooling; the four stages are 256, 512, 1024 and 2048 wide."""
     channels, _, _ = image_shape(input_shape, 8, "resnet50-cifar")
-    stem = nn.Sequential(conv(channels, 64, 3), nn.BatchNorm2d(64), nn.ReLU())
+    stem = conv_block(channels, 64)
     return ResNet(stem, Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), 64, num_classes)
 
 
 def laf_resnet18(num_classes: int, input_shape: Sequence[int], features: int = 256) -> nn.Module:
     """ImageNet stem (7x7/2, max-pool), 512 -> `features` without activation (the representation e), head."""
     channels, _, _ = image_shape(input_shape, 32, "resnet18-laf")
-    stem = nn.Sequential(conv(channels, 64, 7, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
-    return ResNet(stem, BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), 64, num_classes, features)
+    at_least(1, "resnet18-laf", features=features)
+    stem = conv_block(channels, 64, 7, 2).append(nn.MaxPool2d(3, 2, padding=1))
+    return ResNet(stem, BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), 64, num_classes, features, he_init=True)

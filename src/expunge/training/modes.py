@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from expunge.models.modes import evaluation_mode
+
+__all__ = ["BatchNormMode", "evaluation_mode", "training_mode"]
 
 BatchNormMode = Literal["train", "frozen"]
 
@@ -19,15 +21,3 @@ def training_mode(model: nn.Module, batchnorm: BatchNormMode = "train") -> None:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; every module's own mode comes back after it, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -1,0 +1,78 @@
+"""Initial weights: drawn from a seed, without a trace in the global random state or of the weights before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from expunge.core.errors import UsageError, unknown
+from expunge.core.seeds import derive
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """PyTorch's CPU generator is seeded for initial weights inside the block and restored after it.
+
+    `torch.manual_seed` would reseed every GPU as well, and nothing would bring their state back.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(derive(seed, "init"))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def reset_parameters(model: nn.Module, names: Iterable[str] | None = None, *, seed: int = 0) -> None:
+    """Draw weights and BatchNorm statistics anew, in place, in the modules named (default: the whole model).
+
+    Every module's own `reset_parameters` is called, inner modules first, on a CPU copy whose weights are NaN: so the
+    result cannot depend on the weights before, is the same on every device, and the model stays as it was if this
+    fails. Other buffers, such as the constants of a normalisation layer, are kept. Raises `UsageError` for an unknown
+    name and for weights that no `reset_parameters` draws.
+    """
+    known = dict(model.named_modules(remove_duplicate=False))
+    roots = [""] if names is None else list(dict.fromkeys(names))
+    for root in roots:
+        if root not in known:
+            raise unknown("module", root, [name for name in known if name])
+    twin = copy.deepcopy(model).cpu()
+    parts = [(root, known[root], twin.get_submodule(root)) for root in roots]
+    with torch.no_grad(), drawing(seed):
+        for _, _, fresh in parts:
+            for weight in fresh.parameters():
+                if weight.is_floating_point() or weight.is_complex():
+                    weight.fill_(torch.nan)
+        for root, _, fresh in parts:
+            for module in reversed(list(fresh.modules())):
+                _reset(module)
+            _require_all_drawn(root, fresh)
+        for _, mine, fresh in parts:
+            for old, new in zip(mine.parameters(), fresh.parameters(), strict=True):
+                old.copy_(new)
+            for kept, drawn in zip(mine.buffers(), fresh.buffers(), strict=True):
+                kept.copy_(drawn)
+
+
+def _reset(module: nn.Module) -> None:
+    for name in ("reset_parameters", "_reset_parameters"):  # the second: attention and transformers of PyTorch
+        rule = getattr(module, name, None)
+        if callable(rule):
+            rule()
+            return
+
+
+def _require_all_drawn(root: str, fresh: nn.Module) -> None:
+    for name, weight in fresh.named_parameters():
+        if bool(torch.isnan(weight).any()):
+            owner, _, leaf = name.rpartition(".")
+            path = ".".join(part for part in (root, owner) if part)
+            kind = type(fresh.get_submodule(owner)).__name__
+            raise UsageError(
+                f"the weight `{leaf}` of module `{path or kind}` ({kind}) cannot be drawn anew, because no "
+                "reset_parameters() of the model sets it; add that method, or pass the start weights as initial=..."
+            )

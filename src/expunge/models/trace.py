@@ -1,0 +1,113 @@
+"""Watching a forward pass of any module: what runs, what enters and leaves it, which weights act after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import UsageError
+from expunge.models.modes import evaluation_mode
+
+
+class _Enough(BaseException):
+    """Ends a forward pass once the representation is known; no `except Exception` of a model can swallow it."""
+
+
+@dataclass(frozen=True)
+class Representation:
+    """A point of the forward pass: what enters (`before`) or leaves the module `name` in its last of `runs` runs."""
+
+    name: str
+    before: bool
+    runs: int = 1
+
+    def of(self, model: nn.Module, x: Tensor) -> Tensor:
+        """The tensor (B, ...) at this point; the rest of the pass is skipped, and the hook is gone afterwards."""
+        caught: list[Any] = []
+        seen = 0
+
+        def catch(value: Any) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == self.runs:
+                caught.append(value)
+                raise _Enough
+
+        def entering(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            catch(next((v for v in (*inputs, *named.values()) if isinstance(v, Tensor)), None))
+
+        module = model.get_submodule(self.name)
+        if self.before:
+            handle = module.register_forward_pre_hook(entering, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(lambda _, __, output: catch(output))
+        try:
+            model(x)
+        except _Enough:
+            pass
+        finally:
+            handle.remove()
+        if not caught or not isinstance(caught[0], Tensor):
+            side = "input" if self.before else "output"
+            raise UsageError(f"the {side} of module `{self.name}` is no tensor in this forward pass; name another one.")
+        return caught[0]
+
+
+def logits_of(model: nn.Module, sample: Tensor) -> Tensor:
+    """The logits (B, classes). Raises `UsageError` if the model refuses the sample, or returns something else."""
+    try:
+        logits = model(sample)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"the model does not take a batch of shape {tuple(sample.shape)} ({reason}).") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(sample):
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"the model must return logits (batch, classes) as one tensor, it returned {found}.")
+    return logits
+
+
+def execution_order(model: nn.Module, sample: Tensor) -> list[str]:
+    """Names of the modules in the order in which they finished, inner before outer, one entry per run."""
+    order: list[str] = []
+    handles = []
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda *_: order.append(name)
+
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(watch(name)))
+        with evaluation_mode(model), torch.no_grad():
+            logits_of(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
+
+
+def weights_beyond(model: nn.Module, sample: Tensor, name: str) -> list[str]:
+    """Names of the weights that still act on the logits when the gradient is cut behind the module `name`."""
+    weights = list(model.named_parameters())
+    flags = [weight.requires_grad for _, weight in weights]
+    cut = model.get_submodule(name).register_forward_hook(
+        lambda _, __, output: output.detach() if isinstance(output, Tensor) else output
+    )
+    try:
+        for _, weight in weights:
+            weight.requires_grad_(weight.is_floating_point() or weight.is_complex())
+        with evaluation_mode(model), torch.enable_grad():
+            logits = logits_of(model, sample)
+            if not logits.requires_grad:
+                return []
+            free = [(n, w) for n, w in weights if w.requires_grad]
+            grads = torch.autograd.grad(logits.sum(), [w for _, w in free], allow_unused=True)
+    finally:
+        cut.remove()
+        for (_, weight), flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
+    return [n for (n, _), grad in zip(free, grads, strict=True) if grad is not None]

@@ -84,10 +84,10 @@ def shares(available: list[int], size: int) -> list[int]:
     >>> shares([5, 1, 5], 8)
     [4, 1, 3]
     """
-    counts = [0] * len(available)
-    while (missing := size - sum(counts)) > 0:
-        roomy = [i for i, n in enumerate(available) if counts[i] < n]
-        each, rest = divmod(missing, len(roomy))
-        for rank, i in enumerate(roomy):
-            counts[i] += min(each + (rank < rest), available[i] - counts[i])
+    level = 0
+    while level < max(available, default=0) and sum(min(n, level + 1) for n in available) <= size:
+        level += 1
+    counts = [min(n, level) for n in available]
+    for i in [i for i, n in enumerate(available) if n > level][: size - sum(counts)]:
+        counts[i] += 1
     return counts

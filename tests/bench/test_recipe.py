@@ -1,0 +1,153 @@
+"""Recipes: what is refused and in which words, what `extends` and overrides do, and the published schema."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from expunge.bench.library import recipes
+from expunge.bench.reading import load_study, override, parse_study
+from expunge.bench.schema import json_schema
+from expunge.core.errors import UsageError
+from expunge.methods import METHODS
+
+WRONG = [
+    ({"mehods": []}, "unknown key `mehods`; did you mean `methods`?"),
+    ({"methods": ["original", {"name": "scrub", "alhpa": 1}]}, "unknown key `methods[1].alhpa`; did you mean `alpha`?"),
+    ({"methods": [{"nme": "scrub"}]}, "`methods[0].name` is required."),
+    ({"methods": ["scrb"]}, "methods[0]: unknown method `scrb`; did you mean `scrub`?"),
+    ({"methods": [3]}, "`methods[0]` should be"),
+    ({"methods": "al"}, "`methods` should be 'all', got 'al'."),
+    ({"methods": ["scrub/large-bb"]}, "did you mean `large-rb`?"),
+    ({"methods": ["scrub", {"name": "scrub", "label": "again"}]}, "`scrub` and `again` have equal settings"),
+    ({"methods": ["scrub", {"name": "scrub", "label": "scrub", "lr": 0.1}]}, "labelled `scrub`"),
+    ({"options": {"scrub": {"alhpa": 1}}, "methods": ["scrub"]}, "unknown key `options.scrub.alhpa`"),
+    ({"options": {"scrbu": {}}}, "unknown key `options.scrbu`; did you mean `scrub`?"),
+    ({"options": {"finetune": {"lr": -1}}}, "options.finetune: finetune: `lr` should be greater than 0, got -1."),
+    ({"skip": ["scrbu"]}, "unknown key `skip.scrbu`; did you mean `scrub`?"),
+    ({"data": {"source": "digits", "validaton": 0.1}}, "unknown key `data.validaton`; did you mean `validation`?"),
+    ({"data": {"source": "digits", "validation": 2}}, "`data.validation` should be less than 1, got 2."),
+    ({"model": {}}, "`model.name` is required."),
+    ({"train": {"epoch": 3}}, "unknown key `train.epoch`; did you mean `epochs`?"),
+    ({"train": {"lr": "fast"}}, "train: recipe: `lr` should be a valid number"),
+    ({"pretrain": {"source": "digits", "recipe": {"epoch": 1}}}, "unknown key `pretrain.recipe.epoch`"),
+    ({"scenarios": ["clas:1"]}, "scenarios[0]: unknown scenario `clas`; did you mean `class`?"),
+    ({"scenarios": [{"name": "class", "targt": 1}]}, "unknown key `scenarios[0].targt`; did you mean `target`?"),
+    ({"scenarios": []}, "`scenarios`"),
+    ({"metrics": ["accuracy", "mia-acu"]}, "metrics[1]: unknown metric `mia-acu`; did you mean `mia-auc`?"),
+    ({"metrics": [{"name": "mia-auc", "resamples": 1}]}, "metrics[0]: mia-auc: `resamples` should be"),
+    ({"seeds": []}, "`seeds` is empty"),
+    ({"seeds": [0, 0]}, "names the same seeds twice"),
+    ({"seeds": {"dta": [0]}}, "unknown key `seeds.dta`; did you mean `data`?"),
+    ({"seeds": {"data": [0, 1], "train": [0, 1, 2]}}, "`data` has 2 values, the longest list 3"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG, ids=[words[:40] for _, words in WRONG])
+def test_a_wrong_recipe_is_one_sentence_with_the_key(tiny, change, words):
+    with pytest.raises(UsageError) as caught:
+        parse_study({**tiny, **change}, "study.yaml")
+    assert str(caught.value).startswith("study.yaml: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_reference_is_always_there_and_first(tiny):
+    assert [label for label, _ in parse_study(tiny).named_methods()] == ["retrain", "original", "finetune", "SCRUB+R"]
+
+
+def test_all_covers_every_registered_method_with_its_options(tiny):
+    study = parse_study({**tiny, "methods": "all", "skip": ["laf"]})
+    methods = dict(study.named_methods())
+    assert set(methods) == set(METHODS.names()) - {"laf"}
+    assert methods["finetune"].epochs == 1
+
+
+def test_seeds_are_paired_or_repeated(tiny):
+    rows = parse_study({**tiny, "seeds": {"unlearn": [4, 5], "train": [7]}}).seed_rows()
+    assert rows == [
+        {"data": 0, "train": 7, "unlearn": 4, "evaluate": 0},
+        {"data": 0, "train": 7, "unlearn": 5, "evaluate": 0},
+    ]
+
+
+def test_metrics_take_options(tiny):
+    found = parse_study({**tiny, "metrics": ["accuracy", {"name": "mia-auc", "resamples": 60}]}).named_metrics()
+    assert [metric.card.name for metric in found] == ["accuracy", "mia-auc"]
+    assert found[1].resamples == 60
+
+
+BASE = """
+name: base
+data: {source: digits, validation: 0.1}
+model: {name: mlp}
+train: {epochs: 9, lr: 1e-3}
+scenarios: ["class:1"]
+methods: [finetune]
+options: {finetune: {epochs: 1}}
+"""
+
+
+def test_extends_merges_mappings_and_replaces_lists(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "top.yaml").write_text("extends: base.yaml\nname: top\ntrain: {epochs: 2}\nmethods: [scrub]\n")
+    study = load_study(tmp_path / "top.yaml", ["data.train_size=50", "seeds=[3, 4]", "train.batch_size=16"])
+    assert (study.name, study.recipe().epochs, study.recipe().lr, study.recipe().batch_size) == ("top", 2, 1e-3, 16)
+    assert (study.data.train_size, study.data.validation) == (50, 0.1)
+    assert [label for label, _ in study.named_methods()] == ["retrain", "scrub"]
+    assert [row["unlearn"] for row in study.seed_rows()] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("extends: self.yaml\n", "extends itself"),
+        ("extends: gone.yaml\n", "does not exist"),
+        ("- a\n", "must be a mapping"),
+        ("name: [\n", "cannot be read"),
+        (f"{BASE}train: {{epochs: 1}}\n", "the key `train` is given twice"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(tmp_path, content, words):
+    (tmp_path / "self.yaml").write_text(content)
+    with pytest.raises(UsageError, match=words) as caught:
+        load_study(tmp_path / "self.yaml")
+    assert ".yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=3", "name.first=3", "seeds=["])
+def test_a_wrong_override_is_refused(text):
+    with pytest.raises(UsageError):
+        override({"name": "x"}, text)
+
+
+def test_schema_knows_the_options_of_every_method():
+    schema = json.loads(json_schema())
+    assert set(schema["properties"]["options"]["properties"]) == set(METHODS.names())
+    scrub = schema["properties"]["options"]["properties"]["scrub"]
+    assert scrub["properties"]["alpha"]["minimum"] == 0
+    assert scrub["additionalProperties"] is False
+    text = json.dumps(schema)
+    missing = [ref for ref in _references(schema) if ref.removeprefix("#/$defs/") not in schema["$defs"]]
+    assert not missing
+    assert "scrub/large-rb" in text
+
+
+def _references(node):
+    if isinstance(node, dict):
+        yield from ([node["$ref"]] if "$ref" in node else [])
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_of_the_library_is_valid(name):
+    assert load_study(recipes()[name]).name
+
+
+def test_the_library_has_what_the_documentation_names():
+    assert {"demo", "smoke"} <= set(recipes())

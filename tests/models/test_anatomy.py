@@ -303,12 +303,17 @@ def test_set_trainable() -> None:
 def test_frozen_batchnorm_leaves_statistics_and_comes_back() -> None:
     model, x = small("small-cnn")
     statistics = model.get_buffer("block1.1.running_mean").clone()
-    with pytest.raises(ZeroDivisionError), frozen_batchnorm(model):
-        assert model.training
-        assert model.get_submodule("block1").training
-        assert not model.get_submodule("block1.1").training
-        model(x)
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with frozen_batchnorm(model):
+            assert model.training
+            assert model.get_submodule("block1").training
+            assert not model.get_submodule("block1.1").training
+            model(x)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert all(module.training for module in model.modules())
     assert torch.equal(model.get_buffer("block1.1.running_mean"), statistics)
     model(x)

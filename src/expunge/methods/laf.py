@@ -246,7 +246,7 @@ class LAFRepair(LAFBase):
         """Cross-entropy on the head; the extractor is frozen, so its representations are computed once."""
         if self.repair_epochs == 0:
             return
-        body = anatomy(student, sample, extractor=self.extractor)
+        body = anatomy(student, sample)  # what enters the head, wherever the representation was taken
         labelled = problem.labelled
         e = PerSample(labelled, features(body, labelled, run))
         head = body.head_module

@@ -90,7 +90,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     own = model.state_dict()
     state = _without_wrapper(read_weights(path), own)
     missing = [name for name in own if name not in state]
-    extra = [name for name in state if name not in own]
+    extra = sorted(name for name in state if name not in own)  # safetensors keeps no order
     shapes = [name for name in own if name in state and state[name].shape != own[name].shape]
     findings = [
         *([f"missing {_some(missing)}"] if missing else []),

@@ -121,28 +121,23 @@ def counts(folder: Path) -> dict[str, int]:
         store.close()
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_and_resumed_gives_the_table_of_an_uninterrupted_run(finished, tiny, tmp_path, monkeypatch, jobs):
+def test_killed_and_resumed_gives_the_table_of_an_uninterrupted_run(finished, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "study"
-    run = start_run(tiny, folder, jobs)
+    run = start_run(tiny, folder, 1)
     wait_until(lambda: counts(folder).get("done", 0) >= 3)
-    run.send_signal(signal.SIGKILL)
+    run.kill()
     run.wait()
-    time.sleep(0.3)  # workers notice that their parent is gone
-    assert not Store(folder).is_claimed()
     done = counts(folder)["done"]
     assert 3 <= done < 16, "the run was not interrupted half-way"
-    time.sleep(0.5)
-    assert counts(folder)["done"] == done, "a worker went on without its parent"
-    run_study(tmp_path / "study.yaml", folder, jobs=jobs)
+    run_study(tmp_path / "study.yaml", folder)
     assert status(folder) == {"done": 16}
     assert table(folder) == table(finished)
 
 
 def slow(tiny):
     """One cell that takes seconds, behind quick ones."""
-    long = {"name": "finetune", "label": "slow", "epochs": 3000}
+    long = {"name": "finetune", "label": "slow", "epochs": 2000}
     return {
         **tiny,
         "methods": ["original", long, {"name": "neggrad", "label": "neggrad", "epochs": 1}],
@@ -245,24 +240,97 @@ def test_no_time_export_holds_no_seconds(finished):
     assert "average_gap" in text
 
 
-def test_ctrl_c_keeps_what_is_done_and_leaves_no_worker(tiny, tmp_path):
+def test_workers_end_with_a_killed_parent_and_the_study_goes_on(tiny, tmp_path, monkeypatch):
+    content = {**slow(tiny), "scenarios": ["class:1"]}
+    run_study(parse_study(content), tmp_path / "plain")
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "study"
+    run = start_run(content, folder, 2)
+    workers = wait_for_slow(folder)
+    run.kill()
+    run.wait()
+    for worker in workers:
+        wait_until(lambda worker=worker: not alive(worker), 1)
+    assert counts(folder)["running"] >= 1, "the slow cell was finished without its parent"
+    run_study(tmp_path / "study.yaml", folder)
+    assert status(folder) == {"done": 4}
+    assert table(folder) == table(tmp_path / "plain")
+
+
+def test_ctrl_c_keeps_what_is_done_and_leaves_no_worker(tiny, tmp_path):
     content = slow(tiny)
     content["methods"][1]["epochs"] = 10**7
-    run = start_run(content, folder, 2)
-    wait_until(lambda: counts(folder).get("done", 0) >= 2 and counts(folder).get("running", 0) >= 1)
+    workers = []
+
+    def interrupt(_: object) -> None:
+        if counts(tmp_path).get("done", 0) == 3:
+            workers.extend(wait_for_slow(tmp_path))
+            os.kill(workers[0], signal.SIGINT)  # the terminal sends it to the workers too; they leave it to the parent
+            time.sleep(0.3)
+            assert alive(workers[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(parse_study({**content, "scenarios": ["class:1"]}), tmp_path, jobs=2, progress=interrupt)
+    assert status(tmp_path) == {"done": 3, "pending": 1}
+    assert not any(map(alive, workers))
+
+
+def wait_for_slow(folder: Path) -> list[int]:
+    """Wait until only the slow cell is left; the process ids that run it."""
+    wait_until(lambda: counts(folder).get("done", 0) == 3)
     store = Store(folder)
+    wait_until(lambda: bool(store.running()))
     workers = [int(owner.rpartition(":")[2]) for owner, _ in store.running().values()]
     store.close()
-    run.send_signal(signal.SIGINT)
-    assert run.wait(20) != 0
-    assert counts(folder).get("running", 0) == 0
-    assert counts(folder)["done"] >= 2
-    for worker in workers:
-        wait_until(lambda worker=worker: not Path(f"/proc/{worker}").exists(), 5)
+    return workers
 
 
-def test_a_changed_number_of_jobs_is_refused_below_one(tiny, tmp_path):
+def alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_each_seed_moves_its_own_part_only(tiny, tmp_path):
+    def measured(**seeds: list[int]) -> dict[str, object]:
+        content = {
+            **tiny,
+            "methods": [{"name": "finetune", "batch_size": 16}],
+            "scenarios": ["random:0.2"],
+            "options": {},
+        }
+        folder = tmp_path / "".join(map(str, seeds))
+        records = run_study(parse_study({**content, "seeds": seeds or [0]}), folder).records
+        cell = next(r for r in records if r.method["name"] == "finetune")
+        row = next(row for row in cell.scores if row["metric"] == "mia_auc")
+        return {
+            "data": cell.provenance["hashes"]["forget"],
+            "train": cell.provenance["original"],
+            "unlearn": cell.history[-1]["loss"],
+            "evaluate": (row["low"], row["high"]),
+        }
+
+    plain = measured()
+    for at, name in enumerate(plain):
+        other = measured(**{name: [5]})
+        assert all(other[earlier] == plain[earlier] for earlier in list(plain)[:at])
+        assert other[name] != plain[name], f"the {name} seed has no effect"
+
+
+def test_cells_run_on_one_thread_and_the_callers_number_comes_back(tiny, tmp_path):
+    import torch
+
+    torch.set_num_threads(2)
+    try:
+        small = {**tiny, "methods": ["original"], "scenarios": ["class:1"], "seeds": [0]}
+        records = run_study(parse_study(small), tmp_path).records
+        assert {r.provenance["versions"]["threads"] for r in records} == {"1"}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_less_than_one_job_is_refused(tiny, tmp_path):
     from expunge.core.errors import UsageError
 
     with pytest.raises(UsageError, match="at least 1"):

@@ -92,11 +92,11 @@ def test_status_counts_cells_of_a_dead_process_as_pending(planned):
 def test_only_one_process_works_on_a_study(planned, tiny, tmp_path):
     store, _, study = planned
     code = (
-        "import sys; from pathlib import Path; from expunge.bench.store import Store\n"
-        "with Store(Path(sys.argv[1])).claimed(): print('mine', flush=True); sys.stdin.read()"
+        "import sys; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1]): print('mine', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert other.stdout.readline() == "mine\n"

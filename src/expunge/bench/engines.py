@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Protocol
 
@@ -74,10 +75,11 @@ class LocalProcesses:
     def __init__(self, jobs: int, *, timeout: float | None = None) -> None:
         self.jobs = jobs
         self.timeout = timeout
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+        ensure_running()  # it loads for seconds, while the caller reads its recipe and data
 
     def run(self, work: Sequence[Work], store: Store, tick: Callable[[], None]) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
         waiting = list(work)
         running: dict[ForkServerProcess, Work] = {}
         try:

@@ -61,9 +61,10 @@ def run_study(
     each; results do not depend on it. engine: where cells run, instead of `jobs`. Raises `UsageError` for a recipe
     that cannot be right, `ExpungeError` if another process works in `out` or results cannot be written.
     """
-    recipe = study if isinstance(study, Study) else load_study(study, overrides)
     if jobs < 1:
         raise UsageError(f"jobs must be at least 1, got {jobs}.")
+    chosen = engine or (InProcess(progress) if jobs == 1 else LocalProcesses(jobs))
+    recipe = study if isinstance(study, Study) else load_study(study, overrides)
     grid = expand(recipe, Workbench(recipe, cache_root()).fingerprint())
     folder = Path(out)
     store = Store(folder, create=True)
@@ -78,7 +79,6 @@ def run_study(
                     counts = store.counts()
                     progress(Progress("cells", counts.get("done", 0) + counts.get("failed", 0), len(grid), {}))
 
-            chosen = engine or (InProcess(progress) if jobs == 1 else LocalProcesses(jobs))
             tick()
             chosen.run(work_items(left, recipe, folder, jobs), store, tick)
             return StudyResult(folder, store.records())

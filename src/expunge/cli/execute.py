@@ -21,7 +21,7 @@ from expunge.core.options import option_names, to_dict
 from expunge.methods import METHODS
 from expunge.methods.base import make_method
 from expunge.scenarios.base import Forgetting
-from expunge.training.cache import cache_root
+from expunge.data.cache import cache_root
 from expunge.training.recipe import Recipe
 
 

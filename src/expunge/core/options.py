@@ -48,7 +48,7 @@ def options(cls: type[T]) -> type[T]:
         except ValidationError as error:
             raise explain(error, label_of(type(self)), option_names(type(self))) from None
 
-    made.__init__ = init
+    made.__init__ = init  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
 
 
@@ -59,7 +59,7 @@ def label_of(cls: type) -> str:
 
 
 def option_names(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    return [f.name for f in dataclasses.fields(cls) if f.init]
 
 
 def explain(error: ValidationError, label: str, allowed: list[str]) -> UsageError:

@@ -1,0 +1,17 @@
+"""One self-contained page about any number of finished cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from expunge.api.record import CellRecord
+
+
+def build(cells: Sequence[CellRecord], out: Path, *, title: str = "What was forgotten", about: str = "") -> Path:
+    """Write the page to `out` (whole or not at all) and return its path. Needs nothing but the records."""
+    from expunge.report.page import build_page
+
+    return build_page(cells, Path(out), title=title, about=about)

@@ -1,0 +1,158 @@
+"""The page itself: records in, one HTML file out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from expunge import __version__
+from expunge.api.record import CellRecord
+from expunge.api.result import write_text
+from expunge.core.errors import UsageError
+from expunge.core.needs import Needs
+from expunge.report import plots, verdicts
+from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock, blocks
+
+PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
+    (
+        "Forgetting against usefulness",
+        "Each point is a method, its lines the spread. The star is the model trained again without the data: the "
+        "closer to it, the better. Right of it, the method still remembers.",
+        plots.trade_off,
+    ),
+    (
+        "Do forgotten samples look unseen?",
+        "Loss of the samples to forget beside that of samples no model has seen (the same scale in every panel). "
+        "After good forgetting the two overlap as they do for the retrained model. A hump of its own, far to the "
+        "right, gives the forgotten samples away.",
+        plots.loss_distributions,
+    ),
+    (
+        "Where did the forgotten samples go?",
+        "The classes that the samples to forget are given now.",
+        plots.destinations,
+    ),
+    (
+        "Who else was hurt?",
+        "Change of test accuracy per class against the original model, in percentage points.",
+        plots.class_effect,
+    ),
+    (
+        "How it went",
+        "What each method logged per epoch (mean over seeds), each curve scaled to its largest value.",
+        plots.curves,
+    ),
+)
+
+
+def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str) -> Path:
+    if not cells:
+        raise UsageError("there is nothing to report: no cell was given.")
+    sections = [section(block) for block in blocks(cells)]
+    folder = files("expunge.report").joinpath("templates")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
+    html = template.render(
+        title=title,
+        about=about,
+        sections=sections,
+        access=access([cell for cell in cells if cell.state == "done"]),
+        settings=settings(cells),
+        rules=verdicts.RULES,
+        version=__version__,
+        style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
+        script=Markup(folder.joinpath("report.js").read_text(encoding="utf-8")),
+    )
+    write_text(out, html)
+    return out
+
+
+def section(block: ScenarioBlock) -> dict[str, Any]:
+    """Everything the template shows of one scenario."""
+    reference = block.row(REFERENCE)
+    drawn = [(name, text, picture) for name, text, draw in PICTURES if (picture := draw(block)) is not None]
+    return {
+        "label": block.label,
+        "headline": verdicts.headline(block),
+        "facts": facts(block),
+        "columns": block.columns,
+        "rows": [table_row(row, block, reference) for row in block.rows],
+        "pictures": [{"name": n, "text": t, "svg": Markup(p)} for n, t, p in drawn],
+        "seeds": block.seeds,
+    }
+
+
+def table_row(row: MethodRow, block: ScenarioBlock, reference: MethodRow | None) -> dict[str, Any]:
+    shown = [row.numbers.get(column.metric) for column in block.columns]
+    texts = [number.text(c) if number else "–" for number, c in zip(shown, block.columns, strict=True)]
+    return {
+        "label": row.label,
+        "kind": {REFERENCE: "reference", ORIGINAL: "original"}.get(row.name, ""),
+        "badges": row.badges,
+        "verdict": verdicts.verdict(row, reference),
+        "cells": [
+            {"text": text, "sort": "" if number is None else repr(number.mean)}
+            for text, number in zip(texts, shown, strict=True)
+        ],
+        "count": len(row.cells),
+        "failed": [cell.error for cell in row.failed],
+        "notes": sorted({note for cell in row.cells for note in cell.notes}),
+        "status": sorted({cell.status for cell in row.cells} - {"finished"}),
+    }
+
+
+def facts(block: ScenarioBlock) -> list[tuple[str, str]]:
+    """Label and value of what was forgotten."""
+    cell = next((cell for row in block.rows for cell in row.cells), None)
+    if cell is None:
+        return []
+    scenario, data, model = cell.scenario, cell.data, cell.model
+    options = ", ".join(f"{k} = {v}" for k, v in dict(scenario.get("options", {})).items() if v is not None)
+    found = [
+        ("Forgotten", f"{scenario.get('forget', '?'):,} of {data.get('train', '?'):,} training samples ({options})"),
+        ("Data", f"{data.get('name', '?')}: {data.get('classes', '?')} classes, {data.get('test', '?'):,} test samples"),
+        ("Model", f"{model.get('name', '?')}, {model.get('parameters', 0):,} parameters"),
+        ("Seeds", f"{block.seeds}"),
+    ]
+    return [(name, text) for name, text in found if "?" not in text]
+
+
+def access(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
+    """What each method was handed, once per label."""
+    rows = {}
+    for cell in cells:
+        label = str(cell.method["label"])
+        if label not in rows:
+            needs = Needs(**cell.needs)
+            block = MethodRow(label, str(cell.method["name"]), [cell], [])
+            rows[label] = {
+                "label": label,
+                "needs": list(needs.describe().values()),
+                "badges": block.badges,
+                "cite": cell.method.get("cite", ""),
+            }
+    return [{"titles": list(Needs().describe())}, *rows.values()] if rows else []
+
+
+def settings(cells: Sequence[CellRecord]) -> list[dict[str, str]]:
+    """Options, seeds and versions of every cell, as text."""
+    shown = []
+    for cell in cells:
+        options = dict(cell.method.get("options", {}))
+        shown.append(
+            {
+                "name": f"{cell.scenario.get('label', '')} · {cell.method.get('label', '')}",
+                "seeds": ", ".join(f"{k} {v}" for k, v in cell.seeds.items()),
+                "options": json.dumps(options, sort_keys=True),
+                "id": cell.id,
+                "machine": str(cell.provenance.get("hardware", "")),
+                "versions": ", ".join(f"{k} {v}" for k, v in dict(cell.provenance.get("versions", {})).items()),
+            }
+        )
+    return shown

@@ -1,0 +1,218 @@
+"""Pictures as inline SVG: colours of Okabe and Ito plus marker shapes, text and axes in the page's own colour.
+
+Deterministic: equal records give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg", force=False)
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock, confusion, history, losses, per_class
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6BB1", "#7A8B2A", "#A0522D", "#607D8B")
+MARKERS = "osD^vPX<>h"
+INK = "#010203"  # replaced by currentColor, so that pictures follow light and dark mode
+_STYLE = {
+    "svg.hashsalt": "expunge",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def style_of(rows: Sequence[MethodRow]) -> dict[str, tuple[str, str]]:
+    """label -> (colour, marker); the references have their own."""
+    styles = {}
+    number = 0
+    for row in rows:
+        if row.name == REFERENCE:
+            styles[row.label] = (INK, "*")
+        elif row.name == ORIGINAL:
+            styles[row.label] = ("#888888", "s")
+        else:
+            styles[row.label] = (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+            number += 1
+    return styles
+
+
+def svg(figure: Figure, alt: str) -> str:
+    """The figure as an accessible SVG element without a fixed size."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = text.replace(INK, "currentColor")
+    text = re.sub(r'<svg ([^>]*?)width="[^"]+"', r"<svg \1", text, count=1)
+    text = re.sub(r'<svg ([^>]*?)height="[^"]+"', r"<svg \1", text, count=1)
+    text = re.sub(r"font: ([^;\"]*?)'[^'\"]*'[^;\"]*", r"font: \1 system-ui, sans-serif", text)
+    label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def trade_off(block: ScenarioBlock) -> str | None:
+    """Forget against test accuracy, one point a method; the retrained model is the target."""
+    kept = "test_retained_accuracy"
+    metric = kept if any(kept in row.numbers for row in block.rows) else "test_accuracy"
+    rows = [row for row in block.rows if {"forget_accuracy", metric} <= row.numbers.keys()]
+    if not rows:
+        return None
+    styles = style_of(block.rows)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.2))
+        axes = figure.add_subplot()
+        for row in rows:
+            x, y = row.numbers["forget_accuracy"], row.numbers[metric]
+            colour, marker = styles[row.label]
+            axes.errorbar(
+                x.mean, y.mean, xerr=x.spread, yerr=y.spread, color=colour, marker=marker, linestyle="none",
+                markersize=15 if row.is_reference else 8, elinewidth=1, alpha=0.9, label=row.label,
+                zorder=3 if row.is_reference else 2,
+            )  # fmt: skip
+        target = next((row for row in rows if row.is_reference), None)
+        if target is not None:
+            axes.axvline(target.numbers["forget_accuracy"].mean, color=INK, linewidth=0.7, linestyle=":")
+            axes.axhline(target.numbers[metric].mean, color=INK, linewidth=0.7, linestyle=":")
+        axes.set_xlabel("accuracy on the samples to forget")
+        axes.set_ylabel("test accuracy, kept classes" if metric == kept else "test accuracy")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+        return svg(figure, f"Forget accuracy against test accuracy for {len(rows)} methods, scenario {block.label}")
+
+
+def loss_distributions(block: ScenarioBlock) -> str | None:
+    """Loss of forgotten against unseen samples, one panel a method."""
+    rows = [row for row in block.rows if len(losses(row, "forget")) and len(losses(row, "test"))]
+    if not rows:
+        return None
+    bins = np.logspace(-5, 2, 36)
+
+    def draw(axes: Axes, row: MethodRow) -> None:
+        for split, colour, name in (("test", "#888888", "unseen"), ("forget", COLOURS[4], "to forget")):
+            values = losses(row, split).clip(bins[0], bins[-1])
+            weights = np.full(len(values), 1 / len(values))
+            axes.hist(values, bins=bins, weights=weights, color=colour, alpha=0.6, label=name)
+        axes.set_xscale("log")
+        axes.set_xticks([1e-4, 1e-2, 1, 100])
+        axes.set_yticks([])
+        axes.minorticks_off()
+
+    return _panels(rows, draw, f"Loss distributions, scenario {block.label}", legend=True, xlabel="loss (nats)")
+
+
+def curves(block: ScenarioBlock) -> str | None:
+    """What each method logged per epoch, scaled to its own largest value."""
+    rows = [row for row in block.rows if history(row)]
+    if not rows:
+        return None
+
+    def draw(axes: Axes, row: MethodRow) -> None:
+        for i, (name, values) in enumerate(history(row).items()):
+            numbers = np.abs(np.asarray(values, dtype=float))
+            top = np.nanmax(numbers) if np.isfinite(numbers).any() else 0.0
+            epochs = np.arange(1, len(values) + 1)
+            axes.plot(
+                epochs, np.asarray(values) / (top or 1.0), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i],
+                markersize=3, linewidth=1.2, label=f"{name.replace('_', ' ')} (max {top:.2g})",
+            )  # fmt: skip
+        axes.legend(fontsize=7, loc="best")
+        axes.set_yticks([])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    return _panels(rows, draw, f"Training curves, scenario {block.label}", xlabel="epoch", height=1.8)
+
+
+def class_effect(block: ScenarioBlock) -> str | None:
+    """Change in test accuracy per class against the original: a map of methods by classes."""
+    original = block.row(ORIGINAL)
+    rows = [row for row in block.rows if row is not original and per_class(row)]
+    if original is None or not rows:
+        return None
+    before = per_class(original)
+    names = list(before)
+    change = np.array([[per_class(row).get(name, np.nan) - before[name] for name in names] for row in rows])
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(max(4.5, 1.8 + 0.5 * min(len(names), 40)), 0.9 + 0.34 * len(rows)))
+        axes = figure.add_subplot()
+        axes.imshow(change, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 60)
+        axes.spines[:].set_visible(False)
+        if len(names) <= 20:
+            for (i, j), value in np.ndenumerate(change):
+                if np.isfinite(value):
+                    shade = "#ffffff" if abs(value) > 0.6 else "#222222"
+                    axes.text(j, i, f"{100 * value:+.0f}", ha="center", va="center", fontsize=8, color=shade)
+        axes.set_xlabel("class (change of test accuracy in points)")
+        return svg(figure, f"Change of test accuracy per class and method, scenario {block.label}")
+
+
+def destinations(block: ScenarioBlock) -> str | None:
+    """Which classes the forgotten samples are given now, one bar stack a method."""
+    rows = [row for row in block.rows if confusion(row, "forget") is not None]
+    if not rows:
+        return None
+    shares = []
+    for row in rows:
+        counts = confusion(row, "forget")
+        if counts is not None:
+            shares.append(counts.sum(0) / max(counts.sum(), 1))
+    table = np.array(shares)
+    names = [str(n) for n in rows[0].cells[0].data.get("class_names", range(table.shape[1]))]
+    top = np.argsort(-table.max(0), kind="stable")[:10]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.36 * len(rows)))
+        axes = figure.add_subplot()
+        left = np.zeros(len(rows))
+        for i, number in enumerate(sorted(top)):
+            axes.barh(range(len(rows)), table[:, number], left=left, color=COLOURS[i % 10], label=names[number])
+            left += table[:, number]
+        axes.barh(range(len(rows)), 1 - left, left=left, color="#bbbbbb", label="others" if (1 - left).max() > 1e-9 else None)
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("share of the samples to forget, by predicted class")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8, title="class")
+        return svg(figure, f"Predicted classes of the samples to forget, scenario {block.label}")
+
+
+def _panels(
+    rows: Sequence[MethodRow], draw: object, alt: str, *, xlabel: str, legend: bool = False, height: float = 1.5
+) -> str:
+    """Small multiples, three a row."""
+    columns = min(3, len(rows))
+    lines = -(-len(rows) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, height * lines + 0.6))
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes, row in zip(grid.flat, rows, strict=False):
+            draw(axes, row)  # type: ignore[operator]
+            axes.set_title(row.label, fontsize=10)
+        for axes in list(grid.flat)[len(rows) :]:
+            axes.set_visible(False)
+        for axes in grid[-1]:
+            axes.set_xlabel(xlabel)
+        if legend:
+            figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=9)
+        return svg(figure, alt)

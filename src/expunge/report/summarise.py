@@ -1,0 +1,173 @@
+"""From records to the numbers of a page: mean and spread over seeds, per scenario and method. No drawing here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from expunge.api.record import CellRecord
+from expunge.core.needs import Needs
+
+REFERENCE, ORIGINAL = "retrain", "original"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the main table. explain: one sentence for a reader who meets it for the first time."""
+
+    metric: str
+    title: str
+    explain: str
+    percent: bool = True
+    digits: int = 1
+
+
+COLUMNS = (
+    Column("forget_accuracy", "forget", "Accuracy on the samples to forget; right is what the retrained model has."),
+    Column("retain_accuracy", "retain", "Accuracy on the training samples that stay; higher is better."),
+    Column("test_accuracy", "test", "Accuracy on unseen samples of all classes; close to retrained is right."),
+    Column("test_retained_accuracy", "test, kept classes", "Accuracy on unseen samples of the classes that stay."),
+    Column("test_removed_accuracy", "test, removed classes", "Accuracy on unseen samples of the removed class."),
+    Column("average_gap", "gap", "Mean distance to the retrained model's accuracies on forget, retain and test; lower "
+           "is better."),
+    Column("mia_auc", "attack AUC", "How well the loss alone tells forgotten from unseen samples: 0.5 means it cannot, "
+           "above that they still look known, far below they stick out as unusually hard.", percent=False, digits=2),
+    Column("seconds", "seconds", "Time of unlearning itself, without loading and measuring.", percent=False),
+    Column("scale_up", "speed-up", "How many times faster than training again.", percent=False),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Number:
+    """A statistic over seeds. spread: sample standard deviation; for one seed, half the interval over samples."""
+
+    mean: float
+    spread: float | None
+    count: int
+
+    def text(self, column: Column) -> str:
+        factor = 100.0 if column.percent else 1.0
+        shown = f"{factor * self.mean:.{column.digits}f}"
+        if self.spread is None or not math.isfinite(self.spread):
+            return shown
+        return f"{shown} ± {factor * self.spread:.{column.digits}f}"
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method in one scenario."""
+
+    label: str
+    name: str
+    cells: list[CellRecord]
+    failed: list[CellRecord]
+    numbers: dict[str, Number] = field(default_factory=dict)
+
+    @property
+    def is_reference(self) -> bool:
+        return self.name == REFERENCE
+
+    @property
+    def badges(self) -> list[str]:
+        """Facts about access and exactness, from what the method was really handed."""
+        if not self.cells:
+            return []
+        needs = Needs(**self.cells[0].needs)
+        tags = self.cells[0].method.get("tags", [])
+        found = ["exact"] if "exact" in tags else []
+        if self.name not in (REFERENCE, ORIGINAL):
+            found += ["label-free"] if needs.label_free else []
+            found += ["forget set only"] if needs.forget_set_only and needs.forget != "none" else []
+        return found
+
+
+@dataclass(frozen=True)
+class ScenarioBlock:
+    """Everything a page says about one scenario."""
+
+    label: str
+    facts: dict[str, Any]
+    rows: list[MethodRow]
+
+    def row(self, name: str) -> MethodRow | None:
+        return next((row for row in self.rows if row.name == name and row.cells), None)
+
+    @property
+    def columns(self) -> list[Column]:
+        return [c for c in COLUMNS if any(c.metric in row.numbers for row in self.rows)]
+
+    @property
+    def seeds(self) -> int:
+        return len({tuple(cell.seeds.items()) for row in self.rows for cell in (*row.cells, *row.failed)})
+
+
+def blocks(cells: Sequence[CellRecord]) -> list[ScenarioBlock]:
+    """Scenarios in their order; within one, the original, the retrained reference, then the methods."""
+    found = []
+    for label in dict.fromkeys(str(cell.scenario.get("label", "")) for cell in cells):
+        here = [cell for cell in cells if str(cell.scenario.get("label", "")) == label]
+        rows = []
+        for method in dict.fromkeys(str(cell.method.get("label", "")) for cell in here):
+            own = [cell for cell in here if str(cell.method.get("label", "")) == method]
+            done, failed = [c for c in own if c.state == "done"], [c for c in own if c.state != "done"]
+            name = str((done or own)[0].method.get("name", method))
+            rows.append(MethodRow(method, name, done, failed, statistics(done)))
+        rows.sort(key=lambda row: {ORIGINAL: 0, REFERENCE: 1}.get(row.name, 2))
+        facts = next((c.scenario for c in here if c.state == "done"), here[0].scenario)
+        found.append(ScenarioBlock(label, facts, rows))
+    return found
+
+
+def statistics(cells: Sequence[CellRecord]) -> dict[str, Number]:
+    """metric -> statistic over the seeds that finished; grouped values (per class) are left to `per_class`."""
+    values: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        for row in cell.scores:
+            if not row["group"]:
+                values.setdefault(row["metric"], []).append(row)
+    return {metric: _number(rows) for metric, rows in values.items()}
+
+
+def _number(rows: list[dict[str, Any]]) -> Number:
+    numbers = np.array([row["value"] for row in rows], dtype=float)
+    if len(numbers) > 1:
+        return Number(float(numbers.mean()), float(numbers.std(ddof=1)), len(numbers))
+    low, high = rows[0].get("low"), rows[0].get("high")
+    return Number(float(numbers[0]), (high - low) / 2 if low is not None and high is not None else None, 1)
+
+
+def per_class(row: MethodRow) -> dict[str, float]:
+    """class name -> mean test accuracy over seeds."""
+    values: dict[str, list[float]] = {}
+    for cell in row.cells:
+        for score in cell.scores:
+            if score["metric"] == "class_accuracy":
+                values.setdefault(score["group"], []).append(score["value"])
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
+
+
+def losses(row: MethodRow, split: str) -> np.ndarray:
+    """Sampled losses of all seeds together."""
+    parts = [np.asarray(cell.curves.get("losses", {}).get(split, ()), dtype=float) for cell in row.cells]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def confusion(row: MethodRow, split: str) -> np.ndarray | None:
+    """Counts (true, predicted), summed over seeds."""
+    parts = [np.asarray(c.curves["confusion"][split]) for c in row.cells if split in c.curves.get("confusion", {})]
+    return np.sum(parts, axis=0) if parts else None
+
+
+def history(row: MethodRow) -> dict[str, list[float]]:
+    """Curve name -> mean over seeds per epoch, only epochs that all seeds reached."""
+    own = [cell.history for cell in row.cells if cell.history]
+    if not own:
+        return {}
+    length = min(len(rows) for rows in own)
+    names = [n for n in own[0][0] if n not in ("epoch", "seconds", "lr")]
+    names += [n for n in own[0][-1] if n not in names and n not in ("epoch", "seconds", "lr")]
+    return {n: [float(np.mean([rows[e].get(n, np.nan) for rows in own])) for e in range(length)] for n in names}

@@ -1,0 +1,88 @@
+"""Plain words from numbers, by fixed rules that the page prints. They order attention; they are not a test.
+
+Compared with the retrained model: a difference below `CLOSE` in accuracy counts as the same.
+"""
+
+from __future__ import annotations
+
+from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock
+
+CLOSE = 0.05
+RULES = (
+    f"A method is called close when its forget and test accuracy are both within {CLOSE:.0%} of the retrained model's; "
+    f"it still remembers when forget accuracy is more than {CLOSE:.0%} above it, over-forgets when more than "
+    f"{CLOSE:.0%} below, and damages the model when test accuracy is more than {CLOSE:.0%} below the retrained one. "
+    "These rules order attention; they are no statistical test."
+)
+
+
+def verdict(row: MethodRow, reference: MethodRow | None) -> str:
+    """One or two words for one method; empty for the references or where a number is missing."""
+    if not row.cells:
+        return "failed"
+    if reference is None or row.name in (REFERENCE, ORIGINAL):
+        return ""
+    try:
+        forget = row.numbers["forget_accuracy"].mean - reference.numbers["forget_accuracy"].mean
+        test = row.numbers["test_accuracy"].mean - reference.numbers["test_accuracy"].mean
+        # Where whole classes go, losing them is no damage: the classes that stay decide.
+        if "test_retained_accuracy" in row.numbers:
+            test = row.numbers["test_retained_accuracy"].mean - reference.numbers["test_retained_accuracy"].mean
+    except KeyError:
+        return ""
+    words = []
+    if forget > CLOSE:
+        words.append("still remembers")
+    elif forget < -CLOSE:
+        words.append("over-forgets")
+    if test < -CLOSE:
+        words.append("damages the model")
+    return ", ".join(words) or "close"
+
+
+def headline(block: ScenarioBlock) -> str:
+    """One or two sentences for a reader in a hurry."""
+    reference = block.row(REFERENCE)
+    methods = [row for row in block.rows if row.name not in (REFERENCE, ORIGINAL)]
+    if reference is None:
+        return "There is no retrained model to compare with, so only the numbers are shown."
+    if not methods:
+        return "Only the reference was run."
+    groups: dict[str, list[str]] = {}
+    for row in methods:
+        for word in verdict(row, reference).split(", "):
+            groups.setdefault(word, []).append(row.label)
+    sentences = []
+    close = [row for row in methods if verdict(row, reference) == "close"]
+    if close:
+        best = min(close, key=lambda row: row.numbers["average_gap"].mean if "average_gap" in row.numbers else 1.0)
+        gap = f" (gap {best.numbers['average_gap'].mean:.1%})" if "average_gap" in best.numbers else ""
+        others = [row.label for row in close if row is not best]
+        sentences.append(
+            f"{best.label} comes closest to training again without the data{gap}"
+            + (f"; {_list(others)} {'is' if len(others) == 1 else 'are'} close, too" if others else "")
+            + "."
+        )
+    else:
+        sentences.append("No method comes close to training again without the data.")
+    for word, text in (
+        ("still remembers", "still answer as if nothing had been forgotten"),
+        ("over-forgets", "forget more than training again would, which can be seen from outside"),
+        ("damages the model", "damage what should stay"),
+        ("failed", "failed"),
+    ):
+        if word in groups:
+            single = len(groups[word]) == 1
+            sentences.append(f"{_list(groups[word])} {_singular(text) if single else text}.")
+    return " ".join(sentences)
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _singular(text: str) -> str:
+    first, _, rest = text.partition(" ")
+    if first == "failed":
+        return text
+    return f"still answers {rest.partition(' ')[2]}" if first == "still" else f"{first}s {rest}"

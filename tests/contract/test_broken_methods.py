@@ -132,7 +132,7 @@ def test_option_never_read_is_found() -> None:
             student = problem.student()
             return scrub_like(student, problem.model, torch.optim.SGD(student.parameters(), lr=0.1), problem, run)
 
-    with pytest.raises(ConformanceError, match="`msteps`.*is it ever read"):
+    with pytest.raises(ConformanceError, match=r"`msteps`.*is it ever read"):
         conformance.check_option(DeadOption, Settings(), "msteps")
 
 

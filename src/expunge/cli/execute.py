@@ -18,10 +18,10 @@ from expunge.cli.folder import STATE, WEIGHTS, claim, finished
 from expunge.cli.jobs import Evaluate, Train, Unlearn
 from expunge.core.errors import DivergedError, UsageError
 from expunge.core.options import option_names, to_dict
+from expunge.data.cache import cache_root
 from expunge.methods import METHODS
 from expunge.methods.base import make_method
 from expunge.scenarios.base import Forgetting
-from expunge.data.cache import cache_root
 from expunge.training.recipe import Recipe
 
 

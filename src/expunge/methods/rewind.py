@@ -21,7 +21,7 @@ from expunge.training.inference import error_rate, predict
 def closest(errors: Sequence[float], target: float) -> int:
     """Index of the error closest to the target, the earliest on ties.
 
-    >>> closest([0.0, 0.3, 0.5, 0.7], target=0.4)
+    >>> closest([0.0, 0.25, 0.5, 0.75], target=0.375)
     1
     """
     return min(range(len(errors)), key=lambda e: (abs(errors[e] - target), e))

@@ -56,7 +56,9 @@ def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str
         raise UsageError("there is nothing to report: no cell was given.")
     sections = [section(block) for block in blocks(cells)]
     folder = files("expunge.report").joinpath("templates")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     template = environment.from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
     html = template.render(
         title=title,
@@ -116,7 +118,10 @@ def facts(block: ScenarioBlock) -> list[tuple[str, str]]:
     options = ", ".join(f"{k} = {v}" for k, v in dict(scenario.get("options", {})).items() if v is not None)
     found = [
         ("Forgotten", f"{scenario.get('forget', '?'):,} of {data.get('train', '?'):,} training samples ({options})"),
-        ("Data", f"{data.get('name', '?')}: {data.get('classes', '?')} classes, {data.get('test', '?'):,} test samples"),
+        (
+            "Data",
+            f"{data.get('name', '?')}: {data.get('classes', '?')} classes, {data.get('test', '?'):,} test samples",
+        ),
         ("Model", f"{model.get('name', '?')}, {model.get('parameters', 0):,} parameters"),
         ("Seeds", f"{block.seeds}"),
     ]

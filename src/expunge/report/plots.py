@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,14 +17,23 @@ matplotlib.use("Agg", force=False)
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock, confusion, history, losses, per_class
+from expunge.report.summarise import (
+    ORIGINAL,
+    REFERENCE,
+    MethodRow,
+    ScenarioBlock,
+    confusion,
+    history,
+    losses,
+    per_class,
+)
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6BB1", "#7A8B2A", "#A0522D", "#607D8B")
 MARKERS = "osD^vPX<>h"
 INK = "#010203"  # replaced by currentColor, so that pictures follow light and dark mode
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "expunge",
     "svg.fonttype": "none",
     "font.size": 10,
@@ -105,7 +115,7 @@ def loss_distributions(block: ScenarioBlock) -> str | None:
     rows = [row for row in block.rows if len(losses(row, "forget")) and len(losses(row, "test"))]
     if not rows:
         return None
-    bins = np.logspace(-5, 2, 36)
+    bins = np.logspace(-5, 2, 36).tolist()
 
     def draw(axes: Axes, row: MethodRow) -> None:
         for split, colour, name in (("test", "#888888", "unseen"), ("forget", COLOURS[4], "to forget")):
@@ -137,7 +147,7 @@ def curves(block: ScenarioBlock) -> str | None:
             )  # fmt: skip
         axes.legend(fontsize=7, loc="best")
         axes.set_yticks([])
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
     return _panels(rows, draw, f"Training curves, scenario {block.label}", xlabel="epoch", height=1.8)
 
@@ -187,7 +197,9 @@ def destinations(block: ScenarioBlock) -> str | None:
         for i, number in enumerate(sorted(top)):
             axes.barh(range(len(rows)), table[:, number], left=left, color=COLOURS[i % 10], label=names[number])
             left += table[:, number]
-        axes.barh(range(len(rows)), 1 - left, left=left, color="#bbbbbb", label="others" if (1 - left).max() > 1e-9 else None)
+        axes.barh(
+            range(len(rows)), 1 - left, left=left, color="#bbbbbb", label="others" if (1 - left).max() > 1e-9 else None
+        )
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)

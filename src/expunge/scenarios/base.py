@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -110,17 +111,20 @@ def make_scenario(name: str, given: Mapping[str, Any] | None = None) -> Scenario
 def parse_scenario(text: str) -> Scenario:
     """`class:3`, `random:0.1`, `class:target=3,count=25`, `ids:file.csv`, `where:user==4711`.
 
-    >>> parse_scenario("class:3").target
-    3
+    >>> parse_scenario("class:3,count=25").count
+    25.0
     """
     name, _, rest = text.partition(":")
     cls = SCENARIOS.load(name)
     names = [f.name for f in fields(cls)]
     if not rest:
         return build(cls, {}, name)
-    head = rest.split(",")[0].partition("=")
-    if cls.primary and (head[0] not in names or head[2].startswith("=")):
-        return build(cls, {cls.primary: rest}, name)
+    head, *others = rest.split(",")
+    is_named = [bool(re.match(rf"({'|'.join(names)})=(?!=)", part)) for part in (head, *others)]
+    if cls.primary and not is_named[0]:
+        if not (others and all(is_named[1:])):
+            return build(cls, {cls.primary: rest}, name)
+        rest = f"{cls.primary}={rest}"  # `3,count=25`: the primary value, then named options
     values: dict[str, Any] = {}
     for part in rest.split(","):
         key, equals, value = part.partition("=")

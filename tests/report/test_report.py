@@ -1,0 +1,121 @@
+"""The page: its numbers, its words, what it escapes, what it never leaves out."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge import report
+from expunge.api.record import CellRecord
+from expunge.core.errors import UsageError
+from expunge.core.needs import Needs
+from expunge.methods import METHODS
+from expunge.report.summarise import blocks
+from expunge.report.verdicts import headline, verdict
+
+FORGET = {"original": (1.0, 1.0), "retrain": (0.10, 0.14), "scrub": (0.12, 0.16), "finetune": (0.9, 0.8)}
+
+
+def cell(method: str, seed: int, forget: float, **more: Any) -> CellRecord:
+    needs: Needs = METHODS.card(method).needs if method in METHODS.names() else Needs()
+    scores = [
+        {"metric": m, "group": g, "value": v, "low": None, "high": None, "unit": "fraction", "direction": "higher"}
+        for m, g, v in (("forget_accuracy", "", forget), ("test_accuracy", "", 0.9), ("class_accuracy", "a", 0.8))
+    ]
+    given: dict[str, Any] = {
+        "id": f"{method}{seed}",
+        "scenario": {"label": "class: <script>alert(1)</script>", "forget": 10, "options": {"target": 3}},
+        "data": {"name": "toy", "classes": 2, "train": 100, "test": 50, "class_names": ["a", "b"]},
+        "model": {"name": "net", "parameters": 1234},
+        "method": {"label": method, "name": method, "options": {}, "tags": [], "cite": ""},
+        "seeds": {"data": seed, "train": seed, "unlearn": seed, "evaluate": seed},
+        "seconds": 1.0,
+        "needs": {name: getattr(needs, name) for name in needs.__dataclass_fields__},
+        "history": [{"epoch": 1.0, "loss": 0.5, "seconds": 0.1}, {"epoch": 2.0, "loss": 0.2, "seconds": 0.1}],
+        "scores": scores,
+        "curves": {
+            "losses": {"forget": [0.1, 1.0], "test": [0.1, 0.2]},
+            "confusion": {"forget": [[5, 5], [0, 0]], "test": [[20, 5], [5, 20]]},
+        },
+    }
+    return CellRecord(**{**given, **more})
+
+
+@pytest.fixture
+def cells() -> list[CellRecord]:
+    done = [cell(name, seed, values[seed]) for name, values in FORGET.items() for seed in (0, 1)]
+    return [*done, cell("neggrad", 0, 0.0, state="failed", error="neggrad diverged in epoch 2", scores=[], curves={})]
+
+
+def test_statistics_are_mean_and_sample_deviation(cells: list[CellRecord]) -> None:
+    (block,) = blocks(cells)
+    assert [row.label for row in block.rows[:2]] == ["original", "retrain"]
+    for row in block.rows:
+        if row.cells:
+            number = row.numbers["forget_accuracy"]
+            assert number.mean == pytest.approx(statistics.mean(FORGET[row.name]))
+            assert number.spread == pytest.approx(statistics.stdev(FORGET[row.name]))
+
+
+def test_verdicts_follow_their_rules(cells: list[CellRecord]) -> None:
+    (block,) = blocks(cells)
+    words = {row.label: verdict(row, block.row("retrain")) for row in block.rows}
+    assert words == {
+        "original": "",
+        "retrain": "",
+        "scrub": "close",
+        "finetune": "still remembers",
+        "neggrad": "failed",
+    }
+    assert headline(block) == (
+        "scrub comes closest to training again without the data. "
+        "finetune still answers as if nothing had been forgotten. neggrad failed."
+    )
+
+
+class _Page(html.parser.HTMLParser):
+    void = frozenset({"meta", "br", "link", "use", "path", "rect", "image", "stop", "img", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        """`<path/>` opens nothing."""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+
+def test_page_is_whole_escaped_and_offline(cells: list[CellRecord], tmp_path: Path) -> None:
+    text = report.build(cells, tmp_path / "r.html", title="A <b>title</b>").read_text(encoding="utf-8")
+    parser = _Page()
+    parser.feed(text)
+    assert parser.open == []
+    assert "<script>alert" not in text
+    assert "<b>title" not in text
+    assert "neggrad diverged in epoch 2" in text
+    assert "14.0 ± 2.8" in text  # scrub: mean and deviation of 0.12 and 0.16 in percent
+    assert not re.findall(r'(?:src|href)="(?!#|data:image)[^"]*"', text.replace('xlink:href="#', 'href="#'))
+    assert "@import" not in text
+
+
+def test_equal_records_give_equal_bytes(cells: list[CellRecord], tmp_path: Path) -> None:
+    first = report.build(cells, tmp_path / "a.html").read_bytes()
+    assert first == report.build(cells, tmp_path / "b.html").read_bytes()
+
+
+def test_nothing_to_report_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to report"):
+        report.build([], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()

@@ -74,7 +74,7 @@ def test_verdicts_follow_their_rules(cells: list[CellRecord]) -> None:
     }
     assert headline(block) == (
         "scrub comes closest to training again without the data. "
-        "finetune still answers as if nothing had been forgotten. neggrad failed."
+        "finetune still knows part of what should be gone. neggrad failed."
     )
 
 

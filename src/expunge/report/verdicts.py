@@ -66,7 +66,7 @@ def headline(block: ScenarioBlock) -> str:
     else:
         sentences.append("No method comes close to training again without the data.")
     for word, text in (
-        ("still remembers", "still answer as if nothing had been forgotten"),
+        ("still remembers", "still know part of what should be gone"),
         ("over-forgets", "forget more than training again would, which can be seen from outside"),
         ("damages the model", "damage what should stay"),
         ("failed", "failed"),
@@ -85,4 +85,4 @@ def _singular(text: str) -> str:
     first, _, rest = text.partition(" ")
     if first == "failed":
         return text
-    return f"still answers {rest.partition(' ')[2]}" if first == "still" else f"{first}s {rest}"
+    return f"still knows {rest.partition(' ')[2]}" if first == "still" else f"{first}s {rest}"

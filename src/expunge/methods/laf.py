@@ -32,12 +32,13 @@ from expunge.core.options import Field, options
 from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.core.seeds import derive
+from expunge.data.augment import make_augment
 from expunge.data.split import Batch, PerSample, Split
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.representations import Teacher, features
 from expunge.methods.vae import VAE, train_vae
 from expunge.models.anatomy import Anatomy, anatomy
-from expunge.training.inference import EVAL_BATCH
-from expunge.training.modes import evaluation_mode, training_mode
+from expunge.training.modes import training_mode
 
 _TASKS: dict[str, dict[str, Any]] = {
     "random-cnn": {"latent": 8, "epochs": 20, "lr_ue": 5e-5, "lr_ra": 1e-4, "tau": 5.0},
@@ -47,7 +48,11 @@ _TASKS: dict[str, dict[str, Any]] = {
     "noise-cnn": {"latent": 8, "epochs": 20, "lr_ue": 5e-5, "lr_ra": 1e-4, "tau": 20.0},
     "noise-resnet": {"latent": 16, "epochs": 40, "lr_ue": 1e-5, "lr_ra": 4e-5, "tau": 5.0},
 }
-
+# Every switch on the authors' side: the defaults are, except for the first step's noise and, with ResNets, the images.
+_AUTHORS: dict[str, dict[str, Any]] = {
+    f"authors-{task}": {**values, "skip_noise": False, **({"augment": "rrc-flip-224"} if "resnet" in task else {})}
+    for task, values in _TASKS.items()
+}
 
 NOISE = 1e-6  # c = 1 - cos below this is rounding: equal networks give up to 2e-7 in float32
 
@@ -75,7 +80,7 @@ def alignment(c_retain: Tensor, c_forget: Tensor, tau: float, tau_both: bool = F
 class LAFBase(IterativeMethod):
     """Options and algorithm that LAF and LAF+R share."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {**_TASKS, "authors": {"skip_noise": False}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {**_TASKS, **_AUTHORS, "authors": {"skip_noise": False}}
 
     epochs: int = Field(20, ge=0, description="passes over the forget set")
     lr_ue: float = Field(5e-5, gt=0, description="Adam's rate for L_UE")
@@ -103,18 +108,20 @@ class LAFBase(IterativeMethod):
     skip_noise: bool = Field(True, description="skip an L_RA step while nothing has moved: its gradient is rounding")
     batchnorm: Literal["frozen", "train"] = Field("frozen", description="BatchNorm while unlearning")
     extractor: str | None = Field(None, description="module whose output is the representation; none: automatic")
+    augment: str = Field("none", description="augmentation of every batch, see `expunge list`; LAF's ResNets used one")
+    vae_views: int = Field(0, ge=0, description="augmented views stored for the VAEs; 0: a fresh one every epoch")
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
         sample = next(iter(problem.forget.batches(2, device=run.device))).x
         with run.stage("features"):
-            teacher = anatomy(problem.model, sample, extractor=self.extractor)
-            on_forget = PerSample(problem.forget, features(teacher, problem.forget, run))
-            on_retain = PerSample(problem.retain, features(teacher, problem.retain, run))
+            body = anatomy(problem.model, sample, extractor=self.extractor)
+            teacher = Teacher(body, problem.retain, problem.forget, run, make_augment(self.augment))
         with run.stage("vae"):
-            h = self._vae("h", self._h_data(on_retain.values, on_forget.values), run)
-            h_forget = self._vae("h_f", on_forget.values, run)
-        self.on_extractor(student, problem, run, (h, h_forget), (on_retain, on_forget), sample)
+            h = self._vae("h", ["retain", "forget"] if self.h_data == "all" else ["retain"], teacher, run)
+            h_forget = self._vae("h_f", ["forget"], teacher, run)
+        with run.stage("extractor"):
+            self.on_extractor(student, problem, run, (h, h_forget), teacher, sample)
         with run.stage("repair"):
             self.repair(student, problem, run, sample)
         return student.eval()
@@ -122,12 +129,9 @@ class LAFBase(IterativeMethod):
     def repair(self, student: nn.Module, problem: Problem, run: Run, sample: Tensor) -> None:
         """LAF ends here; LAF+R trains the head."""
 
-    def _h_data(self, retain: Tensor, forget: Tensor) -> Tensor:
-        return torch.cat([retain, forget]) if self.h_data == "all" else retain
-
-    def _vae(self, name: str, matrix: Tensor, run: Run) -> VAE:
+    def _vae(self, name: str, which: list[str], teacher: Teacher, run: Run) -> VAE:
         return train_vae(
-            matrix,
+            teacher.views(which, name, self.vae_views),
             run,
             name=name,
             latent=self.latent,
@@ -145,7 +149,7 @@ class LAFBase(IterativeMethod):
         problem: Problem,
         run: Run,
         vaes: tuple[VAE, VAE],
-        teacher: tuple[PerSample, PerSample],
+        teacher: Teacher,
         sample: Tensor,
     ) -> None:
         """The alternation of L_UE and L_RA steps, in place."""
@@ -159,8 +163,8 @@ class LAFBase(IterativeMethod):
             student.eval() if self.batchnorm == "frozen" else training_mode(student)
             do_ue = self.use_ue and not (self.schedule == "two_stage" and epoch.number > self.epochs)
             do_ra = self.use_ra and not (self.schedule == "two_stage" and epoch.number <= self.epochs)
-            for kept, gone in self._pairs(problem, run, epoch.number):
-                targets = (teacher[0][kept.index], teacher[1][gone.index])
+            for gone, kept in self._pairs(problem, run, epoch.number):
+                targets = teacher.of(kept, gone)
                 if self.schedule == "joint":
                     e_r, e_f = self._both(body, kept, gone, run)
                     ue_loss = self._ue(e_r, e_f, vaes, noise)
@@ -185,12 +189,16 @@ class LAFBase(IterativeMethod):
                     epoch.add("ra", ra_loss)
 
     def _pairs(self, problem: Problem, run: Run, epoch: int) -> Iterator[tuple[Batch, Batch]]:
+        """(forget batch, retained batch): ceil(|D_f| / batch size) pairs where D_f is the smaller part."""
+        augment = make_augment(self.augment)
+
         def shuffled(split: Split, turn: int = 0) -> Iterator[Batch]:
             seed = run.seed_for(split.name, "shuffle", epoch, turn)
             return split.batches(
                 self.batch_size,
                 shuffle=True,
                 seed=seed,
+                augment=augment,
                 device=run.device,
                 drop_last=self.drop_short and split.name == "forget" and len(split) >= self.batch_size,
             )
@@ -202,7 +210,7 @@ class LAFBase(IterativeMethod):
                 turn += 1
 
         forget = shuffled(problem.forget) if self.pairing == "zip" else endless(problem.forget)
-        return zip(shuffled(problem.retain), forget, strict=False)
+        return zip(forget, shuffled(problem.retain), strict=False)
 
     def _both(self, body: Anatomy, kept: Batch, gone: Batch, run: Run) -> tuple[Tensor, Tensor]:
         """Representations (B_r, d), (B_u, d), float32; one fused pass where BatchNorm does not mix the two."""
@@ -262,16 +270,7 @@ class LAFRepair(LAFBase):
                 _adam_step(optimizer, loss)
                 total += float(loss.detach()) * len(rows)
             losses.append(total / len(labelled))
-        run.details["repair_loss"] = losses
-
-
-def features(body: Anatomy, split: Split, run: Run) -> Tensor:
-    """Representations (len(split), d), float32, eval mode, no gradients."""
-    parts = []
-    with evaluation_mode(body.model), torch.inference_mode(), run.autocast():
-        for batch in split.batches(EVAL_BATCH, device=run.device):
-            parts.append(body.features(batch.x).float())
-    return torch.cat(parts).clone()
+        run.details["repair"] = {"labels": len(labelled), "loss": losses}
 
 
 def _adam_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

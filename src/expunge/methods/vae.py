@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from expunge.core.run import Run
 from expunge.core.seeds import derive
+from expunge.methods.representations import Views
 
 Decoder = Literal["sigmoid", "linear", "clip"]
 
@@ -65,7 +66,7 @@ def vae_loss(vae: VAE, e: Tensor, noise: torch.Generator, kl_weight: float) -> T
 
 
 def train_vae(
-    features: Tensor,
+    views: Views,
     run: Run,
     *,
     name: str,
@@ -79,9 +80,11 @@ def train_vae(
 ) -> VAE:
     """A frozen VAE trained with Adam on a matrix of representations (n, d); its losses go to `run.details["vae"]`.
 
+    views: the matrix of each epoch; the same one every time unless the data are augmented.
     patience: stop when an epoch lowers the loss by less than this share of it; None: never.
     """
     torch.manual_seed(run.seed_for("vae", name, "init"))
+    features = views(1)
     vae = VAE(features.shape[1], latent, decoder).to(features.device)
     losses: list[float] = []
     run.details.setdefault("vae", {})[name] = losses
@@ -89,6 +92,7 @@ def train_vae(
         optimizer = torch.optim.Adam(vae.parameters(), lr=lr)
         noise = torch.Generator().manual_seed(derive(run.seed, "vae", name, "noise"))
         for epoch in range(1, epochs + 1):
+            features = views(epoch) if epoch > 1 else features
             order = torch.Generator().manual_seed(derive(run.seed, "vae", name, "shuffle", epoch))
             total = torch.zeros((), device=features.device)
             for rows in torch.randperm(len(features), generator=order).split(batch_size):
@@ -101,4 +105,5 @@ def train_vae(
             run.report(f"{run.label}: VAE {name}", epoch, epochs, {"loss": losses[-1]})
             if patience is not None and len(losses) > 1 and losses[-2] - losses[-1] < patience * abs(losses[-2]):
                 break
+    vae.zero_grad(set_to_none=True)
     return vae.requires_grad_(False)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import expunge
 from expunge.api import evaluate, scenario
-from expunge.api.unlearn import some_labels, unlearn
+from expunge.api.unlearn import restrict, some_labels, unlearn
 from expunge.core.errors import AccessError, UsageError
 from expunge.core.run import Run
 from expunge.core.seeds import derive
@@ -29,6 +29,7 @@ from expunge.methods.vae import VAE, train_vae, vae_loss
 from expunge.models.build import build_model
 from expunge.testing.conformance import run, same, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_problem
+from expunge.training.recipe import Recipe
 
 SMALL: dict[str, Any] = {"epochs": 2, "lr_ue": 1e-2, "lr_ra": 1e-3, "batch_size": 8, "vae_epochs": 2}
 
@@ -255,11 +256,6 @@ def test_pairs_end_with_the_forget_set_unless_it_is_cycled(options: dict[str, An
 
 
 def _as_problem(problem: ToyProblem) -> Any:
-    import expunge
-from expunge.api import evaluate, scenario
-from expunge.api.unlearn import restrict
-    from expunge.training.recipe import Recipe
-
     splits = {"forget": problem.forget, "retain": problem.retain}
     return restrict(problem.model, splits, LAF().needs, 4, Recipe(), None, 0)
 

@@ -60,6 +60,21 @@ SETTINGS: dict[str, Settings] = {
         },
         values={"clip": 0.01, "smoothing_start": 3, "smoothing": 0.5},
     ),
+    "bad-t": Settings(
+        options={"epochs": 3, "lr": 5e-3, "retain_batch_size": 16, "forget_batch_size": 8},
+        contexts={"momentum": _SGD, "decay": {"milestones": (1,)}},
+        values={"clip": 0.01},
+    ),
+    "cf-k": Settings(
+        options={"epochs": 2, "lr": 0.1, "batch_size": 16},
+        contexts={"decay": {"milestones": (1,)}, "rewind": {"lr": 1.0, "epochs": 6}},
+        forgets=False,
+    ),
+    "eu-k": Settings(
+        options={"epochs": 2, "lr": 0.1, "batch_size": 16},
+        contexts={"decay": {"milestones": (1,)}, "rewind": {"lr": 0.3, "epochs": 12}, "buffers": {"k": 2}},
+        identity_at_zero_epochs=False,
+    ),
     "laf": Settings(**_LAF),
     "laf+r": Settings(
         **{

@@ -13,7 +13,7 @@ from expunge.api.result import Result
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.metrics import METRICS
-from expunge.metrics.base import Evaluation, Metric, Value
+from expunge.metrics.base import Evaluation, Metric, Value, default_metrics, measure
 
 COLUMNS = ["model", "metric", "group", "value", "low", "high", "unit", "direction"]
 
@@ -60,7 +60,8 @@ def evaluate(
     """Score models on the same data; predictions are computed once per (model, split).
 
     models: name -> `nn.Module` or result of `train`/`unlearn` (its seconds are then reported too); name the reference
-    "retrained". metrics: names or instances; default: every registered one whose inputs are there.
+    "retrained", the model before unlearning "original". metrics: names or instances; default: every registered one
+    whose inputs are there, without costly ones (`relearn`).
     """
     if not models:
         raise UsageError('nothing to evaluate: pass models={"original": ..., "unlearned": ...}.')
@@ -74,12 +75,8 @@ def evaluate(
         check_fit(module, splits, target)
     measured = {name: model.seconds for name, model in models.items() if isinstance(model, Result)}
     evaluation = Evaluation(modules, splits, device=target, seed=seed, seconds={**measured, **(seconds or {})})
-    chosen = [_metric(m) for m in (METRICS.names() if metrics is None else metrics)]
-    for one in chosen if metrics is not None else ():
-        if not one.applies(evaluation):
-            raise UsageError(f"{one.card.name} needs {one.card.needs}; pass them or leave the metric out.")
-    usable = [one for one in chosen if one.applies(evaluation)]
-    return Scores({name: [v for one in usable for v in one.compute(evaluation, name)] for name in modules}, evaluation)
+    chosen = default_metrics() if metrics is None else [_metric(m) for m in metrics]
+    return Scores(measure(evaluation, chosen, modules, all_must_apply=metrics is not None), evaluation)
 
 
 def _metric(name: str | Metric) -> Metric:

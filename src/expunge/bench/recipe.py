@@ -27,7 +27,7 @@ from expunge.data.sources import Normalise
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.metrics import METRICS
-from expunge.metrics.base import Metric
+from expunge.metrics.base import Metric, default_metrics
 from expunge.scenarios import SCENARIOS
 from expunge.scenarios.base import Scenario, make_scenario, parse_scenario
 from expunge.training.recipe import Recipe
@@ -172,7 +172,7 @@ class Study(_Part):
 
     def named_metrics(self) -> list[Metric]:
         if self.metrics is None:
-            return [build(METRICS.load(name), {}, name) for name in METRICS.names()]
+            return default_metrics()
         found = []
         for i, item in enumerate(self.metrics):
             where = f"metrics[{i}]"

@@ -23,12 +23,12 @@ from expunge.api.unlearn import unlearn
 from expunge.bench.cells import Cell
 from expunge.bench.recipe import DataPart, Study
 from expunge.bench.samples import load_source, parts, sized
-from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.errors import ExpungeError
 from expunge.core.options import build, to_dict
 from expunge.core.run import Progress, Run
 from expunge.data.split import Split
 from expunge.methods.base import Method
-from expunge.metrics.base import REFERENCE, Evaluation
+from expunge.metrics.base import ORIGINAL, REFERENCE, Evaluation, measure
 from expunge.models.anatomy import anatomy, reset_parameters
 from expunge.models.build import build_model
 from expunge.models.checkpoint import weights_hash
@@ -50,18 +50,19 @@ class Trained:
 
 
 class SharedEvaluation(Evaluation):
-    """An evaluation that takes the reference's predictions from its group instead of computing them per cell."""
+    """An evaluation that takes what cells of a group share, predictions of the original and the reference, from it."""
 
     def __init__(self, shared: dict[str, Tensor], *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._shared = shared
 
     def logits(self, model: str, split: str) -> Tensor:
-        if model != REFERENCE:
+        if model not in (ORIGINAL, REFERENCE):
             return super().logits(model, split)
-        if split not in self._shared:
-            self._shared[split] = super().logits(model, split)
-        return self._shared[split]
+        key = f"{model} {split}"
+        if key not in self._shared:
+            self._shared[key] = super().logits(model, split)
+        return self._shared[key]
 
 
 @dataclass
@@ -166,7 +167,7 @@ class Workbench:
         shared: dict[str, Tensor] = self._once(f"predictions {cell.group}", dict)
         return SharedEvaluation(
             shared,
-            {REFERENCE: reference.model, name: result.model},
+            {ORIGINAL: self.original(cell).model, REFERENCE: reference.model, name: result.model},
             {key: split for key, split in splits.items() if split is not None},
             device=pick_device(self.study.device),
             seed=cell.seeds["evaluate"],
@@ -175,12 +176,8 @@ class Workbench:
 
     def _scores(self, evaluation: Evaluation, name: str) -> Scores:
         """As `api.evaluate`, of this cell's model alone: the reference has a cell of its own."""
-        metrics = self.study.named_metrics()
-        for metric in metrics if self.study.metrics is not None else ():
-            if not metric.applies(evaluation):
-                raise UsageError(f"{metric.card.name} needs {metric.card.needs}; leave the metric out of the study.")
-        usable = [metric for metric in metrics if metric.applies(evaluation)]
-        return Scores({name: [value for metric in usable for value in metric.compute(evaluation, name)]}, evaluation)
+        asked = self.study.metrics is not None
+        return Scores(measure(evaluation, self.study.named_metrics(), [name], all_must_apply=asked), evaluation)
 
     def _described(self, cell: Cell, result: Result) -> dict[str, Any]:
         forgetting, original, card = self.forgetting(cell), self.original(cell), cell.method.card

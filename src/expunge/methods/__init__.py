@@ -19,6 +19,14 @@ LAF_PAPER = Paper(
     cite="Shen, Zhang, Zhao, Bialkowski, Chen, Xu: Label-Agnostic Forgetting, ICLR 2024", url="arXiv:2404.00506"
 )
 GRAVES = Paper(cite="Graves, Nagisetty, Ganesh: Amnesiac Machine Learning, AAAI 2021", url="arXiv:2010.10981")
+CHUNDAWAT = Paper(
+    cite="Chundawat, Tarun, Mandal, Kankanhalli: Can Bad Teaching Induce Forgetting?, AAAI 2023",
+    url="arXiv:2205.08096",
+)
+GOEL = Paper(
+    cite="Goel, Prabhu, Sanyal, Lim, Torr, Kumaraguru: Towards Adversarial Evaluations for Inexact Machine Unlearning",
+    url="arXiv:2201.06640",
+)
 
 METHODS = Registry(
     "method",
@@ -75,6 +83,30 @@ METHODS = Registry(
             target="expunge.methods.scrub:SCRUB",
             needs=Needs(forget="inputs", retain="labels"),
             paper=SCRUB_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="bad-t",
+            summary="imitate the trained model on retained samples and a freshly drawn one on the forget set",
+            target="expunge.methods.bad_teacher:BadTeacher",
+            needs=Needs(forget="inputs", retain="inputs"),
+            paper=CHUNDAWAT,
+            tags=("iterative", "label-free"),
+        ),
+        Card(
+            name="cf-k",
+            summary="fine-tune only the last k blocks on the retained samples",
+            target="expunge.methods.last_blocks:CFk",
+            needs=Needs(retain="labels"),
+            paper=GOEL,
+            tags=("iterative",),
+        ),
+        Card(
+            name="eu-k",
+            summary="set the last k blocks back to their start weights and train them on the retained samples",
+            target="expunge.methods.last_blocks:EUk",
+            needs=Needs(retain="labels", recipe=True, initial=True),
+            paper=GOEL,
             tags=("iterative",),
         ),
         Card(

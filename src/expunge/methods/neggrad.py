@@ -11,7 +11,8 @@ Limits     ascent is unbounded: without a clip it ends in NaN or in a ruined mod
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import nn
@@ -20,7 +21,7 @@ from expunge.core.options import Field
 from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
-from expunge.methods.steps import endless
+from expunge.methods.steps import endless, with_decay
 from expunge.training.loop import L2Reference, step
 from expunge.training.modes import training_mode
 from expunge.training.recipe import clip_gradients, make_optimizer
@@ -54,9 +55,30 @@ class NegGrad(IterativeMethod):
         return student
 
 
+# Code of the SCRUB authors: in the small families BatchNorm frozen with L2-SP, else plain training without decay.
+_FAITHFUL: dict[str, dict[str, Any]] = {
+    "small-rb": {"batchnorm": "frozen", "l2_reference": 0.1},
+    "small-rc": {"batchnorm": "frozen", "l2_reference": 0.1, "forget_batch_size": 32},
+    "large-rc": {"alpha": 0.9999, "forget_batch_size": 32},
+    "up": {"alpha": 0.9999, "epochs": 5, "retain_batch_size": 32, "forget_batch_size": 16},
+    "vgg": {"alpha": 0.9999, "lr": 1e-4, "epochs": 5, "forget_batch_size": 128, "weight_decay": 5e-4},
+    "resnet50": {"alpha": 0.9999, "epochs": 5},
+    "bad-t": {"alpha": 0.9999, "epochs": 5},
+}
+
+
 @method("neggrad+")
 class NegGradPlus(IterativeMethod):
-    """Descent on the retained and ascent on the forget batch of each step."""
+    """Descent on the retained and ascent on the forget batch of each step.
+
+    `neggrad+/<family>` has the settings per experiment family of the SCRUB paper, `neggrad+/<family>/faithful` without
+    the weight decay that the authors' code leaves out.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **{name: with_decay(values) for name, values in _FAITHFUL.items()},
+        **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},
+    }
 
     alpha: float = Field(0.95, ge=0, le=1, description="weight of the retained loss; 1 - alpha: of the ascent")
     epochs: int = Field(10, ge=0, description="passes over the retained samples")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,3 +33,8 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
         reduction="batchmean",
         log_target=True,
     )
+
+
+def with_decay(values: Mapping[str, Any], strength: float = 5e-4) -> dict[str, Any]:
+    """Settings of a plain fine-tuning baseline with the weight decay its training had; L2-SP settings stay as is."""
+    return dict(values) if "l2_reference" in values else {"weight_decay": strength, **values}

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expunge.core.options import Field, options
+from expunge.core.errors import UsageError
+from expunge.core.options import Field, build, options
 from expunge.core.registry import Card
 from expunge.data.split import Split
 from expunge.metrics import METRICS
@@ -23,6 +24,7 @@ Direction = Literal["higher", "lower", "reference", "half"]
 """Which value is good: higher, lower, close to the retrained reference, or close to one half (an attack guessing)."""
 
 REFERENCE = "retrained"  # the name of the retrained model among the evaluated ones
+ORIGINAL = "original"  # and of the model before unlearning
 SPLITS = ("forget", "retain", "test", "validation")
 
 
@@ -99,11 +101,15 @@ class Evaluation:
 
 
 class Metric(ABC):
-    """requires: splits it cannot do without. Options are fields, as for methods."""
+    """requires: splits it cannot do without. Options are fields, as for methods.
+
+    on_request: measured only where it is named, because it costs much more than a look at predictions.
+    """
 
     card: ClassVar[Card]
     requires: ClassVar[tuple[str, ...]] = ()
     requires_reference: ClassVar[bool] = False
+    on_request: ClassVar[bool] = False
 
     def applies(self, evaluation: Evaluation) -> bool:
         return all(name in evaluation.splits for name in self.requires) and (
@@ -126,3 +132,21 @@ def metric(name: str, *, summary: str = "", needs: str = "") -> Callable[[type[C
         return made
 
     return decorate
+
+
+def default_metrics() -> list[Metric]:
+    """Every registered metric with its defaults, without those that are measured on request only."""
+    found = [build(METRICS.load(name), {}, name) for name in METRICS.names()]
+    return [metric for metric in found if not metric.on_request]
+
+
+def measure(
+    evaluation: Evaluation, metrics: Iterable[Metric], names: Iterable[str], *, all_must_apply: bool
+) -> dict[str, list[Value]]:
+    """Values of the named models. A metric whose inputs are missing is left out, or an error where it was asked for."""
+    chosen = list(metrics)
+    for one in chosen if all_must_apply else ():
+        if not one.applies(evaluation):
+            raise UsageError(f"{one.card.name} needs {one.card.needs}; pass them or leave the metric out.")
+    usable = [one for one in chosen if one.applies(evaluation)]
+    return {name: [value for one in usable for value in one.compute(evaluation, name)] for name in names}

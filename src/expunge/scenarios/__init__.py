@@ -34,6 +34,12 @@ SCENARIOS = Registry(
             target="expunge.scenarios.noise:NoisyLabels",
         ),
         Card(
+            name="confusion",
+            summary="samples of two classes that carry each other's label; `confusion:50`",
+            target="expunge.scenarios.confusion:Confusion",
+            paper=Paper(cite="Goel et al.: Towards Adversarial Evaluations", url="arXiv:2201.06640"),
+        ),
+        Card(
             name="ids",
             summary="explicit positions, a mask, sample ids, or a file of ids; `ids:requests.csv`",
             target="expunge.scenarios.selections:ExplicitIds",

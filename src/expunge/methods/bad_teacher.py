@@ -1,0 +1,90 @@
+"""Bad teacher: the student imitates the trained model on retained samples and an ignorant one on the forget set.
+
+Paper      Chundawat, Tarun, Mandal, Kankanhalli, AAAI 2023, arXiv:2205.08096; "Bad-T" in Kurmanji et al., "T-S" in
+           Shen et al.
+Notation   d(x; w, t) = T^2 KL( softmax(t(x)/T) || softmax(f(x; w)/T) )                     batch mean, logits (B, C)
+
+    min over w:  keep * d(B_r; w, competent) + forget * d(B_f; w, incompetent)
+
+competent = the trained model, incompetent = the same architecture with freshly drawn weights; both frozen, eval mode.
+Reads no label. One pass over D_r per epoch; D_f is cycled and reshuffled.
+Cost       `epochs` passes over D_r and as many steps on D_f; one teacher pass over each set, cached
+Limits     the forget set is pushed to near-uniform outputs, which unseen data do not have: it can be told by that
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from expunge.core.options import Field
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.data.split import PerSample
+from expunge.methods.base import IterativeMethod, method
+from expunge.methods.steps import distillation, endless
+from expunge.models.initial import reset_parameters
+from expunge.training.inference import predict
+from expunge.training.loop import step
+from expunge.training.modes import training_mode
+from expunge.training.recipe import learning_rate, make_optimizer, set_rate
+
+
+@method("bad-t")
+class BadTeacher(IterativeMethod):
+    """Two-teacher distillation; defaults are those of the SCRUB paper's CIFAR-10 runs with All-CNN."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"lr": 5e-4, "weight_decay": 0.1, "keep": 0.5, "forget": 0.5, "temperature": 1.0, "epochs": 10,
+                  "retain_batch_size": 16, "forget_batch_size": 32, "milestones": (3, 6, 9)},
+        "large": {"lr": 1e-3, "epochs": 1, "retain_batch_size": 128, "forget_batch_size": 512},
+        "vgg": {"lr": 5e-5, "epochs": 10, "retain_batch_size": 128, "forget_batch_size": 16},
+        "resnet50": {"lr": 5e-5, "epochs": 5, "retain_batch_size": 128, "forget_batch_size": 64},
+    }  # fmt: skip
+
+    epochs: int = Field(1, ge=0, description="passes over the retained samples")
+    temperature: float = Field(4.0, gt=0, description="T of the distillation distance d")
+    keep: float = Field(1.0, ge=0, description="weight of the competent teacher on retained samples")
+    forget: float = Field(1.0, ge=0, description="weight of the incompetent teacher on the forget set")
+    retain_batch_size: int = Field(128, ge=1, description="retained samples per step")
+    forget_batch_size: int = Field(512, ge=1, description="samples to forget per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
+    lr: float = Field(1e-3, gt=0, description="base learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 strength inside the optimiser")
+    milestones: tuple[int, ...] = Field((), description="rate x `decay` for each milestone < epoch (strictly)")
+    decay: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
+    batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        with run.stage("teachers"):
+            incompetent = copy.deepcopy(problem.model)
+            reset_parameters(incompetent, seed=run.seed_for("incompetent"))
+            knows = PerSample(problem.retain, predict(problem.model, problem.retain, run.device))
+            ignores = PerSample(problem.forget, predict(incompetent, problem.forget, run.device))
+        optimizer = make_optimizer(
+            self.optimizer, student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
+        for epoch in run.epochs(student, self.epochs):
+            rate = learning_rate(
+                epoch.number, base=self.lr, schedule="milestones", milestones=self.milestones, decay=self.decay
+            )
+            set_rate(optimizer, rate)
+            training_mode(student, self.batchnorm)
+            seed = run.seed_for("retain", "shuffle", epoch.number)
+            for retained in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
+                forgotten = next(forget_batches)
+                with run.autocast():
+                    on_retain, on_forget = student(retained.x), student(forgotten.x)
+                stay = distillation(on_retain.float(), knows[retained.index], self.temperature)
+                leave = distillation(on_forget.float(), ignores[forgotten.index], self.temperature)
+                step(self.keep * stay + self.forget * leave, student, optimizer, self.clip)
+                epoch.add("retain_distance", stay, len(retained))
+                epoch.add("forget_distance", leave, len(forgotten))
+        return student

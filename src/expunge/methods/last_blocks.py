@@ -1,0 +1,137 @@
+"""CF-k and EU-k: fine-tune (CF), or train anew (EU), only the last k blocks, on the retained samples.
+
+Paper      Goel, Prabhu, Sanyal, Lim, Torr, Kumaraguru, arXiv:2201.06640; the settings are those of Kurmanji et al.
+Rule       w = (body, last k blocks, head). CF-k: start at the trained weights. EU-k: the last k blocks go back to
+           their start weights. Then cross-entropy on D_r moves these parts alone.
+Claim      EU-k forgets exactly what only the reset part stores; nothing is claimed about the body
+Cost       `epochs` passes over D_r; backward passes end at the first trained block
+Deviates   from the public code, which leaves the head frozen (`head="frozen"`; for All-CNN reset *and* frozen,
+           `head="reset"`) and keeps BatchNorm statistics of reset blocks (`buffers=False`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from expunge.core.options import Field, build, options
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.methods.base import IterativeMethod, method
+from expunge.methods.steps import with_decay
+from expunge.models.anatomy import Anatomy, anatomy, reset_parameters, set_trainable
+from expunge.training.loop import train_model
+from expunge.training.recipe import Recipe
+
+# What the SCRUB authors' code does: BatchNorm frozen with L2-SP ("S" in the specification), or plain training ("V").
+_STILL_SMALL: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 0.1}
+_STILL_LARGE: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 5e-4}
+_PLAIN: dict[str, Any] = {"batchnorm": "train"}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "small-rb": {**_STILL_SMALL, "batch_size": 128},
+    "small-rc": {**_STILL_SMALL, "batch_size": 128},
+    "large-rb": {**_STILL_LARGE, "batch_size": 128},
+    "large-rc": {**_STILL_LARGE, "batch_size": 128},
+    "up": {**_PLAIN, "batch_size": 64},
+    "vgg": {**_PLAIN, "batch_size": 64},
+    "resnet50": {**_PLAIN, "batch_size": 64},
+}
+_EU_BATCH = {"large-rc": 64}  # where EU-k's batch differs from CF-k's
+
+
+@options
+class LastBlocks(IterativeMethod):
+    """What CF-k and EU-k share."""
+
+    k: int = Field(1, ge=1, description="number of blocks before the head that are trained")
+    head: Literal["trained", "frozen", "reset"] = Field(
+        "trained", description="the head is trained (EU-k: reset first), kept, or reset and left frozen"
+    )
+    lr: float = Field(0.01, gt=0, description="base learning rate")
+    batch_size: int = Field(128, ge=1, description="samples per step")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="L2 strength inside the optimiser")
+    l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the weights it starts from (L2-SP)")
+    milestones: tuple[int, ...] = Field((10, 15, 20), description="rate x `decay` for each milestone < epoch")
+    decay: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
+    batchnorm: Literal["train", "frozen"] = Field("frozen", description="BatchNorm while training")
+
+    def parts(self, student: nn.Module, problem: Problem, run: Run) -> Anatomy:
+        batch = next(iter(problem.retain.batches(2, device=run.device)))
+        return anatomy(student, batch.x)
+
+    def train_parts(self, student: nn.Module, problem: Problem, run: Run, found: Anatomy, epochs: int) -> nn.Module:
+        """Cross-entropy on the retained samples; only the last k blocks, and the head if asked, move."""
+        blocks = found.last_blocks(self.k)
+        set_trainable(student, [*blocks, found.head] if self.head == "trained" else blocks)
+        run.details["trained_modules"] = [name for name in (*blocks, found.head) if _trains(student, name)]
+        names = ("lr", "batch_size", "momentum", "weight_decay", "l2_reference", "milestones", "decay", "batchnorm")
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        values |= {"epochs": epochs, "schedule": "milestones", "precision": run.precision}
+        return train_model(student, problem.retain, build(Recipe, values), run, purpose=self.card.name)
+
+    def reset(self, student: nn.Module, problem: Problem, run: Run, names: list[str], *, buffers: bool) -> None:
+        """Give modules their start weights: those of `problem.initial`, or freshly drawn where these are unknown."""
+        kept = {name: value.detach().clone() for name, value in student.named_buffers()}
+        if problem.has_initial:
+            prefixes = tuple(f"{name}." for name in names)
+            start = {key: value for key, value in problem.initial.items() if key.startswith(prefixes)}
+            student.load_state_dict(start, strict=False)
+        else:
+            reset_parameters(student, names, seed=run.seed_for("start weights"))
+            run.notes.append("the start weights are unknown; the reset modules were drawn anew: pass initial=...")
+        if not buffers:
+            with torch.no_grad():
+                for name, buffer in student.named_buffers():
+                    buffer.copy_(kept[name])
+
+
+@method("cf-k")
+class CFk(LastBlocks):
+    """Catastrophic forgetting of the last k blocks: fine-tune them, everything else stays."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **{family: with_decay(values) for family, values in _FAMILIES.items()},
+        **{f"{family}/faithful": {**values, "head": "frozen"} for family, values in _FAMILIES.items()},
+        "large-rc/faithful": {**_FAMILIES["large-rc"], "weight_decay": 5e-4, "head": "frozen"},
+    }
+
+    epochs: int = Field(10, ge=0, description="passes over the retained samples")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        found = self.parts(student, problem, run)
+        if self.head == "reset":
+            self.reset(student, problem, run, [found.head], buffers=False)
+        return self.train_parts(student, problem, run, found, self.epochs)
+
+
+@method("eu-k")
+class EUk(LastBlocks):
+    """Exact unlearning of the last k blocks: back to their start weights, then trained on the retained samples."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **{family: {**with_decay(values), "batch_size": _EU_BATCH.get(family, values["batch_size"])}
+           for family, values in _FAMILIES.items()},
+        **{f"{family}/faithful": {**values, "batch_size": _EU_BATCH.get(family, values["batch_size"]),
+                                  "head": "frozen", "buffers": False} for family, values in _FAMILIES.items()},
+    }  # fmt: skip
+
+    epochs: int | None = Field(None, ge=0, description="passes over the retained samples; none: those of the recipe")
+    buffers: bool = Field(True, description="reset the BatchNorm statistics of the reset blocks too")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        found = self.parts(student, problem, run)
+        blocks = list(found.last_blocks(self.k))
+        names = blocks if self.head == "frozen" else [*blocks, found.head]
+        self.reset(student, problem, run, names, buffers=self.buffers)
+        epochs = problem.recipe.epochs if self.epochs is None else self.epochs
+        return self.train_parts(student, problem, run, found, epochs)
+
+
+def _trains(model: nn.Module, name: str) -> bool:
+    return any(p.requires_grad for p in model.get_submodule(name).parameters())

@@ -28,6 +28,7 @@ from expunge.core.run import Run
 from expunge.methods import METHODS
 from expunge.methods.rewind import rewind
 from expunge.models.checkpoint import weights_hash
+from expunge.models.layout import channels_last, contiguous
 
 C = TypeVar("C", bound="Method")
 
@@ -64,6 +65,7 @@ class Method(ABC):
         """
         original = problem.model
         teacher = copy.deepcopy(original).to(run.device).eval().requires_grad_(False)
+        channels_last(teacher, problem.input_shape)  # its students are copies
         run.label = self.card.name
         before = weights_hash(teacher)
         devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
@@ -150,7 +152,8 @@ def preset_values(cls: type[Method], preset: str) -> Mapping[str, Any]:
 
 
 def _restored(result: nn.Module, original: nn.Module) -> nn.Module:
-    """Train/eval modes, `requires_grad` and device as the given model had them."""
+    """Train/eval modes, `requires_grad`, memory layout and device as the given model had them."""
+    contiguous(result)
     reference = next(iter(original.parameters()), None)
     if reference is not None:
         result.to(reference.device)

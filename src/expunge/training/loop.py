@@ -14,6 +14,7 @@ from expunge.core.errors import CheckpointError, ExpungeError
 from expunge.core.run import Run
 from expunge.data.augment import make_augment
 from expunge.data.split import Split
+from expunge.models.layout import fast_layout
 from expunge.training.modes import training_mode
 from expunge.training.recipe import Recipe, clip_gradients, make_optimizer, set_rate
 
@@ -70,25 +71,26 @@ def train_model(
     pull = L2Reference(model, recipe.l2_reference, reference)
     augment = make_augment(recipe.augment)
     done = _load_state(resume, model, optimizer, run)
-    for epoch in run.epochs(model, recipe.epochs, first=done + 1, what=f"{run.label}: {purpose}"):
-        # Whatever the modules draw themselves (dropout) restarts per epoch, so that resuming changes nothing.
-        torch.manual_seed(run.seed_for(purpose, "modules", epoch.number))
-        training_mode(model, recipe.batchnorm)
-        set_rate(optimizer, recipe.rate(epoch.number))
-        epoch.log(lr=recipe.rate(epoch.number))
-        order = run.seed_for(purpose, "shuffle", epoch.number)
-        for batch in data.batches(recipe.batch_size, shuffle=True, seed=order, augment=augment, device=run.device):
-            with run.autocast():
-                loss = F.cross_entropy(model(batch.x).float(), batch.y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            pull.add_gradient()
-            clip_gradients(model, recipe.clip)
-            optimizer.step()
-            epoch.add("loss", loss, len(batch))
-        if resume is not None:
-            row = {"epoch": float(epoch.number), **epoch.close()}
-            _save_state(resume, model, optimizer, epoch.number, [*run.history, row])
+    with fast_layout(model, data.input_shape):
+        for epoch in run.epochs(model, recipe.epochs, first=done + 1, what=f"{run.label}: {purpose}"):
+            # Whatever the modules draw themselves (dropout) restarts per epoch, so that resuming changes nothing.
+            torch.manual_seed(run.seed_for(purpose, "modules", epoch.number))
+            training_mode(model, recipe.batchnorm)
+            set_rate(optimizer, recipe.rate(epoch.number))
+            epoch.log(lr=recipe.rate(epoch.number))
+            order = run.seed_for(purpose, "shuffle", epoch.number)
+            for batch in data.batches(recipe.batch_size, shuffle=True, seed=order, augment=augment, device=run.device):
+                with run.autocast():
+                    loss = F.cross_entropy(model(batch.x).float(), batch.y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                pull.add_gradient()
+                clip_gradients(model, recipe.clip)
+                optimizer.step()
+                epoch.add("loss", loss, len(batch))
+            if resume is not None:
+                row = {"epoch": float(epoch.number), **epoch.close()}
+                _save_state(resume, model, optimizer, epoch.number, [*run.history, row])
     return model
 
 

@@ -30,7 +30,9 @@ def bench(monkeypatch, tmp_path):
     """What the commands called: (name, arguments)."""
     calls = []
     run, library = ModuleType("expunge.bench.run"), ModuleType("expunge.bench.library")
-    run.run_study = lambda recipe, **more: calls.append(("run_study", recipe, more["out"], more["jobs"]))
+    run.run_study = lambda recipe, **more: calls.append(
+        ("run_study", recipe, more["out"], more["jobs"], list(more["overrides"]))
+    )
     run.status = lambda folder: {"done": 3, "failed": 1}
     run.export = lambda folder, **more: calls.append(("export", folder, more))
     run.cells = lambda folder: CELLS
@@ -47,9 +49,9 @@ def bench(monkeypatch, tmp_path):
 def test_run_prints_tables_and_builds_the_report(expunge, bench, tmp_path):
     out = tmp_path / "study"
     out.mkdir()
-    result = expunge("run", "recipes/smoke.yaml", "--out", out, "--jobs", 2)
+    result = expunge("run", "recipes/smoke.yaml", "--out", out, "--jobs", 2, "-s", "seeds=[0]", "-s", "train.epochs=1")
     assert result.code == 0, result.err
-    assert bench[0] == ("run_study", Path("recipes/smoke.yaml"), out, 2)
+    assert bench[0] == ("run_study", Path("recipes/smoke.yaml"), out, 2, ["seeds=[0]", "train.epochs=1"])
     assert bench[1] == ("build", [c.id for c in CELLS], out / "report.html")
     assert "12.0±2.8" in result.out  # sample deviation of 10 and 14 percent
     assert "laf (failed 1/1)" in result.out
@@ -60,7 +62,7 @@ def test_demo_takes_its_recipe_from_the_library(expunge, bench, tmp_path):
     out = tmp_path / "demo"
     out.mkdir()
     assert expunge("demo", "--out", out).code == 0
-    assert bench[0] == ("run_study", tmp_path / "demo.yaml", out, 2)
+    assert bench[0] == ("run_study", tmp_path / "demo.yaml", out, 2, [])
 
 
 def test_reproduce_lists_and_names_neighbours(expunge, bench):

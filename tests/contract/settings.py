@@ -75,6 +75,19 @@ SETTINGS: dict[str, Settings] = {
         contexts={"decay": {"milestones": (1,)}, "rewind": {"lr": 0.3, "epochs": 12}, "buffers": {"k": 2}},
         identity_at_zero_epochs=False,
     ),
+    "fisher": Settings(
+        options={"alpha": 1e-5},
+        inert={"memory": "how many samples at a time; the result is equal, see methods/test_fisher.py"},
+        identity_at_zero_epochs=False,
+    ),
+    "ntk": Settings(
+        options={"ridge": 0.1},
+        inert={
+            "memory": "how many layers at a time; the result is equal, see methods/test_ntk.py",
+            "columns": "a limit that is an error when exceeded, see methods/test_ntk.py",
+        },
+        identity_at_zero_epochs=False,
+    ),
     "laf": Settings(**_LAF),
     "laf+r": Settings(
         **{

@@ -67,7 +67,7 @@ class ModelPart(_Part):
 class PretrainPart(_Part):
     """Train the body on other data first; the head is then drawn anew (SCRUB paper)."""
 
-    source: str = Field(description="as in `data`")
+    source: str | None = Field(None, description="as in `data`; none: the same source, e.g. its other classes")
     classes: tuple[int | str, ...] | None = Field(None, description="keep only these classes")
     train_size: int = Field(0, ge=0, description="samples; 0: all")
     recipe: dict[str, Any] = Field(default_factory=dict, description="training recipe of the pretraining")

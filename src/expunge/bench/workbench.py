@@ -222,7 +222,7 @@ class Workbench:
         if part is None:
             return fresh
         source = DataPart(
-            source=part.source,
+            source=part.source or self.study.data.source,
             classes=part.classes,
             normalise=self.study.data.normalise,
             image_size=self.study.data.image_size,

@@ -7,6 +7,7 @@ bench.run.export(folder, csv=, time=), bench.run.cells(folder), and bench.librar
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,10 @@ from expunge.core.errors import UsageError, unknown
 
 Folder = Annotated[Path, typer.Argument(help="A study folder, as `run` prints it.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default: runs/NAME.", show_default=False)]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change the recipe, e.g. data.source=path or seeds=[0,1]."),
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Cells that run at the same time, one thread each.")]
 
 
@@ -28,7 +33,10 @@ def register(app: typer.Typer) -> None:
         (status, "Example: expunge status runs/smoke"),
         (report, "Examples: expunge report runs/smoke; expunge report forgot/ forgot-1/ --out both.html"),
         (export, "Example: expunge export runs/smoke --csv table.csv --no-time"),
-        (reproduce, "Examples: expunge reproduce --list; expunge reproduce scrub-small-rb --jobs 2"),
+        (
+            reproduce,
+            "Examples: expunge reproduce --list; expunge reproduce scrub-small-rb --jobs 2 -s data.source=data/cifar10",
+        ),
     ):
         app.command(epilog=epilog)(function)
 
@@ -41,9 +49,14 @@ def demo(
     _study(_from_library("demo"), out, jobs)
 
 
-def run(recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")], out: Out = None, jobs: Jobs = 1) -> None:
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
+    out: Out = None,
+    jobs: Jobs = 1,
+    change: Changes = None,
+) -> None:
     """Run a study from its recipe. Finished cells are kept: Ctrl-C is safe, the same command goes on."""
-    _study(recipe, out or Path("runs") / recipe.stem, jobs)
+    _study(recipe, out or Path("runs") / recipe.stem, jobs, change or ())
 
 
 def status(folder: Folder) -> None:
@@ -81,6 +94,7 @@ def reproduce(
     show: Annotated[bool, typer.Option("--list", help="List the library.")] = False,
     out: Out = None,
     jobs: Jobs = 1,
+    change: Changes = None,
 ) -> None:
     """Run a study that comes with Expunge, e.g. the experiments of a paper."""
     if show:
@@ -90,7 +104,7 @@ def reproduce(
     elif not name:
         raise UsageError("which one? `expunge reproduce --list` has the names.")
     else:
-        _study(_from_library(name), out or Path("runs") / name, jobs)
+        _study(_from_library(name), out or Path("runs") / name, jobs, change or ())
 
 
 def _from_library(name: str) -> Path:
@@ -102,7 +116,7 @@ def _from_library(name: str) -> Path:
     return Path(known[name])
 
 
-def _study(recipe: Path, out: Path, jobs: int) -> None:
+def _study(recipe: Path, out: Path, jobs: int, changes: Sequence[str] = ()) -> None:
     """Run or resume a study, print a table per scenario, write its report, and say where and how long."""
     from expunge.bench.run import run_study
     from expunge.cli.faults import Interrupted
@@ -112,7 +126,7 @@ def _study(recipe: Path, out: Path, jobs: int) -> None:
     began = time.perf_counter()
     try:
         with console.progress() as progress:
-            run_study(recipe, out=out, jobs=jobs, progress=progress)
+            run_study(recipe, out=out, jobs=jobs, progress=progress, overrides=changes)
         for grid in cells_tables(read_cells(out)):
             console.out().print(grid)
         write_report([out], out / "report.html")

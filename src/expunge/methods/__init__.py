@@ -27,6 +27,7 @@ GOEL = Paper(
     cite="Goel, Prabhu, Sanyal, Lim, Torr, Kumaraguru: Towards Adversarial Evaluations for Inexact Machine Unlearning",
     url="arXiv:2201.06640",
 )
+GOLATKAR_NTK = Paper(cite="Golatkar, Achille, Soatto: Forgetting Outside the Box, ECCV 2020", url="arXiv:2003.02960")
 
 METHODS = Registry(
     "method",
@@ -108,6 +109,20 @@ METHODS = Registry(
             needs=Needs(retain="labels", recipe=True, initial=True),
             paper=GOEL,
             tags=("iterative",),
+        ),
+        Card(
+            name="fisher",
+            summary="noise on every weight, shaped by the Fisher information of the retained samples",
+            target="expunge.methods.fisher:Fisher",
+            needs=Needs(retain="labels"),
+            paper=GOLATKAR,
+        ),
+        Card(
+            name="ntk",
+            summary="one closed-form shift of the weights by the linearised model; small data only",
+            target="expunge.methods.ntk:NTK",
+            needs=Needs(forget="labels", retain="labels", recipe=True, initial=True),
+            paper=GOLATKAR_NTK,
         ),
         Card(
             name="laf",

@@ -1,0 +1,76 @@
+"""Fisher forgetting: noise on every weight, the larger the less the retained samples depend on it.
+
+Paper      Golatkar, Achille, Soatto, CVPR 2020, arXiv:1911.04933; clamps and factors of the SCRUB authors' code
+Notation   F diagonal Fisher information on D_r at the trained weights w_o, N standard normal
+
+    v   = min(1 / (F + 1e-8), 1e3), in tensors whose first dimension is the number of classes min(., 1e2);  v <- alpha v
+    v  <- its mean over dimension 1 (tensors of two or more dimensions);  x 10 in those of the head and in 1-D tensors
+    w_u = mu + sqrt(v) N,   mu = w_o;  where a class goes whole: its rows in the head get mu = 0 and v = 1e-4, before
+          the factor
+
+Cost       one forward and `classes` backward passes over D_r (`monte-carlo`: one), and a layer's weight gradients
+Limits     the noise is blind to the forget set unless a whole class goes; too little leaves it, too much ruins the rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.options import Field
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.methods.base import Method, method
+from expunge.methods.curvature import fisher_diagonal
+
+
+@method("fisher")
+class Fisher(Method):
+    """Additive Gaussian noise shaped by the diagonal Fisher information of the retained samples."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"small": {"alpha": 1e-6}, "large": {"alpha": 1e-7}}
+
+    alpha: float = Field(1e-6, gt=0, description="scale of the noise variance")
+    estimate: Literal["exact", "monte-carlo"] = Field(
+        "exact", description="sum over all classes, or one class per sample drawn from the model: faster, noisier"
+    )
+    memory: float = Field(512.0, gt=0, description="MiB for per-sample gradients; trades memory for speed only")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        with run.stage("fisher"):
+            diagonal = fisher_diagonal(student, problem.retain, run, estimate=self.estimate, memory=self.memory)
+        gone = whole_classes(problem.retain.y, problem.num_classes)
+        run.details["whole_classes"] = gone.tolist()
+        generator = torch.Generator().manual_seed(run.seed_for("noise"))
+        with torch.no_grad():
+            for name, weight in student.named_parameters():
+                mean, variance = posterior(weight, diagonal[name], self.alpha, problem.num_classes, gone)
+                noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
+                weight.copy_(mean + variance.sqrt() * noise)
+        return student
+
+
+def whole_classes(retain: Tensor, classes: int) -> Tensor:
+    """Classes that no retained label has: those that go whole."""
+    return (torch.bincount(retain, minlength=classes) == 0).nonzero().flatten()
+
+
+def posterior(weight: Tensor, fisher: Tensor, alpha: float, classes: int, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """(mu, v) of one tensor, float64. A tensor whose first dimension is the number of classes counts as the head's."""
+    in_head = weight.shape[0] == classes
+    variance = (1 / (fisher.double() + 1e-8)).clamp(max=1e3)
+    if in_head:
+        variance = variance.clamp(max=1e2)
+    variance = alpha * variance
+    if variance.dim() > 1:
+        variance = variance.mean(1, keepdim=True).expand_as(variance).clone()
+    mean = weight.detach().double().clone()
+    if in_head and len(gone):
+        mean[gone], variance[gone] = 0.0, 1e-4
+    if in_head or variance.dim() == 1:
+        variance = 10 * variance
+    return mean, variance

@@ -1,0 +1,228 @@
+"""The neural tangent kernel of a classifier at its weights, without its Jacobian.
+
+G has one column per sample and class (sample-major): the gradient of that logit with respect to all weights, eval mode.
+Kept at a time are only the inputs and output gradients of as many layers as fit the budget; the Gram matrix G^T G is
+the sum of what each layer contributes. For a layer with L output positions, O outputs and I inputs per position either
+
+    rows      g_nc a_n^T, a block of outputs at a time:     M^2 O I           M = columns, N = samples
+    pairs     sum over l, m of (g_nc,l . g_nd,m)(a_n,l . a_n,m):   (M L)^2 O + (N L)^2 I
+
+is cheaper. G v is the gradient of sum v_nc f_c(x_n): one ordinary backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import UsageError
+from expunge.core.run import Run
+from expunge.data.split import Split
+from expunge.methods.taps import Tap, Tapped
+from expunge.models.modes import evaluation_mode
+
+BATCH = 32  # samples per pass while gradients are collected
+
+
+def gram_matrix(model: nn.Module, splits: list[Split], run: Run, *, memory: float = 640.0) -> Tensor:
+    """G^T G over the samples of all splits, in order, (M, M) float64 on the run's device. memory: MiB at hand.
+
+    Raises `UsageError` if a single layer does not fit the budget.
+    """
+    with evaluation_mode(model):
+        first = next(iter(splits[0].batches(1, device=run.device))).x
+        tapped = Tapped(model, first)
+        classes = int(tapped.forward(first).logits.shape[1])
+        columns = classes * sum(len(split) for split in splits)
+        kernel = torch.zeros(columns, columns, dtype=torch.float64, device=run.device)
+        budget = memory * 2**20 / 4 - 3 * columns**2  # floats: the kernel itself and one float32 block of it
+        plan = list(groups(tapped, first, columns, 0.5 * budget))
+        _small_parameters(tapped, splits, run, kernel)
+        for number, names in enumerate(plan, 1):
+            for layer in _collect(tapped, splits, run, names, classes):
+                layer.add_to(kernel, 0.4 * budget)
+            run.report(f"{run.label}: kernel", number, len(plan))
+    return kernel
+
+
+def product(model: nn.Module, splits: list[Split], vector: Tensor, run: Run) -> dict[str, Tensor]:
+    """G v for v (M,): parameter name -> tensor of its shape, float64."""
+    named = dict(model.named_parameters())
+    parameters = [p.requires_grad_(True) for p in named.values()]
+    total = {name: torch.zeros(p.shape, dtype=torch.float64, device=p.device) for name, p in named.items()}
+    done = 0
+    with evaluation_mode(model), torch.enable_grad():
+        for split in splits:
+            for batch in split.batches(256, device=run.device):
+                logits = model(batch.x)
+                weights = vector[done : done + logits.numel()].reshape(logits.shape).to(logits)
+                gradients = torch.autograd.grad((logits * weights).sum(), parameters, allow_unused=True)
+                for name, gradient in zip(named, gradients, strict=True):
+                    if gradient is not None:
+                        total[name] += gradient
+                done += logits.numel()
+    return total
+
+
+@dataclass(eq=False)
+class Collected:
+    """Inputs and output gradients of one layer over all samples. a (N, G, I, L), g (M, G, O, L), or rows (M, P)."""
+
+    a: Tensor | None = None
+    g: Tensor | None = None
+    rows: Tensor | None = None
+
+    def add_to(self, kernel: Tensor, floats: float) -> None:
+        if self.rows is not None:
+            add_gram(kernel, self.rows)
+        elif self.a is not None and self.g is not None:
+            for group in range(self.a.shape[1]):
+                a, g = self.a[:, group], self.g[:, group]
+                (_by_pairs if pairs_are_cheaper(a, g) else _by_rows)(kernel, a, g, floats)
+
+
+def pairs_are_cheaper(a: Tensor, g: Tensor) -> bool:
+    samples, inner, positions = a.shape
+    columns, out = g.shape[:2]
+    rows = columns**2 * out * inner
+    # The last term: multiplying and summing the two products costs about 8 operations per element.
+    return (columns * positions) ** 2 * (out + 8) + (samples * positions) ** 2 * inner < rows
+
+
+def _by_rows(kernel: Tensor, a: Tensor, g: Tensor, floats: float) -> None:
+    """a (N, I, L), g (M, O, L): gradients of a block of outputs for all columns, and their Gram matrix."""
+    columns, out = g.shape[:2]
+    classes = columns // len(a)
+    block = max(1, int(floats / (columns * a.shape[1])))
+    for low in range(0, out, block):
+        here = g[:, low : low + block]
+        rows = torch.empty(columns, here.shape[1], a.shape[1], device=a.device)
+        for n in range(0, len(a), BATCH):
+            at = slice(n * classes, (n + BATCH) * classes)
+            some = here[at].reshape(len(a[n : n + BATCH]), -1, here.shape[2])
+            rows[at] = torch.bmm(some, a[n : n + BATCH].transpose(1, 2)).reshape(-1, *rows.shape[1:])
+        add_gram(kernel, rows.flatten(1))
+
+
+def _by_pairs(kernel: Tensor, a: Tensor, g: Tensor, floats: float) -> None:
+    """a (N, I, L), g (M, O, L): block of samples against block of samples, over all pairs of positions."""
+    samples, _, positions = a.shape
+    classes = len(g) // samples
+    block = max(1, min(samples, int((floats / 2) ** 0.5 / (classes * positions))))
+    places = a.transpose(1, 2).contiguous()  # (N, L, I)
+    outs = g.transpose(1, 2).reshape(samples, classes, positions, -1)  # (N, C, L, O)
+    for i in range(0, samples, block):
+        for j in range(0, i + block, block):
+            if j >= samples:
+                break
+            left, right = places[i : i + block].flatten(0, 1), places[j : j + block].flatten(0, 1)
+            inputs = (left @ right.T).reshape(-1, 1, positions, len(right) // positions, 1, positions)
+            left, right = outs[i : i + block].flatten(0, 2), outs[j : j + block].flatten(0, 2)
+            shape = (-1, classes, positions, len(right) // (classes * positions), classes, positions)
+            both = (left @ right.T).reshape(shape).mul_(inputs).sum((2, 5)).flatten(0, 1).flatten(1)
+            rows, columns = slice(i * classes, i * classes + len(both)), slice(j * classes, j * classes + both.shape[1])
+            kernel[rows, columns] += both
+            if i != j:
+                kernel[columns, rows] += both.T
+
+
+def add_gram(kernel: Tensor, rows: Tensor, blocks: int = 6) -> None:
+    """kernel += rows rows^T for rows (M, P); of the symmetric product only one half is computed."""
+    edges = torch.linspace(0, len(rows), blocks + 1).long().tolist()
+    for i in range(blocks):
+        for j in range(i + 1):
+            here, there = slice(edges[i], edges[i + 1]), slice(edges[j], edges[j + 1])
+            part = rows[here] @ rows[there].T
+            kernel[here, there] += part
+            if i != j:
+                kernel[there, here] += part.T
+
+
+def groups(tapped: Tapped, sample: Tensor, columns: int, floats: float) -> Iterator[list[str]]:
+    """Layers with weight matrices, in groups whose collected values fit in `floats`."""
+    names: list[str] = []
+    room = floats
+    for tap, size in _sizes(tapped, sample, columns):
+        if size > floats:
+            raise UsageError(
+                f"ntk: layer `{tap.name}` alone needs {8 * size / 2**20:.1f} MiB for {columns} columns; raise "
+                "`memory`, or use fewer samples."
+            )
+        if size > room:
+            yield names
+            names, room = [], floats
+        names.append(tap.name)
+        room -= size
+    if names:
+        yield names
+
+
+def _sizes(tapped: Tapped, sample: Tensor, columns: int) -> Iterator[tuple[Tap, int]]:
+    seen = tapped.forward(sample)
+    samples = columns // seen.logits.shape[1]
+    for tap, g in zip(seen.taps, seen.backward(torch.ones_like(seen.logits), last=True), strict=True):
+        if tap.has_matrix:
+            kept = tap.patches.numel() * samples + g.numel() * columns
+            yield tap, columns * tap.module.get_parameter("weight").numel() if _keeps_rows(tap) else kept
+
+
+def _keeps_rows(tap: Tap) -> bool:
+    """Whether a layer has so few inputs per position that its gradients are smaller than what they are made of."""
+    return tap.patches.shape[2] <= tap.patches.shape[3]
+
+
+def _collect(tapped: Tapped, splits: list[Split], run: Run, names: list[str], classes: int) -> Iterator[Collected]:
+    """One sweep over all samples, one backward pass per class and batch; the layers are released one by one."""
+    total = sum(len(split) for split in splits)
+    kept = [Collected() for _ in names]
+    done = 0
+    for batch in (batch for split in splits for batch in split.batches(BATCH, device=run.device)):
+        seen = tapped.forward(batch.x, names)
+        for c, vectors in enumerate(_unit_vectors(seen.logits)):
+            for layer, tap, g in zip(kept, seen.taps, seen.backward(vectors, last=c == classes - 1), strict=True):
+                _keep(layer, tap, tap.outputs(g), done, c, classes, total)
+        done += len(batch)
+    while kept:
+        yield kept.pop()
+
+
+def _keep(layer: Collected, tap: Tap, out: Tensor, done: int, c: int, classes: int, total: int) -> None:
+    """Write what one backward pass gave; memory is taken once, at its final size."""
+    n = len(out)
+    at = slice(done * classes + c, (done + n) * classes, classes)
+    if _keeps_rows(tap):
+        rows = (out @ tap.patches.transpose(2, 3)).flatten(1)
+        if layer.rows is None:
+            layer.rows = rows.new_empty(total * classes, rows.shape[1])
+        layer.rows[at] = rows
+        return
+    if layer.g is None or layer.a is None:
+        layer.g = out.new_empty(total * classes, *out.shape[1:])
+        layer.a = out.new_empty(total, *tap.patches.shape[1:])
+    layer.g[at] = out
+    if c == 0:
+        layer.a[done : done + n] = tap.patches
+
+
+def _small_parameters(tapped: Tapped, splits: list[Split], run: Run, kernel: Tensor) -> None:
+    """Biases, BatchNorm, and what is left to `torch.func`: their gradients fit in memory as they are."""
+    rows = []
+    for batch in (batch for split in splits for batch in split.batches(BATCH, device=run.device)):
+        seen = tapped.forward(batch.x)
+        per_class = []
+        for c, vectors in enumerate(_unit_vectors(seen.logits)):
+            gradients = seen.backward(vectors, last=c == seen.logits.shape[1] - 1)
+            found = [v for tap, g in zip(seen.taps, gradients, strict=True) for v in tap.vectors(g).values()]
+            per_class.append(torch.cat(found, 1) if found else seen.logits.new_empty(len(batch), 0))
+        parts = [torch.stack(per_class, 1)]
+        parts += [value.detach().flatten(2) for value in tapped.rest_rows(batch.x).values()]
+        rows.append(torch.cat(parts, 2).flatten(0, 1))
+    add_gram(kernel, torch.cat(rows))
+
+
+def _unit_vectors(logits: Tensor) -> Iterator[Tensor]:
+    for c in range(logits.shape[1]):
+        yield torch.nn.functional.one_hot(torch.tensor(c), logits.shape[1]).to(logits).expand_as(logits)

@@ -1,0 +1,195 @@
+"""Gradients per sample without a loop over samples: what enters a layer, and what flows back out of it.
+
+For a layer y = W a the gradient of one sample is the product of its input a and the gradient g of its output, so one
+batched backward pass to the *outputs* of all layers holds the gradients of all samples; the weight gradients of a
+batch, which would sum over it, are never formed. Samples must not meet inside the model: BatchNorm stays in eval mode.
+
+    linear      dW_n = g_n a_n^T          convolution   dW_n = g_n unfold(a_n)^T        over output positions
+    BatchNorm   dgamma_n = sum g_n xhat_n,  dbeta_n = sum g_n                           with running statistics
+
+Weights of any other kind of module, or that a pass uses more than once, go through `torch.func` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from expunge.core.errors import UsageError
+
+
+@dataclass(eq=False)
+class Tap:
+    """One layer in one forward pass. a: its input (n, ...). Gradients g of its output (n, ...) come pass by pass."""
+
+    name: str
+    module: nn.Module
+    a: Tensor
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether its weight gradient is a product of patches and output gradients (BatchNorm's is not)."""
+        return not isinstance(self.module, _BatchNorm)
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """Inputs as the weight meets them: (n, groups, in, L), L output positions or tokens."""
+        if isinstance(self.module, nn.Conv2d):
+            return unfold(self.module, self.a)
+        return self.a.reshape(len(self.a), 1, -1, self.a.shape[-1]).transpose(2, 3)
+
+    def outputs(self, g: Tensor) -> Tensor:
+        """Output gradients that fit `patches`: (n, groups, out, L)."""
+        if isinstance(self.module, nn.Conv2d):
+            return g.reshape(len(g), self.module.groups, -1, g[0, 0].numel())
+        return g.reshape(len(g), 1, -1, g.shape[-1]).transpose(2, 3)
+
+    def vectors(self, g: Tensor) -> dict[str, Tensor]:
+        """Per-sample gradients (n, size) of the small parameters: biases, and the affine pair of BatchNorm."""
+        if isinstance(self.module, _BatchNorm):
+            flat = g.reshape(*g.shape[:2], -1)
+            found = {"weight": (flat * self._normalised).sum(2), "bias": flat.sum(2)}
+            return {name: value for name, value in found.items() if getattr(self.module, name) is not None}
+        if getattr(self.module, "bias", None) is None:
+            return {}
+        return {"bias": self.outputs(g).sum(3).flatten(1)}
+
+    @cached_property
+    def _normalised(self) -> Tensor:
+        return normalised(self.module, self.a)
+
+
+def unfold(module: nn.Conv2d, a: Tensor) -> Tensor:
+    """(n, groups, in / groups * kernel, positions): the patch that each output position sees."""
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        raise UsageError(f"a convolution with padding {module.padding!r} ({module.padding_mode}) cannot be tapped.")
+    columns = F.unfold(a, module.kernel_size, module.dilation, module.padding, module.stride)
+    return columns.reshape(len(a), module.groups, -1, columns.shape[-1])
+
+
+def normalised(module: nn.Module, a: Tensor) -> Tensor:
+    """(n, C, positions): the input of a BatchNorm layer under its running statistics."""
+    x = a.reshape(*a.shape[:2], -1)
+    mean, var = module.running_mean, module.running_var
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+        raise UsageError("a BatchNorm layer without running statistics mixes samples; it cannot be tapped.")
+    return (x - mean[:, None]) * (var[:, None] + module.eps).rsqrt()  # type: ignore[operator]
+
+
+def tappable(module: nn.Module) -> bool:
+    """Whether the gradients of its own parameters can be told per sample from inputs and output gradients."""
+    if isinstance(module, nn.Conv2d):
+        return not isinstance(module.padding, str) and module.padding_mode == "zeros"
+    if isinstance(module, _BatchNorm):
+        return module.track_running_stats
+    return type(module) is nn.Linear
+
+
+@dataclass(eq=False)
+class Pass:
+    """A forward pass and its layers; `backward` may be called once per vector until `last`."""
+
+    logits: Tensor
+    taps: list[Tap]
+    edges: list[GradientEdge]
+
+    def backward(self, vectors: Tensor, *, last: bool = False) -> tuple[Tensor, ...]:
+        """Gradients of sum_c vectors[n, c] f_c(x_n) at the output of every layer, each (n, ...)."""
+        return torch.autograd.grad(self.logits, self.edges, vectors.to(self.logits), retain_graph=not last)
+
+
+class Tapped:
+    """A model in eval mode whose layers are tapped.
+
+    names: tapped modules in order of execution. rest: names of the parameters left to `torch.func`.
+    """
+
+    def __init__(self, model: nn.Module, sample: Tensor) -> None:
+        self.model = model
+        counts: dict[str, int] = {}
+        with self._watching(list(dict(model.named_modules())), counts, {}), torch.inference_mode():
+            model(sample)
+        shared = _shared(model)
+        modules = dict(model.named_modules())
+        own = {name: dict(module.named_parameters(recurse=False)) for name, module in modules.items()}
+        self.names = [
+            name
+            for name, count in counts.items()
+            if own[name] and count == 1 and tappable(modules[name]) and not shared & {id(p) for p in own[name].values()}
+        ]
+        tapped = {id(p) for name in self.names for p in own[name].values()}
+        self.rest = [name for name, p in model.named_parameters() if id(p) not in tapped]
+
+    def forward(self, x: Tensor, names: Sequence[str] | None = None) -> Pass:
+        """One pass over a batch (n, ...) that remembers what the layers `names` (default: all tapped) were given."""
+        seen: dict[str, tuple[Tensor, GradientEdge]] = {}
+        chosen = self.names if names is None else list(names)
+        with torch.enable_grad(), self._watching(chosen, {}, seen):
+            logits = self.model(x)
+        modules = dict(self.model.named_modules())
+        taps = [Tap(name, modules[name], seen[name][0]) for name in chosen]
+        return Pass(logits, taps, [seen[name][1] for name in chosen])
+
+    def rest_rows(self, x: Tensor, vectors: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradients of the parameters that are not tapped: name -> (n, K, *shape)."""
+        if not self.rest:
+            return {}
+        everything = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        frozen = {name: value.detach() for name, value in everything.items()}
+        moving = {name: frozen[name] for name in self.rest}
+
+        def rows(sample: Tensor, chosen: Tensor | None) -> Any:
+            def logits(parameters: dict[str, Tensor]) -> Tensor:
+                out: Tensor = torch.func.functional_call(self.model, {**frozen, **parameters}, (sample[None],))
+                return out[0]
+
+            out, pull = torch.func.vjp(logits, moving)[:2]
+            wanted = torch.eye(len(out), dtype=out.dtype, device=out.device) if chosen is None else chosen
+            return torch.func.vmap(lambda vector: pull(vector)[0])(wanted)
+
+        found: dict[str, Tensor]
+        try:
+            found = torch.func.vmap(rows, in_dims=(0, None if vectors is None else 0))(x, vectors)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"per-sample gradients of `{self.rest[0]}` cannot be computed: {reason}") from None
+        return found
+
+    @contextmanager
+    def _watching(
+        self, names: Sequence[str], counts: dict[str, int], seen: dict[str, tuple[Tensor, GradientEdge]]
+    ) -> Iterator[None]:
+        modules = dict(self.model.named_modules())
+        hooks = []
+        for name in names:
+
+            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> None:
+                counts[name] = counts.get(name, 0) + 1
+                if torch.is_grad_enabled() and isinstance(output, Tensor):
+                    # The edge, not the tensor: an in-place ReLU behind this layer would change what the tensor means.
+                    seen[name] = (inputs[0].detach(), get_gradient_edge(output))
+
+            hooks.append(modules[name].register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Parameters that two modules hold."""
+    counts: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    return {key for key, count in counts.items() if count > 1}

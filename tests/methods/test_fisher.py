@@ -1,0 +1,146 @@
+"""The Fisher diagonal against a loop over single samples and classes; the noise rule on tensors filled by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import expunge
+from expunge.core.run import Run
+from expunge.data.split import ResidentStore, Split
+from expunge.methods.curvature import fisher_diagonal
+from expunge.methods.fisher import posterior, whole_classes
+from expunge.methods.taps import Tapped
+from expunge.testing.toys import TiedNet, toy_problem
+
+CLASSES = 3
+
+
+class Mixed(nn.Module):
+    """Strided, dilated, grouped and 1 x 1 convolutions, BatchNorm, in-place ReLU, a residual, a linear head."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.act = nn.ReLU(inplace=True)
+        self.grouped = nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2, bias=False)
+        self.point = nn.Conv2d(4, 4, 1)
+        self.last = norm
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.first(x)))
+        x = x + self.point(self.grouped(x))
+        return self.head(self.last(x.mean((2, 3))))
+
+
+def model(norm: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    net = Mixed(norm).double()
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(8, 2, 6, 6, dtype=torch.float64))
+    return net.eval()
+
+
+def data(count: int = 7) -> Split:
+    x = torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(1)).double()
+    store = ResidentStore(x, torch.arange(count) % CLASSES)
+    store.prepare = lambda raw: raw  # type: ignore[method-assign]  # keep float64
+    return Split.whole(store)
+
+
+def slow(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """One sample, one class at a time."""
+    names = [name for name, _ in net.named_parameters()]
+    total = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    for sample in x:
+        p = net(sample[None]).softmax(1)[0].detach()
+        for y in range(CLASSES):
+            loss = F.cross_entropy(net(sample[None]), torch.tensor([y]))
+            for name, gradient in zip(names, torch.autograd.grad(loss, list(net.parameters())), strict=True):
+                total[name] += p[y] * gradient.square()
+    return {name: value / len(x) for name, value in total.items()}
+
+
+NETS = {
+    "every layer tapped": nn.BatchNorm1d(4),
+    "one layer left to torch.func": nn.LayerNorm(4),
+}
+
+
+@pytest.mark.parametrize("memory", [64.0, 1e-3], ids=["one batch", "sample by sample"])
+@pytest.mark.parametrize("norm", NETS.values(), ids=NETS.keys())
+def test_exact_diagonal_equals_the_loop(norm: nn.Module, memory: float) -> None:
+    net, split = model(norm), data()
+    expected = slow(net, split.inputs())
+    found = fisher_diagonal(net, split, Run(), memory=memory)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-12), name
+
+
+def test_what_is_left_to_torch_func() -> None:
+    assert Tapped(model(nn.BatchNorm1d(4)), data(1).inputs()).rest == []
+    assert Tapped(model(nn.LayerNorm(4)), data(1).inputs()).rest == ["last.weight", "last.bias"]
+    tied = Tapped(TiedNet().eval(), torch.randn(1, 1, 8, 8))
+    assert set(tied.rest) == {"first.weight", "first.bias", "second.bias"}
+
+
+def test_inner_sum_is_the_variance_of_the_logit_jacobian() -> None:
+    """sum_y p_y (dCE_y/dw)^2 = E_p[J^2] - (E_p[J])^2 with J the per-class Jacobian column (specification, 3.2)."""
+    net, split = model(nn.BatchNorm1d(4)), data(1)
+    x = split.inputs()
+    p = net(x).softmax(1)[0].detach()
+    jacobian = torch.stack([torch.autograd.grad(net(x)[0, c], net.head.weight)[0] for c in range(CLASSES)])
+    weights = p[:, None, None]
+    expected = (weights * jacobian.square()).sum(0) - (weights * jacobian).sum(0).square()
+    assert torch.allclose(fisher_diagonal(net, split, Run())["head.weight"], expected, rtol=1e-5)
+
+
+def test_sampled_diagonal_converges_to_the_exact_one() -> None:
+    net, split = model(nn.BatchNorm1d(4)), data()
+    exact = fisher_diagonal(net, split, Run())["head.weight"]
+    draws = [fisher_diagonal(net, split, Run(seed=s), estimate="monte-carlo")["head.weight"] for s in range(200)]
+    error = (torch.stack(draws).mean(0) - exact).norm() / exact.norm()
+    assert float(error.detach()) < 0.15
+
+
+def test_noise_rule_on_a_hidden_matrix() -> None:
+    weight = torch.ones(2, 2)
+    fisher = torch.tensor([[1.0, 3.0], [0.0, 1.0]]).double()
+    mean, variance = posterior(weight, fisher, 1e-6, 5, torch.empty(0, dtype=torch.long))
+    first = 1e-6 * (1 / (1 + 1e-8) + 1 / (3 + 1e-8)) / 2
+    second = 1e-6 * (1e3 + 1 / (1 + 1e-8)) / 2
+    assert torch.allclose(variance, torch.tensor([[first, first], [second, second]]).double())
+    assert torch.equal(mean, weight.double())
+
+
+def test_noise_rule_on_vectors_and_on_the_head() -> None:
+    nobody = torch.empty(0, dtype=torch.long)
+    _, bias = posterior(torch.zeros(4), torch.zeros(4), 1e-6, 3, nobody)
+    assert torch.allclose(bias, torch.full((4,), 10 * 1e-6 * 1e3).double())
+    _, head = posterior(torch.zeros(3, 2), torch.zeros(3, 2), 1e-6, 3, nobody)
+    assert torch.allclose(head, torch.full((3, 2), 10 * 1e-6 * 1e2).double())
+    mean, variance = posterior(torch.ones(3, 2), torch.zeros(3, 2), 1e-6, 3, torch.tensor([1]))
+    assert mean[:, 0].tolist() == [1, 0, 1]
+    assert variance[:, 0].tolist() == pytest.approx([1e-3, 1e-3, 1e-3])
+    assert variance[1, 0] == pytest.approx(10 * 1e-4)
+
+
+def test_whole_classes() -> None:
+    assert whole_classes(torch.tensor([0, 2, 2]), 4).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(("forget_class", "gone"), [(1, [1]), (None, [])])
+def test_a_class_that_goes_whole_is_cut_from_the_head(forget_class: int | None, gone: list[int]) -> None:
+    problem = toy_problem(forget_class=forget_class)
+    result = expunge.unlearn(
+        problem.model, forget=problem.forget, retain=problem.retain, method="fisher", alpha=1e-9, device="cpu"
+    )
+    assert result.details["whole_classes"] == gone
+    if gone:
+        assert float(result.model.head.weight[1].detach().abs().max()) < 0.5

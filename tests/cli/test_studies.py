@@ -76,7 +76,7 @@ def test_reproduce_lists_and_names_neighbours(expunge, bench):
 def test_status_and_export(expunge, bench, tmp_path):
     assert expunge("status", tmp_path).out.split() == ["done", "3", "failed", "1"]
     assert expunge("export", tmp_path, "--csv", "t.csv", "--no-time").code == 0
-    assert bench == [("export", tmp_path, {"csv": Path("t.csv"), "time": False})]
+    assert bench == [("export", tmp_path, {"csv": Path("t.csv"), "parquet": None, "latex": None, "time": False})]
 
 
 def test_report_reads_folders_of_unlearn(expunge, bench, tmp_path):

@@ -62,7 +62,7 @@ def unlearn(
     target = pick_device(device)
     source = as_module(model)
     splits = as_splits({"forget": forget, "retain": retain, "validation": validation})
-    check_disjoint(splits)
+    doubles = check_disjoint(splits)
     _check_given(chosen, needs, splits)
     classes = check_fit(source, splits, target)
     run = Run(
@@ -74,6 +74,7 @@ def unlearn(
         progress=progress,
         cancelled=cancelled,
         cache=cache,
+        notes=doubles,
     )
     known_recipe = make_recipe(recipe)
     if needs.recipe and recipe is None:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from expunge.cli import console
-from expunge.core.errors import UsageError, unknown
+from expunge.core.errors import ExpungeError, UsageError, unknown
 
 Folder = Annotated[Path, typer.Argument(help="A study folder, as `run` prints it.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default: runs/NAME.", show_default=False)]
@@ -79,14 +79,21 @@ def report(
 
 def export(
     folder: Folder,
-    csv: Annotated[Path, typer.Option("--csv", help="The table to write.")],
+    csv: Annotated[Path | None, typer.Option("--csv", help="The tidy table: one row per cell and metric.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="The same table as Parquet.")] = None,
+    latex: Annotated[
+        Path | None, typer.Option("--latex", help="Mean and deviation over seeds, one tabular each.")
+    ] = None,
     time: Annotated[bool, typer.Option("--time/--no-time", help="With seconds; without, byte-comparable.")] = True,
 ) -> None:
-    """Write the table of a study as CSV."""
+    """Write the table of a study as CSV, Parquet or LaTeX."""
     from expunge.bench.run import export as write
 
-    write(folder, csv=csv, time=time)
-    console.say(f"written: {csv}")
+    files = [file for file in (csv, parquet, latex) if file is not None]
+    if not files:
+        raise UsageError("nothing to write: give --csv, --parquet or --latex with a file.")
+    write(folder, csv=csv, parquet=parquet, latex=latex, time=time)
+    console.say(f"written: {', '.join(map(str, files))}")
 
 
 def reproduce(
@@ -121,14 +128,20 @@ def _study(recipe: Path, out: Path, jobs: int, changes: Sequence[str] = ()) -> N
     from expunge.bench.run import run_study
     from expunge.cli.faults import Interrupted
     from expunge.cli.reports import read_cells, write_report
-    from expunge.cli.tables import cells_tables
+    from expunge.cli.tables import cells_tables, failure_reasons
 
     began = time.perf_counter()
     try:
         with console.progress() as progress:
             run_study(recipe, out=out, jobs=jobs, progress=progress, overrides=changes)
-        for grid in cells_tables(read_cells(out)):
+        cells = read_cells(out)
+        for grid in cells_tables(cells):
             console.out().print(grid)
+        reasons = failure_reasons(cells)
+        for reason in reasons:
+            console.say(reason)
+        if cells and all(cell.state == "failed" for cell in cells):
+            raise ExpungeError(f"no cell of the study could be finished; {reasons[0] if reasons else 'see its report'}")
         write_report([out], out / "report.html")
     except KeyboardInterrupt:
         kept = f"interrupted; finished work is kept in {out}; run the same command again to go on."

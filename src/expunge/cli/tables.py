@@ -44,15 +44,34 @@ def scores_table(values: Mapping[str, Iterable[Value]], labels: Mapping[str, str
 
 
 def cells_tables(cells: Sequence[CellRecord]) -> list[Table]:
-    """One table per (data, model, scenario): methods down, mean and spread over seeds across. Failures are shown."""
-    groups: dict[str, dict[str, list[CellRecord]]] = {}
+    """One table per (study, scenario): methods down, mean and spread over seeds across. Failures are shown."""
+    groups: dict[tuple[str, str], dict[str, list[CellRecord]]] = {}
     for cell in cells:
-        title = f"{cell.data.get('name')} / {cell.model.get('name')}: forget {cell.scenario.get('label')}"
-        groups.setdefault(title, {}).setdefault(str(cell.method.get("label")), []).append(cell)
+        key = (cell.study, str(cell.scenario.get("label")))
+        groups.setdefault(key, {}).setdefault(str(cell.method.get("label")), []).append(cell)
     return [
-        _grid({name: _numbers(cells) for name, cells in methods.items()}, title, _failures(methods))
-        for title, methods in groups.items()
+        _grid({name: _numbers(cells) for name, cells in methods.items()}, _title(key[1], methods), _failures(methods))
+        for key, methods in groups.items()
     ]
+
+
+def failure_reasons(cells: Sequence[CellRecord]) -> list[str]:
+    """One line per reason: which methods failed, how often, and why."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.state == "failed" and cell.error:
+            found.setdefault(cell.error, []).append(str(cell.method.get("label")))
+    return [
+        f"{', '.join(f'{name} ({names.count(name)}x)' for name in dict.fromkeys(names))} failed: {reason}"
+        for reason, names in found.items()
+    ]
+
+
+def _title(scenario: str, methods: Mapping[str, Sequence[CellRecord]]) -> str:
+    """A failed cell does not know its data and model; any other of the table does."""
+    known = [cell for cells in methods.values() for cell in cells if cell.data and cell.model]
+    where = f"{known[0].data.get('name')} / {known[0].model.get('name')}: " if known else ""
+    return f"{where}forget {scenario}"
 
 
 def _numbers(cells: Sequence[CellRecord]) -> dict[str, list[float]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,8 @@ def read_hub(
     except ImportError:
         raise UsageError(f"reading {hub} needs the package `datasets`: pip install expunge[hub].") from None
     try:
-        loaded = datasets.load_dataset(hub, config)
+        with _network_as_it_is(hub):
+            loaded = datasets.load_dataset(hub, config)
     except (OSError, ValueError, RuntimeError) as error:
         snapshot = _snapshot(hub)
         if snapshot is not None:
@@ -70,6 +73,29 @@ def raw_from_hub(data: Any, split: str, columns: Columns, name: str, *, keep: bo
         return _key(fingerprint, image, facts)
 
     return raw_from_table(light, schema, columns, split, where, images=images, key=key if keep else None)
+
+
+@contextmanager
+def _network_as_it_is(hub: str) -> Iterator[None]:
+    """Without a network the libraries work offline, from their caches, instead of trying again for a minute."""
+    import datasets
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    try:
+        huggingface_hub.HfApi().dataset_info(hub, timeout=10)
+        offline = False
+    except Exception as error:  # noqa: BLE001 - whatever is not about the network will be explained by loading
+        offline = type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled")
+    places: tuple[Any, ...] = (datasets.config, constants) if offline else ()
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _key(fingerprint: str, image: str, facts: object) -> str:

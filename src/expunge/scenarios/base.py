@@ -122,7 +122,8 @@ def parse_scenario(text: str) -> Scenario:
     head, *others = rest.split(",")
     is_named = [bool(re.match(rf"({'|'.join(names)})=(?!=)", part)) for part in (head, *others)]
     if cls.primary and not is_named[0]:
-        if not (others and all(is_named[1:])):
+        looks_named = [bool(re.match(r"\s*[a-z_]+=(?!=)", part)) for part in others]
+        if not (others and all(looks_named)):
             return build(cls, {cls.primary: rest}, name)
         rest = f"{cls.primary}={rest}"  # `3,count=25`: the primary value, then named options
     values: dict[str, Any] = {}

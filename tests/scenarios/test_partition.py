@@ -18,8 +18,8 @@ TEXTS = ["random:0.3", "random:amount=0.3,stratified=true", "random:7", "class:1
 def training(count: int, of: int = 1) -> Split:
     """`count` samples of four classes; a training set may be a part of its store, in any order."""
     store = ResidentStore(torch.arange(float(count)).reshape(-1, 1), torch.arange(count) % 4, classes=list("abcd"))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
-    return Split.whole(store).take(order[: count // of] if of > 1 else order)
+    order = torch.arange(count).flip(0)
+    return Split.whole(store).take(order[: count // of])
 
 
 @settings(max_examples=15, deadline=None)

@@ -123,3 +123,30 @@ def test_a_saved_result_reads_back_and_a_second_one_does_not_half_overwrite(tmp_
     assert any(name.endswith(".safetensors") for name in names)
     unlearn(seed=1).save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_compiling_is_for_the_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+
+    def compile_(self: nn.Module) -> None:
+        compiled.append(self)
+        self._compiled_call_impl = self._call_impl
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    result = unlearn(compile=True)
+    assert [type(module) for module in compiled] == [ToyNet]
+    assert compiled[0]._compiled_call_impl is None
+    assert result.model._compiled_call_impl is None
+    unlearn()
+    assert len(compiled) == 1
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fail(self: nn.Module) -> None:
+        raise TorchDynamoException("no C++ compiler\nmany more lines")
+
+    monkeypatch.setattr(nn.Module, "compile", fail)
+    with pytest.raises(ExpungeError, match=r"cannot be compiled \(no C\+\+ compiler\); leave out `compile`"):
+        unlearn(compile=True)

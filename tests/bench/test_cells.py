@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from expunge.bench.cells import expand
 from expunge.bench.reading import parse_study
+from expunge.bench.recipe import DataPart
 from expunge.bench.run import work_items
 from expunge.bench.samples import load_source, parts, shares, sized
 from expunge.core.errors import UsageError
+from expunge.data.sources import load_pair
 
 
 def ids(content, fingerprint="data"):
@@ -174,3 +176,15 @@ def test_too_large_a_subset_is_refused(tiny):
     study = parse_study({**tiny, "data": {**tiny["data"], "train_size": 1000}})
     with pytest.raises(UsageError, match=r"`data.train_size` asks for 1000 samples, but there are only 120"):
         parts(load_source(study.data), study.data, 0)
+
+
+def test_a_leaking_test_set_has_to_be_asked_for() -> None:
+
+    source = load_pair("digits")
+    common = {"source": "digits", "train_size": 900, "test_size": 300, "validation": 0.2}
+    train, _, test = parts(source, DataPart(**common), 1)
+    assert test.store is not train.store
+    train, _, test = parts(source, DataPart(**common, test_from="train"), 1)
+    assert test.store is train.store
+    assert len(test) == 300
+    assert bool(torch.isin(test.index, train.index).any())

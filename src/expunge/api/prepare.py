@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from expunge.core.errors import DataError, UsageError
+from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.data.convert import as_split, harmonise_classes
 from expunge.data.split import ResidentStore, Split
 from expunge.training.modes import evaluation_mode
@@ -33,6 +34,18 @@ def pick_device(device: str | torch.device) -> torch.device:
 def warm_up() -> None:
     """The first optimiser of a process imports torch's compiler, for seconds; that must not count as training time."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """A failure of `torch.compile` (no C++ compiler, an operation it does not know) in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExpungeError(f"the model cannot be compiled ({reason}); leave out `compile`.") from None
 
 
 def as_module(model: Any, what: str = "model") -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device, warm_up
+from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, compiling, pick_device, warm_up
 from expunge.api.result import Result, versions
 from expunge.api.train import make_recipe
 from expunge.core.errors import UsageError
@@ -40,6 +40,7 @@ def unlearn(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "float32",
+    compile: bool = False,
     budget_seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -52,7 +53,8 @@ def unlearn(
     map-style PyTorch data set, or (X, y). method: a name ("scrub"), a preset ("scrub/small-rb") or an instance;
     further keywords are its options. validation: held-out samples, needed by `rewind` and by tuning rules.
     recipe, initial: how the model was trained and from which weights, for methods that need them (retraining).
-    cache: folder where retrained references are kept by content.
+    compile: compile the passes of the model that learns (`torch.compile`): worth its minute only in long runs on
+    models that do not take the channels-last layout. cache: folder where retrained references are kept by content.
 
     The method is handed only what it declares (`result.needs`). Raises `UsageError` for requests that cannot be
     right, `DivergedError` if weights become infinite.
@@ -69,6 +71,7 @@ def unlearn(
         seed=seed,
         device=target,
         precision=precision,
+        compile=compile,
         budget_seconds=budget_seconds,
         label=chosen.card.name,
         progress=progress,
@@ -82,7 +85,8 @@ def unlearn(
     problem = restrict(source, splits, needs, classes, known_recipe, _state(initial), seed)
     warm_up()
     began = time.perf_counter()
-    result = chosen.apply(problem, run)
+    with compiling():
+        result = chosen.apply(problem, run)
     seconds = float(run.details.pop("cached_seconds", time.perf_counter() - began))
     return Result(
         model=result,

@@ -51,6 +51,9 @@ class DataPart(_Part):
     draw: Literal["balanced", "prefix"] = Field(
         "balanced", description="how sizes are met: equal numbers per class, drawn by the data seed, or the first ones"
     )
+    test_from: Literal["test", "train"] = Field(
+        "test", description="`train`: test samples drawn from the training source, leaks included, as some papers do"
+    )
     validation: float = Field(0.0, ge=0, lt=1, description="share of the training samples held out of training")
     normalise: Normalise = Field("standard", description="pixel constants")
     image_size: int | None = Field(None, ge=1, description="side of the square images; none: as they are")

@@ -17,7 +17,9 @@ def parts(source: tuple[Split, Split], part: DataPart, seed: int) -> tuple[Split
     """(train, validation or None, test) of one data seed; validation is taken out of the training samples."""
     at = seed if part.resample else 0
     train = sized(source[0], part.train_size, part.draw, at, "data.train_size")
-    test = sized(source[1], part.test_size, part.draw, at, "data.test_size").named("test")
+    # Drawn independently of the training samples: `test_from: train` overlaps with them, which is its point.
+    pool = source[1] if part.test_from == "test" else source[0]
+    test = sized(pool, part.test_size, part.draw, at, "data.test_size").named("test")
     if not part.validation:
         return train.named("train"), None, test
     held = sized(train, max(1, int(part.validation * len(train))), "balanced", at, "data.validation")

@@ -103,6 +103,7 @@ def unlearn(job: Unlearn) -> None:
                 method=method,
                 initial=start if method.needs.initial or training.pretrained else None,
                 budget_seconds=job.budget_seconds,
+                compile=job.compile,
                 progress=progress,
                 cache=cache_root(),
                 **common,

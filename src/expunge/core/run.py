@@ -59,13 +59,15 @@ class Epoch:
 class Run:
     """One execution. A fresh one per call: it holds the state that methods must not.
 
-    seed: every random draw derives from it, one generator per purpose. budget_seconds: stop after the epoch that
+    seed: every random draw derives from it, one generator per purpose. compile: the model that learns in `epochs` is
+    compiled, which takes a minute and changes the last digits. budget_seconds: stop after the epoch that
     exceeds it. cancelled: polled between epochs. cache: folder for retrained references. history: one row per epoch.
     """
 
     seed: int = 0
     device: torch.device | str = "cpu"
     precision: Precision = "float32"
+    compile: bool = False
     budget_seconds: float | None = None
     keep_snapshots: bool = False
     label: str = "run"
@@ -100,6 +102,14 @@ class Run:
         if count < 0:
             raise UsageError(f"the number of epochs must be >= 0, got {count}.")
         self.snapshot(0, model)
+        if self.compile:
+            model.compile()
+        try:
+            yield from self._epochs(model, count, first, what or self.label)
+        finally:
+            model._compiled_call_impl = None  # the weights stay; only the compiled forward pass goes
+
+    def _epochs(self, model: nn.Module, count: int, first: int, what: str) -> Iterator[Epoch]:
         for number in range(first, count + 1):
             began = time.perf_counter()
             epoch = Epoch(number)
@@ -109,7 +119,7 @@ class Run:
             row = {"epoch": float(len(self.history) + 1), **values, "seconds": time.perf_counter() - began}
             self.history.append(row)
             self.snapshot(number, model)
-            self.report(what or self.label, number, count, values)
+            self.report(what, number, count, values)
             if number < count and self.over_budget():
                 self.status = "budget"
                 self.notes.append(f"stopped after epoch {number} of {count}: {self.budget_seconds:g} s are used up.")

@@ -117,13 +117,13 @@ def _metadata(path: Path, relative: list[str]) -> dict[str, np.ndarray]:
     if missing:
         raise DataError(f"{path} has no row for {len(missing)} images, e.g. {missing[0]}.")
     return {
-        name: _numbers_or_text([by_name[file][name] or "" for file in relative])
+        name: numbers_or_text([by_name[file][name] or "" for file in relative])
         for name in rows[0]
         if name is not None and name != "file_name"
     }
 
 
-def _numbers_or_text(values: list[str]) -> np.ndarray:
+def numbers_or_text(values: list[str]) -> np.ndarray:
     for kind in (np.int64, np.float64):
         try:
             return np.array(values, dtype=str).astype(kind)

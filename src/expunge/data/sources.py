@@ -17,6 +17,7 @@ from expunge.data.digits import read_digits
 from expunge.data.folder import read_folder
 from expunge.data.hub import read_hub
 from expunge.data.known import IMAGENET_MEAN, IMAGENET_STD, KnownDataset
+from expunge.data.manifest import is_manifest, read_manifest
 from expunge.data.raw import Columns, Raw, class_names, computed_normalisation, make_split
 from expunge.data.split import Normalisation, Split
 from expunge.data.table import read_csv, read_parquet
@@ -40,7 +41,7 @@ def load_pair(
 
     spec: a name of `expunge list datasets`, `hf:<id>[/config]`, or a path: a folder of `train-*.parquet` and
     `test-*.parquet`, a folder of images (one sub-folder per class, optionally under train/ and test/), one .parquet,
-    .npz, .npy or .csv file.
+    .npz, .npy or .csv file (a table, or a list of image files with the columns file_name, label and split).
     normalise: "standard" takes the data set's known constants (none for unknown data), "none" leaves pixels in [0, 1],
     "computed" takes mean and deviation of the training samples, "imagenet" the ImageNet constants.
     image_size: side of the square images are brought to: on the device if they are smaller, else while decoding.
@@ -112,7 +113,7 @@ def _read_file(path: Path, columns: Columns) -> dict[str, Raw]:
     if suffix == ".npy":
         return read_npy(path)
     if suffix == ".csv":
-        return {"train": read_csv(path, columns)}
+        return read_manifest(path, columns) if is_manifest(path) else {"train": read_csv(path, columns)}
     raise DataError(f"{path}: files of type `{suffix}` cannot be read; allowed: a folder, {', '.join(SUFFIXES)}.")
 
 

@@ -1,0 +1,70 @@
+"""A list of image files as a data set: a CSV file with the columns file_name, label and, if wanted, split.
+
+    file_name,label,split
+    n000002/0001_01.jpg,n000002,train
+
+Paths are relative to the list, or absolute. Other columns are metadata. Files may lie anywhere, so one folder of images
+can serve many data sets without a copy.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from expunge.core.errors import DataError
+from expunge.data.cache import source_key
+from expunge.data.folder import TEST, TRAIN, FileImages, numbers_or_text
+from expunge.data.raw import Columns, Raw
+
+FILE = "file_name"
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether the header of a CSV file names image files."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            return FILE in next(csv.reader(handle), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+
+
+def read_manifest(path: Path, columns: Columns) -> dict[str, Raw]:
+    """Parts of the list by its column `split` (without one: all train). `DataError` names the line that is wrong."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}.") from None
+    label = columns.label or "label"
+    if not rows or label not in rows[0]:
+        raise DataError(f"{path} needs the columns {FILE} and {label}, and one row per image.")
+    parts: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        name = (row.get("split") or "train").lower()
+        part = "train" if name in TRAIN else "test" if name in TEST else None
+        if part is None:
+            raise DataError(f"{path}, line {number + 2}: split `{name}`; allowed: train, test.")
+        if not row[FILE] or not row[label]:
+            raise DataError(f"{path}, line {number + 2}: the file name or the label is missing.")
+        parts.setdefault(part, []).append(number)
+    return {part: _part(path, rows, numbers, label) for part, numbers in parts.items()}
+
+
+def _part(path: Path, rows: list[dict[str, str]], numbers: list[int], label: str) -> Raw:
+    root = path.resolve().parent
+    files = [root / rows[number][FILE] for number in numbers]
+    missing = next((at for at, file in enumerate(files) if not file.is_file()), None)
+    if missing is not None:
+        raise DataError(f"{path}, line {numbers[missing] + 2}: there is no file {files[missing]}.")
+    others = [name for name in rows[0] if name not in (FILE, label, "split", None)]
+    return Raw(
+        labels=numbers_or_text([rows[number][label] for number in numbers]),
+        where=lambda row: f"{path}, line {numbers[row] + 2} ({files[row]})",
+        images=FileImages(files),
+        ids=np.array([rows[number][FILE] for number in numbers]),
+        columns={name: numbers_or_text([rows[number][name] or "" for number in numbers]) for name in others},
+        key=lambda facts, cache: source_key(files, root, ["manifest", facts], cache),
+    )

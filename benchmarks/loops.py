@@ -17,7 +17,7 @@ from expunge.models.build import build_model
 from expunge.training.inference import predict
 from expunge.training.loop import train_model
 
-SETTINGS = (("mnist", "cnn", {}, 6400), ("cifar10", "resnet18-preact", {"width": 0.4}, 1280))
+SETTINGS = (("mnist", "cnn", {}, 6400), ("cifar10", "resnet18-preact", {"width": 0.4}, 512))
 BATCH = 128
 
 

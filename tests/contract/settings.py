@@ -19,6 +19,12 @@ _LAF: dict[str, Any] = {
     },
 }
 
+_TARGETS: dict[str, Any] = {
+    "goal": {"limit": 3},
+    "targets": {"goal": "relabel"},
+    "rewind": {"lr": 0.05, "limit": 8},
+}
+
 SETTINGS: dict[str, Settings] = {
     "original": Settings(),
     "retrain": Settings(
@@ -96,5 +102,21 @@ SETTINGS: dict[str, Settings] = {
             "values": {**_LAF["values"], "labels": 20, "repair_lr": 1e-2},
         },
         identity_at_zero_epochs=False,
+    ),
+    "l2ul": Settings(
+        options={"limit": 3, "lr": 0.02, "examples": 3, "iterations": 5, "step": 0.5, "batch_size": 32},
+        values={"clip": 0.01, "targets": (0,) * 30, "forget_batch_size": 5, "eps": 0.5},
+        contexts={**_TARGETS, "limit": {"lr": 1e-4}, "early_stop": {"iterations": 30}},
+        inert={"attack_batch_size": "how many images at a time; the result is equal, see methods/test_l2ul.py"},
+    ),
+    "l2ul-plain": Settings(
+        options={"limit": 5, "lr": 0.05},
+        values={"clip": 0.01, "targets": (0,) * 30, "forget_batch_size": 5},
+        contexts={**_TARGETS, "limit": {"lr": 1e-4}},
+    ),
+    "l2ul-oracle": Settings(
+        options={"limit": 3, "lr": 0.02, "retain_batch_size": 16},
+        values={"clip": 0.01, "targets": (0,) * 30, "forget_batch_size": 5},
+        contexts={**_TARGETS, "limit": {"lr": 1e-4}},
     ),
 }

@@ -36,6 +36,7 @@ class Epoch:
 
     def __init__(self, number: int) -> None:
         self.number = number  # 1-based
+        self.stop = False  # set by a method whose goal is reached: no further epoch follows
         self.values: dict[str, float] = {}
         self._sums: dict[str, tuple[Tensor | float, float]] = {}
 
@@ -120,6 +121,8 @@ class Run:
             self.history.append(row)
             self.snapshot(number, model)
             self.report(what, number, count, values)
+            if epoch.stop:
+                return
             if number < count and self.over_budget():
                 self.status = "budget"
                 self.notes.append(f"stopped after epoch {number} of {count}: {self.budget_seconds:g} s are used up.")

@@ -27,6 +27,10 @@ GOEL = Paper(
     cite="Goel, Prabhu, Sanyal, Lim, Torr, Kumaraguru: Towards Adversarial Evaluations for Inexact Machine Unlearning",
     url="arXiv:2201.06640",
 )
+CHA = Paper(
+    cite="Cha, Cho, Hwang, Lee, Moon, Lee: Learning to Unlearn: Instance-Wise Unlearning, AAAI 2024",
+    url="arXiv:2301.11578",
+)
 GOLATKAR_NTK = Paper(cite="Golatkar, Achille, Soatto: Forgetting Outside the Box, ECCV 2020", url="arXiv:2003.02960")
 
 METHODS = Registry(
@@ -138,6 +142,30 @@ METHODS = Registry(
             target="expunge.methods.laf:LAFRepair",
             needs=Needs(forget="inputs", retain="inputs", labelled=0.1),
             paper=LAF_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="l2ul",
+            summary="forget single instances, with adversarial examples and weight importance in place of other data",
+            target="expunge.methods.l2ul:L2UL",
+            needs=Needs(forget="labels"),
+            paper=CHA,
+            tags=("iterative", "forget-set-only"),
+        ),
+        Card(
+            name="l2ul-plain",
+            summary="ascend until every instance is misclassified (NegGrad), or descend to new labels (Correct)",
+            target="expunge.methods.l2ul:Plain",
+            needs=Needs(forget="labels"),
+            paper=CHA,
+            tags=("iterative", "forget-set-only"),
+        ),
+        Card(
+            name="l2ul-oracle",
+            summary="the same goal with the retained samples at hand",
+            target="expunge.methods.l2ul:Oracle",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=CHA,
             tags=("iterative",),
         ),
     ],

@@ -1,0 +1,141 @@
+"""Targeted adversarial examples within an L2 ball (PGD), for many images and restarts at once.
+
+Notation   x image in pixel space, box [lo, hi] (images: [0, 1]), t target class, d perturbation, all norms per image
+
+    start      u uniform in the box;  d = u - x;  d = d min(1, eps/||d||);  d = clip(x + d) - x
+    repeat     g = gradient of CE(f(x + d), t) in d;   d = d - a g / max(||g||, 1e-6)
+               d = clip(x + d) - x;   d = d min(1, eps/||d||)
+    result     clip(x + d)
+
+The model is in eval mode, its weights need no gradient and its BatchNorm statistics stay. Normalisation is part of the
+model here: budget and box are in pixels. Starts are drawn per restart before anything is cut into batches, so the batch
+size decides memory and speed only.
+Cost       iterations x (forward + backward to the input) per image and restart; `early_stop` leaves out images that
+           have reached their target
+Source     Cha et al., AAAI 2024, with the attack they use (specification, section 3.1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expunge.core.seeds import derive
+from expunge.models.modes import evaluation_mode
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSpace:
+    """Between pixels and what the model sees. mean, std broadcast over samples; box: range of a pixel."""
+
+    mean: Tensor
+    std: Tensor
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, x: Tensor, normalisation: tuple[Tensor, Tensor] | None) -> PixelSpace:
+        """x: samples as the model sees them. Pixels in [0, 1] have that box, other data the range they span."""
+        mean, std = normalisation if normalisation is not None else (x.new_zeros(()), x.new_ones(()))
+        pixels = x * std + mean
+        low, high = float(pixels.min()), float(pixels.max())
+        inside = low >= -1e-4 and high <= 1 + 1e-4
+        return cls(mean, std, 0.0 if inside else low, 1.0 if inside else high)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        return (x * self.std + self.mean).clamp(self.low, self.high)
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2PGD:
+    """The attack's settings. eps: radius in pixels. step: length of one step. batch: images attacked at a time."""
+
+    eps: float = 4.0
+    step: float = 0.1
+    iterations: int = 100
+    batch: int = 64
+    early_stop: bool = False
+
+    def attack(
+        self, model: nn.Module, pixels: Tensor, targets: Tensor, space: PixelSpace, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Adversarial images and whether they reached their target.
+
+        pixels (k, *shape); targets (restarts, k). Returns (restarts * k, *shape), restart-major, and bool (the same,).
+        """
+        found, reached = [], []
+        with evaluation_mode(model):
+            for rows, starts in self._rows(pixels, len(targets), space, seed):
+                x, t = pixels[rows % len(pixels)], targets.flatten()[rows]
+                made = self._descend(model, x, starts, t, space)
+                with torch.inference_mode():
+                    reached.append(model(space.seen(made)).argmax(1) == t)
+                found.append(made)
+        return torch.cat(found), torch.cat(reached)
+
+    def _rows(self, pixels: Tensor, restarts: int, space: PixelSpace, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of the restart-major table of attacks, in batches, with the starts drawn for them."""
+        count = len(pixels)
+        kept: dict[int, Tensor] = {}
+        for rows in torch.arange(restarts * count).split(self.batch):
+            needed = sorted(set((rows // count).tolist()))
+            kept = {r: kept[r] if r in kept else self._uniform(pixels, space, seed, r) for r in needed}
+            starts = torch.stack([kept[int(row) // count][int(row) % count] for row in rows])
+            yield rows.to(pixels.device), starts
+
+    def _uniform(self, pixels: Tensor, space: PixelSpace, seed: int, restart: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive(seed, "attack start", restart))
+        drawn = torch.rand(pixels.shape, generator=generator, dtype=pixels.dtype).to(pixels.device)
+        return space.low + (space.high - space.low) * drawn
+
+    def _descend(self, model: nn.Module, x: Tensor, starts: Tensor, t: Tensor, space: PixelSpace) -> Tensor:
+        d = _into_box(x, _into_ball(starts - x, self.eps), space)
+        active = torch.arange(len(x), device=x.device)
+        for _ in range(self.iterations):
+            at = (x[active] + d[active]).requires_grad_(True)
+            with torch.enable_grad():
+                logits = model(space.seen(at))
+                (g,) = torch.autograd.grad(F.cross_entropy(logits, t[active], reduction="sum"), at)
+            if self.early_stop:
+                left = logits.detach().argmax(1) != t[active]
+                if not bool(left.any()):
+                    break
+                g, active = g[left], active[left]
+            moved = d[active] - self.step * g / _norm(g).clamp(min=1e-6)
+            d[active] = _into_ball(_into_box(x[active], moved, space), self.eps)
+        return (x + d).clamp(space.low, space.high)
+
+
+def _norm(d: Tensor) -> Tensor:
+    """L2 norm per image, shaped to broadcast."""
+    return d.flatten(1).norm(dim=1).reshape(-1, *[1] * (d.dim() - 1))
+
+
+def _into_ball(d: Tensor, eps: float) -> Tensor:
+    return d * (eps / _norm(d).clamp(min=1e-12)).clamp(max=1.0)
+
+
+def _into_box(x: Tensor, d: Tensor, space: PixelSpace) -> Tensor:
+    return (x + d).clamp(space.low, space.high) - x
+
+
+def wrong_targets(labels: Tensor, classes: int, restarts: int, seed: int, *, sampler: str = "uniform") -> Tensor:
+    """(restarts, k) target classes. "uniform": over the wrong classes. "authors": uniform over all classes, and where
+    that is the label itself the constant floor(classes / 2), as in the published code.
+    """
+    generator = torch.Generator().manual_seed(derive(seed, "attack targets"))
+    shape = (restarts, len(labels))
+    known = labels.cpu()
+    if sampler == "uniform":
+        drawn = (known + 1 + torch.randint(classes - 1, shape, generator=generator)) % classes
+    else:
+        drawn = torch.randint(classes, shape, generator=generator)
+        drawn = torch.where(drawn == known, torch.full_like(drawn, classes // 2), drawn)
+    return drawn.to(labels.device)

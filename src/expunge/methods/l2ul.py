@@ -1,0 +1,256 @@
+"""L2UL: forget single instances with nothing but the model and those instances.
+
+Paper      Cha, Cho, Hwang, Lee, Moon, Lee, AAAI 2024, arXiv:2301.11578; settings of the authors' run scripts
+Goals      misclassify: argmax f(x) != y on all of D_f.   relabel ("correct"): argmax f(x) = y* for given y* != y
+
+    A   adversarial images of D_f towards random wrong classes t, made once with the trained model (methods.attack)
+    L   = w_a CE(f(B_A), t) - w_f CE(f(B_f), y)           relabel: + w_f CE(f(B_f), y*);  w by the batch sizes
+        + (s/2) sum Omega (w - w_o)^2                     weight importance (methods.importance); s = 0: "Adv"
+    stop  after the first step at which all of D_f reached the goal; `limit` passes at most
+
+Adversarial images hold the decision boundary near the forgotten ones where it was; the pull holds the weights that the
+forgotten samples do not use. Status: "reached", "limit", or "already" (nothing was done).
+Cost       the attack, then a forward/backward pass over a batch of A and one of D_f per step, and a pass over D_f
+Limits     BatchNorm in train mode (as published) drifts to the statistics of A and D_f: see `batchnorm`
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expunge.core.errors import UsageError
+from expunge.core.options import Field, options
+from expunge.core.problem import Problem
+from expunge.core.run import Run
+from expunge.methods.attack import L2PGD, PixelSpace, wrong_targets
+from expunge.methods.base import IterativeMethod, method
+from expunge.methods.importance import ImportancePull, importance
+from expunge.models.modes import evaluation_mode
+from expunge.training.modes import training_mode
+from expunge.training.recipe import clip_gradients, make_optimizer
+
+
+@options
+class UntilForgotten(IterativeMethod):
+    """What the three share: goal, stopping rule, optimiser."""
+
+    goal: Literal["misclassify", "relabel"] = Field("misclassify", description="what the forget set must come to")
+    targets: tuple[int, ...] | None = Field(
+        None, description="relabel: new classes in the order of the forget set; none: the next most likely class"
+    )
+    limit: int = Field(1000, ge=0, description="most passes")
+    lr: float = Field(1e-3, gt=0, description="learning rate of SGD, constant")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="L2 strength inside the optimiser, on all parameters")
+    forget_batch_size: int = Field(32, ge=1, description="samples to forget per step")
+    batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+    def prepare(self, problem: Problem, run: Run) -> Goal:
+        return Goal.of(problem, run, self.goal, self.targets)
+
+    def optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(
+            "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+class Goal:
+    """The forget set with what its predictions must become. x (k, ...); labels, and new labels if relabelling, (k,)."""
+
+    def __init__(self, x: Tensor, labels: Tensor, wanted: Tensor | None) -> None:
+        self.x, self.labels, self.wanted = x, labels, wanted
+
+    @classmethod
+    def of(cls, problem: Problem, run: Run, goal: str, targets: Sequence[int] | None) -> Goal:
+        x, labels = problem.forget.inputs(run.device), problem.forget.y.to(run.device)
+        if goal == "misclassify":
+            return cls(x, labels, None)
+        if targets is None:
+            with evaluation_mode(problem.model), torch.inference_mode():
+                logits = torch.cat([problem.model(part) for part in x.split(1024)]).clone()
+            wanted = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        else:
+            wanted = torch.tensor(targets, device=run.device)
+            if len(wanted) != len(x):
+                raise UsageError(f"relabel: {len(wanted)} targets for {len(x)} samples to forget; give one per sample.")
+            if bool(((wanted < 0) | (wanted >= problem.num_classes)).any()):
+                raise UsageError(f"relabel: targets must be classes 0..{problem.num_classes - 1}, got {targets}.")
+        return cls(x, labels, wanted)
+
+    def reached(self, model: nn.Module) -> bool:
+        return self.share(model) == 1.0
+
+    def share(self, model: nn.Module) -> float:
+        """Share of the forget set that is where it should be, in eval mode."""
+        with evaluation_mode(model), torch.inference_mode():
+            said = torch.cat([model(part).argmax(1) for part in self.x.split(1024)])
+        done = said != self.labels if self.wanted is None else said == self.wanted
+        return float(done.float().mean())
+
+    def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """-CE(f, y) or +CE(f, y*), batch mean."""
+        if self.wanted is None:
+            return -F.cross_entropy(logits, self.labels[rows])
+        return F.cross_entropy(logits, self.wanted[rows])
+
+    def cycle(self, size: int) -> Iterator[Tensor]:
+        """Rows of the forget set in batches, in fixed order, for ever."""
+        while True:
+            yield from torch.arange(len(self.x), device=self.x.device).split(size)
+
+
+@method("l2ul-plain")
+class Plain(UntilForgotten):
+    """Gradient ascent until forgotten (NegGrad), or descent to the new labels (Correct), without regulariser.
+
+    As published, the stopping rule is tested after every pass, and at least one pass is made.
+    """
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student, goal = problem.student(), self.prepare(problem, run)
+        optimizer = self.optimizer(student)
+        run.status = "limit"
+        for epoch in run.epochs(student, self.limit):
+            training_mode(student, self.batchnorm)
+            for rows in torch.arange(len(goal.x), device=goal.x.device).split(self.forget_batch_size):
+                with run.autocast():
+                    loss = goal.loss(student(goal.x[rows]).float(), rows)
+                _update(loss, student, optimizer, None, self.clip)
+                epoch.add("forget_loss", loss, len(rows))
+            share = goal.share(student)
+            epoch.log(reached_share=share)
+            if share == 1.0:
+                run.status, epoch.stop = "reached", True
+        return student
+
+
+@method("l2ul")
+class L2UL(UntilForgotten):
+    """Goal loss with adversarial examples (Adv) and weight importance (Adv+Imp: `strength` above 0)."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cifar10": {"examples": 20},
+        "cifar100": {"examples": 200, "limit": 100},
+        "vit": {"examples": 200, "batch_size": 512},
+        "imagenet": {"examples": 200, "batch_size": 128, "forget_batch_size": 16, "limit": 100},
+        "utkface": {"examples": 300, "eps": 2.0, "batch_size": 128, "forget_batch_size": 128},
+        "authors": {"examples": 20, "sampler": "authors"},
+        "fast": {"examples": 20, "iterations": 20, "step": 0.5, "early_stop": True},
+    }
+
+    examples: int = Field(20, ge=1, description="adversarial images per sample to forget, each with its own target")
+    strength: float = Field(1.0, ge=0, description="weight of the importance pull; 0: adversarial examples alone")
+    per_sample: bool = Field(False, description="importance with absolute gradients per sample instead of per batch")
+    batch_size: int = Field(256, ge=1, description="adversarial images per step")
+    shuffle: bool = Field(False, description="draw a new order of the adversarial images in every pass")
+    eps: float = Field(4.0, gt=0, description="radius of the attack, L2 in pixels of [0, 1]")
+    step: float = Field(0.1, gt=0, description="length of one step of the attack")
+    iterations: int = Field(100, ge=0, description="steps of the attack")
+    early_stop: bool = Field(False, description="images that reached their target are attacked no further")
+    sampler: Literal["uniform", "authors"] = Field(
+        "uniform", description="targets: uniform over wrong classes, or the published code's draw"
+    )
+    attack_batch_size: int = Field(64, ge=1, description="images attacked at a time; memory and speed only")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student, goal = problem.student(), self.prepare(problem, run)
+        if goal.reached(student):
+            run.status = "already"
+            return student
+        images, targets = self.adversarial(problem, goal, run)
+        pull = self._pull(student, problem, run)
+        optimizer, forget_rows = self.optimizer(student), goal.cycle(self.forget_batch_size)
+        run.status = "limit"
+        for epoch in run.epochs(student, self.limit):
+            for rows in self._order(len(images), epoch.number, run).split(self.batch_size):
+                chosen = next(forget_rows)
+                training_mode(student, self.batchnorm)
+                with run.autocast():
+                    keep = F.cross_entropy(student(images[rows]).float(), targets[rows])
+                    lose = goal.loss(student(goal.x[chosen]).float(), chosen)
+                share = len(chosen) / (len(chosen) + len(rows))
+                _update((1 - share) * keep + share * lose, student, optimizer, pull, self.clip)
+                epoch.add("adversarial_loss", keep, len(rows))
+                epoch.add("forget_loss", lose, len(chosen))
+                run.details["steps"] = run.details.get("steps", 0) + 1
+                if goal.reached(student):
+                    run.status, epoch.stop = "reached", True
+                    break
+        return student
+
+    def adversarial(self, problem: Problem, goal: Goal, run: Run) -> tuple[Tensor, Tensor]:
+        """(images as the model sees them (examples * k, ...), their target classes), restart-major."""
+        normalisation = problem.forget.store.normalisation
+        space = PixelSpace.of(goal.x, None if normalisation is None else normalisation.tensors(goal.x))
+        settings = L2PGD(
+            eps=self.eps, step=self.step, iterations=self.iterations, batch=self.attack_batch_size,
+            early_stop=self.early_stop,
+        )  # fmt: skip
+        targets = wrong_targets(goal.labels, problem.num_classes, self.examples, run.seed, sampler=self.sampler)
+        with run.stage("attack"):
+            images, reached = settings.attack(problem.model, space.pixels(goal.x), targets, space, run.seed)
+        run.details["attack_success"] = float(reached.float().mean())
+        return space.seen(images), targets.flatten()
+
+    def _pull(self, student: nn.Module, problem: Problem, run: Run) -> ImportancePull | None:
+        if self.strength == 0:
+            return None
+        with run.stage("importance"):
+            omega = importance(
+                copy.deepcopy(student), problem.forget, run, batch_size=self.forget_batch_size,
+                per_sample=self.per_sample, batchnorm=self.batchnorm,
+            )  # fmt: skip
+        return ImportancePull(student, omega, self.strength)
+
+    def _order(self, count: int, epoch: int, run: Run) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(count, device=run.device)
+        generator = torch.Generator().manual_seed(run.seed_for("adversarial", "shuffle", epoch))
+        return torch.randperm(count, generator=generator).to(run.device)
+
+
+@method("l2ul-oracle")
+class Oracle(UntilForgotten):
+    """The authors' reference that has the retained samples: CE(D_r batch) plus the goal loss, both with weight 1."""
+
+    retain_batch_size: int = Field(128, ge=1, description="retained samples per step, in fixed order")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student, goal = problem.student(), self.prepare(problem, run)
+        if goal.reached(student):
+            run.status = "already"
+            return student
+        optimizer, forget_rows = self.optimizer(student), goal.cycle(self.forget_batch_size)
+        run.status = "limit"
+        for epoch in run.epochs(student, self.limit):
+            for batch in problem.retain.batches(self.retain_batch_size, device=run.device):
+                rows = next(forget_rows)
+                training_mode(student, self.batchnorm)
+                with run.autocast():
+                    keep = F.cross_entropy(student(batch.x).float(), batch.y)
+                    lose = goal.loss(student(goal.x[rows]).float(), rows)
+                _update(keep + lose, student, optimizer, None, self.clip)
+                epoch.add("retain_loss", keep, len(batch))
+                epoch.add("forget_loss", lose, len(rows))
+                if goal.reached(student):
+                    run.status, epoch.stop = "reached", True
+                    break
+        return student
+
+
+def _update(
+    loss: Tensor, student: nn.Module, optimizer: torch.optim.Optimizer, pull: ImportancePull | None, clip: float | None
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if pull is not None:
+        pull.add_gradient()
+    clip_gradients(student, clip)
+    optimizer.step()

@@ -94,6 +94,22 @@ SETTINGS: dict[str, Settings] = {
         },
         identity_at_zero_epochs=False,
     ),
+    "boundary-shrink": Settings(
+        options={"epochs": 3, "lr": 0.02, "batch_size": 8},
+        values={"clip": 0.01, "bound": 0.5, "iterations": 5, "step": 0.05},
+        contexts={"iterations": {"bound": 0.3}},
+    ),
+    "boundary-expand": Settings(
+        options={"epochs": 3, "lr": 0.02, "batch_size": 8},
+        values={"clip": 0.01},
+    ),
+    "unrolling": Settings(
+        options={"scale": 20.0},
+        inert={
+            "total": "the toy's forget set is one batch of the recipe; see methods/test_unrolling.py",
+            "momentum": "the toy's recipe is Adam; see methods/test_unrolling.py",
+        },
+    ),
     "laf": Settings(**_LAF),
     "laf+r": Settings(
         **{

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from expunge.core.errors import UsageError
 from expunge.data.split import ResidentStore, Split
-from expunge.metrics.accuracy import Accuracy, ClassAccuracy, Error, Gap, Loss
-from expunge.metrics.base import Evaluation
+from expunge.metrics.accuracy import Accuracy, ClassAccuracy, Error, Gap, Loss, wilson
+from expunge.metrics.base import Evaluation, Metric, Value, measure
 from expunge.metrics.cost import Time
 
 
@@ -20,43 +21,107 @@ def split(logits: list[list[float]], labels: list[int]) -> Split:
 
 TEST = split([[2, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 2]], [0, 1, 0, 2])
 FORGET, RETAIN = split([[0, 0, 2]], [2]), split([[2, 0, 0], [0, 2, 0]], [0, 0])
+SPLITS = {"forget": FORGET, "retain": RETAIN, "test": TEST}
 
 
-class Shifted(nn.Module):
+class Always(nn.Module):
     """Answers always with class a."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.tensor([9.0, 0.0, 0.0]).expand(len(x), -1)
 
 
-def values(metric: object, **more: object) -> dict[str, float]:
-    evaluation = Evaluation(
-        {"m": nn.Identity(), "retrained": Shifted()},
-        {"forget": FORGET, "retain": RETAIN, "test": TEST},
-        **more,  # type: ignore[arg-type]
-    )
-    return {v.metric + v.group: v.value for v in metric.compute(evaluation, "m")}  # type: ignore[attr-defined]
+def evaluation(splits: dict[str, Split] | None = None, **more: object) -> Evaluation:
+    models = {"m": nn.Identity(), "retrained": Always()}
+    return Evaluation(models, SPLITS if splits is None else splits, **more)  # type: ignore[arg-type]
+
+
+def rows(metric: Metric, splits: dict[str, Split] | None = None, model: str = "m", **more: object) -> dict[str, Value]:
+    return {v.metric + v.group: v for v in metric.compute(evaluation(splits, **more), model)}
+
+
+def values(metric: Metric, *given: object, **more: object) -> dict[str, float]:
+    return {name: value.value for name, value in rows(metric, *given, **more).items()}  # type: ignore[arg-type]
 
 
 def test_accuracy_and_error_also_on_kept_and_removed_classes() -> None:
     accuracy = values(Accuracy())
-    assert accuracy["forget_accuracy"] == 1
-    assert accuracy["retain_accuracy"] == 0.5
-    assert accuracy["test_accuracy"] == 0.75
-    assert accuracy["test_removed_accuracy"] == 1  # class c occurs in the forget set alone
-    assert accuracy["test_retained_accuracy"] == pytest.approx(2 / 3)
+    assert accuracy == {
+        "forget_accuracy": 1,
+        "retain_accuracy": 0.5,
+        "test_accuracy": 0.75,
+        "test_removed_accuracy": 1,  # class c occurs in the forget set alone
+        "test_retained_accuracy": pytest.approx(2 / 3),
+    }
     error = values(Error())
+    assert set(error) == {name.replace("accuracy", "error") for name in accuracy}
     assert all(error[name.replace("accuracy", "error")] == pytest.approx(1 - v) for name, v in accuracy.items())
+
+
+def test_kept_and_removed_classes_are_told_apart_only_where_a_class_is_gone() -> None:
+    mixed = split([[2, 0, 0]], [0])
+    names = set(values(Accuracy(), {"forget": mixed, "retain": RETAIN, "test": TEST}))
+    assert names == {"forget_accuracy", "retain_accuracy", "test_accuracy"}
+    assert set(values(Accuracy(), {"forget": FORGET, "test": TEST})) == {"forget_accuracy", "test_accuracy"}
+    gone_only = values(Accuracy(), {"forget": FORGET, "retain": RETAIN, "test": FORGET})
+    assert gone_only["test_removed_accuracy"] == 1
+    assert "test_retained_accuracy" not in gone_only
+
+
+def test_validation_is_measured_where_it_is_given() -> None:
+    assert values(Accuracy(), {"validation": TEST}) == {"validation_accuracy": 0.75}
+
+
+def test_what_is_good_where_a_class_is_gone() -> None:
+    """To forget well is to do as the retrained model does, not to be as wrong as possible."""
+    directions = {name: row.direction for name, row in rows(Accuracy()).items()}
+    assert directions == {
+        "forget_accuracy": "reference",
+        "retain_accuracy": "higher",
+        "test_accuracy": "higher",
+        "test_retained_accuracy": "higher",
+        "test_removed_accuracy": "reference",
+    }
+    assert rows(Error())["retain_error"].direction == "lower"
+    assert rows(Error())["test_removed_error"].direction == "reference"
+    assert rows(Loss())["forget_loss"].direction == "reference"
+    assert rows(ClassAccuracy())["class_accuracyc"].direction == "reference"
+    assert rows(ClassAccuracy())["class_accuracya"].direction == "higher"
+
+
+@pytest.mark.parametrize("hits", [0, 3, 10])
+def test_intervals_are_those_of_wilson(hits: int) -> None:
+    n, z = 10, 1.959963984540054
+    p = hits / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson(hits, n) == pytest.approx((centre - half, centre + half), abs=1e-9)
+
+
+def test_intervals_of_error_mirror_those_of_accuracy() -> None:
+    right, wrong = rows(Accuracy())["test_accuracy"], rows(Error())["test_error"]
+    assert (wrong.low, wrong.high) == pytest.approx((1 - right.high, 1 - right.low))
+    assert 0 <= right.low < right.value < right.high <= 1
 
 
 def test_loss_by_hand() -> None:
     right, wrong = math.log(1 + 2 * math.exp(-2)), math.log(math.exp(2) + 2)
-    assert values(Loss())["forget_loss"] == pytest.approx(right, rel=1e-6)
-    assert values(Loss())["retain_loss"] == pytest.approx((right + wrong) / 2, rel=1e-6)
+    found = rows(Loss())
+    assert found["forget_loss"].value == pytest.approx(right, rel=1e-6)
+    assert found["retain_loss"].value == pytest.approx((right + wrong) / 2, rel=1e-6)
+    half = 1.96 * (wrong - right) / 2 / math.sqrt(2)  # two values: their deviation is half of their distance
+    assert found["retain_loss"].high - found["retain_loss"].value == pytest.approx(half, rel=1e-6)
+    assert found["forget_loss"].low == found["forget_loss"].high == found["forget_loss"].value
+
+
+def test_loss_of_a_model_that_is_very_sure_and_wrong_stays_a_number() -> None:
+    sure = split([[1e4, 0, 0], [0, 0, 0]], [1, 0])
+    assert values(Loss(), {"forget": sure})["forget_loss"] == pytest.approx((1e4 + math.log(3)) / 2)
 
 
 def test_class_accuracy() -> None:
     assert values(ClassAccuracy()) == {"class_accuracya": 0.5, "class_accuracyb": 1, "class_accuracyc": 1}
+    assert values(ClassAccuracy(), {"test": split([[2, 0, 0]], [0])}) == {"class_accuracya": 1}
 
 
 def test_gap_to_the_retrained_model() -> None:
@@ -67,7 +132,22 @@ def test_gap_to_the_retrained_model() -> None:
         "test_gap": 0.25,
         "average_gap": pytest.approx(1.75 / 3),
     }
+    assert set(values(Gap(), model="retrained").values()) == {0.0}
+    assert values(Gap(), {"forget": FORGET}) == {"forget_gap": 1, "average_gap": 1}
 
 
 def test_scale_up_is_retraining_over_unlearning() -> None:
     assert values(Time(), seconds={"m": 2.0, "retrained": 10.0}) == {"seconds": 2.0, "scale_up": 5.0}
+    assert values(Time(), model="retrained", seconds={"m": 2.0, "retrained": 10.0}) == {"seconds": 10.0}
+    assert values(Time(), seconds={"m": 2.0}) == {"seconds": 2.0}
+    assert values(Time()) == {}
+
+
+def test_a_metric_without_its_data_is_left_out_or_refused_where_it_was_asked_for() -> None:
+    alone = Evaluation({"m": nn.Identity()}, {"forget": FORGET})
+    found = measure(alone, [Accuracy(), ClassAccuracy(), Gap()], ["m"], all_must_apply=False)
+    assert {value.metric for value in found["m"]} == {"forget_accuracy"}
+    with pytest.raises(UsageError, match="class-accuracy needs test"):
+        measure(alone, [Accuracy(), ClassAccuracy()], ["m"], all_must_apply=True)
+    with pytest.raises(UsageError, match="gap needs retrained reference"):
+        measure(alone, [Gap()], ["m"], all_must_apply=True)

@@ -17,6 +17,7 @@ HEADERS = {
     "retain_accuracy": "retain",
     "test_accuracy": "test",
     "test_retained_accuracy": "kept",
+    "test_ic_error": "IC-ERR",
     "mia_accuracy": "attack",
     "mia_auc": "AUC",
     "average_gap": "gap",
@@ -26,6 +27,7 @@ HEADERS = {
 _LEGEND = {
     "test_accuracy": "accuracy in %",
     "test_retained_accuracy": "kept: test accuracy on the other classes",
+    "test_ic_error": "IC-ERR: error on the two confused classes",
     "mia_auc": "AUC: attack, 50 % is guessing",
     "average_gap": "gap: to the retrained model",
     "scale_up": "x: times faster than retraining",

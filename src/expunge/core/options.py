@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from expunge.core.errors import UsageError, nearest
 
 T = TypeVar("T")
-_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=False)
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
@@ -42,9 +42,9 @@ def options(cls: type[T]) -> type[T]:
     raw_init = made.__init__
 
     @functools.wraps(raw_init)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, /, **kwargs: Any) -> None:
         try:
-            raw_init(self, *args, **kwargs)
+            raw_init(self, **kwargs)
         except ValidationError as error:
             raise explain(error, label_of(type(self)), option_names(type(self))) from None
 

@@ -31,6 +31,8 @@ CHA = Paper(
     cite="Cha, Cho, Hwang, Lee, Moon, Lee: Learning to Unlearn: Instance-Wise Unlearning, AAAI 2024",
     url="arXiv:2301.11578",
 )
+CHEN = Paper(cite="Chen, Gao, Liu, Peng, Wang: Boundary Unlearning, CVPR 2023", url="arXiv:2303.11570")
+THUDI = Paper(cite="Thudi, Deza, Chandrasekaran, Papernot: Unrolling SGD, EuroS&P 2022", url="arXiv:2109.13398")
 GOLATKAR_NTK = Paper(cite="Golatkar, Achille, Soatto: Forgetting Outside the Box, ECCV 2020", url="arXiv:2003.02960")
 
 METHODS = Registry(
@@ -127,6 +129,30 @@ METHODS = Registry(
             target="expunge.methods.ntk:NTK",
             needs=Needs(forget="labels", retain="labels", recipe=True, initial=True),
             paper=GOLATKAR_NTK,
+        ),
+        Card(
+            name="boundary-shrink",
+            summary="teach each sample to forget the wrong class nearest to it in input space",
+            target="expunge.methods.boundary:BoundaryShrink",
+            needs=Needs(forget="labels"),
+            paper=CHEN,
+            tags=("iterative", "forget-set-only"),
+        ),
+        Card(
+            name="boundary-expand",
+            summary="send the forget set to a shadow class, then drop that class; reads no label",
+            target="expunge.methods.boundary:BoundaryExpand",
+            needs=Needs(forget="inputs"),
+            paper=CHEN,
+            tags=("iterative", "label-free", "forget-set-only"),
+        ),
+        Card(
+            name="unrolling",
+            summary="one step that adds back the gradients of the forget set, taken at the start weights",
+            target="expunge.methods.unrolling:Unrolling",
+            needs=Needs(forget="labels", recipe=True, initial=True),
+            paper=THUDI,
+            tags=("forget-set-only",),
         ),
         Card(
             name="laf",

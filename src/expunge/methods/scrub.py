@@ -86,7 +86,7 @@ class SCRUB(IterativeMethod):
     epochs: int = Field(5, ge=0, description="passes over the retained samples (min epochs)")
     msteps: int = Field(3, ge=0, description="the first so many epochs begin with a max epoch on the forget set")
     retain_batch_size: int = Field(128, ge=1, description="retained samples per step")
-    forget_batch_size: int = Field(512, ge=1, description="samples to forget per step")
+    forget_batch_size: int = Field(256, ge=1, description="samples to forget per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule, one for both phases")
     lr: float = Field(5e-4, gt=0, description="base learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")

@@ -32,10 +32,18 @@ COLUMNS = (
     Column("test_accuracy", "test", "Accuracy on unseen samples of all classes; close to retrained is right."),
     Column("test_retained_accuracy", "test, kept classes", "Accuracy on unseen samples of the classes that stay."),
     Column("test_removed_accuracy", "test, removed classes", "Accuracy on unseen samples of the removed class."),
+    Column("test_ic_error", "IC-ERR", "Error on unseen samples of the two classes whose labels were swapped; lower is "
+           "better."),
+    Column("test_fgt_error", "FGT-ERR", "Share of these that are taken for the other of the two classes; lower is "
+           "better."),
     Column("average_gap", "gap", "Mean distance to the retrained model's accuracies on forget, retain and test; lower "
            "is better."),
     Column("mia_auc", "attack AUC", "How well the loss alone tells forgotten from unseen samples: 0.5 means it cannot, "
            "above that they still look known, far below they stick out as unusually hard.", percent=False, digits=2),
+    Column("mia_accuracy", "basic attack", "Accuracy of the published membership attack on losses, in percent: 50 is "
+           "guessing; noisy with few samples."),
+    Column("relearn_time", "relearn", "Epochs until the forget set is known again, as the original knew it.",
+           percent=False),
     Column("seconds", "seconds", "Time of unlearning itself, without loading and measuring.", percent=False),
     Column("scale_up", "speed-up", "How many times faster than training again.", percent=False),
 )  # fmt: skip

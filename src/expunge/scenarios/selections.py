@@ -47,7 +47,8 @@ class RandomSamples(Scenario):
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
         if not self.stratified:
             return draw(train.index, count_of(self.amount, len(train), "random: `amount`"), generator)
-        share = count_of(self.amount, len(train), "random: `amount`") / len(train)
+        count = count_of(self.amount, len(train), "random: `amount`")
+        share = self.amount if self.amount < 1 else count / len(train)
         parts = []
         for label in train.y.unique().tolist():
             members = train.index[train.y == label]

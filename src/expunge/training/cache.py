@@ -36,6 +36,9 @@ def training_key(model: nn.Module, data: Split, recipe: Recipe, seed: int, purpo
         "purpose": purpose,
         "precision": precision,
     }
+    fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if fixed:
+        facts["fixed"] = fixed
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -62,12 +65,13 @@ def _load(model: nn.Module, weights: Path, run: Run) -> bool:
         return False
     try:
         stored = json.loads(facts.read_text(encoding="utf-8"))
-        load_weights(model, weights)
-    except (CheckpointError, json.JSONDecodeError):
+        history, seconds = list(stored["history"]), float(stored["seconds"])
+        load_weights(model, weights)  # last: a model that is trained again must not start from half of this
+    except (CheckpointError, LookupError, TypeError, ValueError):
         run.notes.append(f"the cached model {weights.stem[:12]} was damaged and is trained again.")
         return False
-    run.history.extend(stored["history"])
-    run.details["cached_seconds"] = stored["seconds"]
+    run.history.extend(history)
+    run.details["cached_seconds"] = seconds
     return True
 
 

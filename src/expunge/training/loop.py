@@ -116,8 +116,9 @@ def _load_state(path: Path | None, model: nn.Module, optimizer: torch.optim.Opti
         state = torch.load(path, map_location=run.device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        history, done = list(state["history"]), int(state["epoch"])
+    except (RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} cannot be resumed from ({reason}); delete it to start again.") from None
-    run.history.extend(state["history"])
-    return int(state["epoch"])
+    run.history.extend(history)
+    return done

@@ -1,0 +1,186 @@
+"""Trained models kept by content: one training per question, none per repetition, and damage is repaired."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from expunge.core.run import Run
+from expunge.data.split import Split
+from expunge.testing.conformance import same, weights
+from expunge.testing.toys import ToyNet, toy_problem
+from expunge.training import cache
+from expunge.training.cache import train_cached, training_key
+from expunge.training.recipe import Recipe
+
+RECIPE = Recipe(epochs=2, batch_size=16, lr=0.1)
+
+
+@pytest.fixture(scope="module")
+def data() -> Split:
+    return toy_problem(epochs=0).retain
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The purpose of every training that really takes place."""
+    seen: list[str] = []
+    train = cache.train_model
+
+    def counted(*args: Any, purpose: str, **more: Any) -> nn.Module:
+        seen.append(purpose)
+        return train(*args, purpose=purpose, **more)
+
+    monkeypatch.setattr(cache, "train_model", counted)
+    return seen
+
+
+def trained(data: Split, start: nn.Module, folder: Path | None, **more: Any) -> tuple[dict[str, Tensor], Run]:
+    run = Run(seed=1, cache=folder, **more)
+    return weights(train_cached(copy.deepcopy(start), data, RECIPE, run)), run
+
+
+def test_the_second_time_it_is_read(data: Split, tmp_path: Path, trainings: list[str]) -> None:
+    start = ToyNet()
+    first, run = trained(data, start, tmp_path)
+    second, again = trained(data, start, tmp_path)
+    assert trainings == ["train"]
+    assert same(first, second)
+    assert again.history == run.history
+    assert "cached_seconds" not in run.details
+    # Its cost is that of the training, not that of reading a file.
+    assert again.details["cached_seconds"] >= sum(row["seconds"] for row in run.history)
+    assert same(first, trained(data, start, None)[0])
+
+
+def test_without_a_folder_or_with_snapshots_it_trains(data: Split, tmp_path: Path, trainings: list[str]) -> None:
+    start = ToyNet()
+    trained(data, start, tmp_path)
+    trained(data, start, None)
+    _, run = trained(data, start, tmp_path, keep_snapshots=True)
+    assert len(trainings) == 3
+    assert sorted(run.snapshots) == [0, 1, 2]
+
+
+def test_what_was_stopped_is_not_kept(data: Split, tmp_path: Path, trainings: list[str]) -> None:
+    start = ToyNet()
+    _, stopped = trained(data, start, tmp_path, budget_seconds=0)
+    assert stopped.status == "budget"
+    _, whole = trained(data, start, tmp_path)
+    assert whole.status == "finished"
+    assert [row["epoch"] for row in whole.history] == [1, 2]
+    assert len(trainings) == 2
+
+
+def fixed(net: ToyNet) -> ToyNet:
+    net.conv.requires_grad_(False)
+    return net
+
+
+def shifted(net: ToyNet) -> ToyNet:
+    with torch.no_grad():
+        net.head.bias[0] += 1
+    return net
+
+
+def relabelled(data: Split) -> Split:
+    labels = data.y.clone()
+    labels[0] = (labels[0] + 1) % 4
+    return data.with_labels(labels)
+
+
+def test_whatever_decides_the_weights_is_in_the_key(data: Split) -> None:
+    """Each change gives a key of its own; none may ever be answered with the model of another."""
+    torch.manual_seed(0)
+    net = ToyNet()
+    base: dict[str, Any] = {
+        "model": net, "data": data, "recipe": RECIPE, "seed": 0, "purpose": "train", "precision": "float32"
+    }  # fmt: skip
+    other_options = [
+        Recipe(epochs=3, batch_size=16, lr=0.1), Recipe(epochs=2, batch_size=16, lr=0.2),
+        Recipe(epochs=2, batch_size=16, lr=0.1, l2_reference=0.1),
+    ]  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {},
+        *({"recipe": recipe} for recipe in other_options),
+        {"seed": 1},
+        {"purpose": "pretrain"},
+        {"precision": "bfloat16"},
+        {"data": data.take(data.index[1:])},
+        {"data": data.take(data.index.flip(0))},
+        {"data": relabelled(data)},
+        {"model": shifted(copy.deepcopy(net))},
+        {"model": fixed(copy.deepcopy(net))},
+        {"model": ToyNet(batchnorm=False)},
+    ]
+    keys = [training_key(**{**base, **change}) for change in changes]
+    assert len(set(keys)) == len(keys)
+    assert training_key(**{**base, "model": copy.deepcopy(net)}) == keys[0]
+
+
+def test_parameters_that_are_fixed_are_not_replaced_by_trained_ones(data: Split, tmp_path: Path) -> None:
+    start = ToyNet()
+    trained(data, start, tmp_path)
+    found, _ = trained(data, fixed(copy.deepcopy(start)), tmp_path)
+    assert torch.equal(found["conv.weight"], start.conv.weight)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def hold(content: bytes) -> Callable[[Path], Any]:
+    return lambda file: file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        ("safetensors", cut),
+        ("safetensors", hold(b"")),
+        ("json", cut),
+        ("json", hold(b"{}")),
+        ("json", hold(b"[]")),
+        ("json", hold(b"null")),
+        ("json", hold(b"\xff\xfe")),
+        ("json", hold(b'{"history": 3, "seconds": 1}')),
+        ("json", hold(b'{"history": [], "seconds": "long"}')),
+    ],
+)
+def test_damage_is_noted_and_repaired(
+    data: Split, tmp_path: Path, trainings: list[str], suffix: str, damage: Callable[[Path], Any]
+) -> None:
+    start = ToyNet()
+    expected, _ = trained(data, start, tmp_path)
+    (file,) = (tmp_path / "models").glob(f"*.{suffix}")
+    damage(file)
+    found, run = trained(data, start, tmp_path)
+    assert same(expected, found)  # above all: not trained further from half-read weights
+    assert [note for note in run.notes if "was damaged and is trained again" in note]
+    assert [row["epoch"] for row in run.history] == [1, 2]
+    again, clean = trained(data, start, tmp_path)
+    assert same(expected, again)
+    assert clean.notes == []
+    assert len(trainings) == 2
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+def test_half_of_an_entry_is_none(data: Split, tmp_path: Path, trainings: list[str], suffix: str) -> None:
+    """A process that was killed between the two files leaves one of them."""
+    start = ToyNet()
+    expected, _ = trained(data, start, tmp_path)
+    next((tmp_path / "models").glob(f"*.{suffix}")).unlink()
+    found, _ = trained(data, start, tmp_path)
+    assert same(expected, found)
+    assert len(trainings) == 2
+
+
+def test_no_half_written_file_stays(data: Split, tmp_path: Path) -> None:
+    trained(data, ToyNet(), tmp_path)
+    assert {file.suffix for file in (tmp_path / "models").iterdir()} <= {".safetensors", ".json", ".lock"}

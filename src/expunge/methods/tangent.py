@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from expunge.core.errors import UsageError
 from expunge.core.run import Run
 from expunge.data.split import Split
-from expunge.methods.taps import Tap, Tapped
+from expunge.methods.taps import Tap, Tapped, patches
 from expunge.models.modes import evaluation_mode
 
 BATCH = 32  # samples per pass while gradients are collected
@@ -69,60 +69,82 @@ def product(model: nn.Module, splits: list[Split], vector: Tensor, run: Run) -> 
 
 @dataclass(eq=False)
 class Collected:
-    """Inputs and output gradients of one layer over all samples. a (N, G, I, L), g (M, G, O, L), or rows (M, P)."""
+    """One layer over all samples: its inputs a (N, ...) and output gradients g (M, G, O, L), or its rows (M, P)."""
 
+    module: nn.Module
     a: Tensor | None = None
     g: Tensor | None = None
     rows: Tensor | None = None
 
     def add_to(self, kernel: Tensor, floats: float) -> None:
+        """kernel += what this layer contributes, with at most so many floats in work."""
         if self.rows is not None:
             add_gram(kernel, self.rows)
         elif self.a is not None and self.g is not None:
-            for group in range(self.a.shape[1]):
-                a, g = self.a[:, group], self.g[:, group]
-                (_by_pairs if pairs_are_cheaper(a, g) else _by_rows)(kernel, a, g, floats)
+            inner = patches(self.module, self.a[:1]).shape[2]
+            way = _by_pairs if pairs_are_cheaper(len(self.a), inner, self.g) else _by_rows
+            for group in range(self.g.shape[1]):
+                way(kernel, Inputs(self.module, self.a, group, inner), self.g[:, group], floats)
 
 
-def pairs_are_cheaper(a: Tensor, g: Tensor) -> bool:
-    samples, inner, positions = a.shape
-    columns, out = g.shape[:2]
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The inputs of one group of a layer; patches are unfolded for a few samples at a time, being nine times larger."""
+
+    module: nn.Module
+    a: Tensor
+    group: int
+    inner: int
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def patches(self, low: int, high: int) -> Tensor:
+        """(high - low, I, L)."""
+        return patches(self.module, self.a[low:high])[:, self.group]
+
+
+def pairs_are_cheaper(samples: int, inner: int, g: Tensor) -> bool:
+    columns, out, positions = g.shape[0], g.shape[2], g.shape[3]
     rows = columns**2 * out * inner
-    # The last term: multiplying and summing the two products costs about 8 operations per element.
+    # The 8: multiplying and summing the two products costs about so many operations per element.
     return (columns * positions) ** 2 * (out + 8) + (samples * positions) ** 2 * inner < rows
 
 
-def _by_rows(kernel: Tensor, a: Tensor, g: Tensor, floats: float) -> None:
-    """a (N, I, L), g (M, O, L): gradients of a block of outputs for all columns, and their Gram matrix."""
+def _by_rows(kernel: Tensor, inputs: Inputs, g: Tensor, floats: float) -> None:
+    """g (M, O, L): gradients of a block of outputs for all columns, and their Gram matrix."""
     columns, out = g.shape[:2]
-    classes = columns // len(a)
-    block = max(1, int(floats / (columns * a.shape[1])))
+    classes = columns // len(inputs)
+    block = max(1, int(floats / (columns * inputs.inner)))
     for low in range(0, out, block):
         here = g[:, low : low + block]
-        rows = torch.empty(columns, here.shape[1], a.shape[1], device=a.device)
-        for n in range(0, len(a), BATCH):
+        rows = torch.empty(columns, here.shape[1], inputs.inner, device=g.device, dtype=g.dtype)
+        for n in range(0, len(inputs), BATCH):
+            a = inputs.patches(n, n + BATCH)
             at = slice(n * classes, (n + BATCH) * classes)
-            some = here[at].reshape(len(a[n : n + BATCH]), -1, here.shape[2])
-            rows[at] = torch.bmm(some, a[n : n + BATCH].transpose(1, 2)).reshape(-1, *rows.shape[1:])
+            some = here[at].reshape(len(a), -1, here.shape[2])
+            rows[at] = torch.bmm(some, a.transpose(1, 2)).reshape(-1, *rows.shape[1:])
         add_gram(kernel, rows.flatten(1))
 
 
-def _by_pairs(kernel: Tensor, a: Tensor, g: Tensor, floats: float) -> None:
-    """a (N, I, L), g (M, O, L): block of samples against block of samples, over all pairs of positions."""
-    samples, _, positions = a.shape
+def _by_pairs(kernel: Tensor, inputs: Inputs, g: Tensor, floats: float) -> None:
+    """g (M, O, L): block of samples against block of samples, over all pairs of positions."""
+    samples, positions = len(inputs), g.shape[2]
     classes = len(g) // samples
     block = max(1, min(samples, int((floats / 2) ** 0.5 / (classes * positions))))
-    places = a.transpose(1, 2).contiguous()  # (N, L, I)
     outs = g.transpose(1, 2).reshape(samples, classes, positions, -1)  # (N, C, L, O)
+
+    def places(low: int) -> Tensor:
+        return inputs.patches(low, low + block).transpose(1, 2).flatten(0, 1)  # (n L, I)
+
     for i in range(0, samples, block):
-        for j in range(0, i + block, block):
-            if j >= samples:
-                break
-            left, right = places[i : i + block].flatten(0, 1), places[j : j + block].flatten(0, 1)
-            inputs = (left @ right.T).reshape(-1, 1, positions, len(right) // positions, 1, positions)
+        here = places(i)
+        for j in range(0, i + 1, block):
+            there = here if j == i else places(j)
+            products = (here @ there.T).reshape(-1, 1, positions, len(there) // positions, 1, positions)
             left, right = outs[i : i + block].flatten(0, 2), outs[j : j + block].flatten(0, 2)
             shape = (-1, classes, positions, len(right) // (classes * positions), classes, positions)
-            both = (left @ right.T).reshape(shape).mul_(inputs).sum((2, 5)).flatten(0, 1).flatten(1)
+            both = (left @ right.T).reshape(shape).mul_(products).sum((2, 5)).flatten(0, 1).flatten(1)
             rows, columns = slice(i * classes, i * classes + len(both)), slice(j * classes, j * classes + both.shape[1])
             kernel[rows, columns] += both
             if i != j:
@@ -165,7 +187,7 @@ def _sizes(tapped: Tapped, sample: Tensor, columns: int) -> Iterator[tuple[Tap, 
     samples = columns // seen.logits.shape[1]
     for tap, g in zip(seen.taps, seen.backward(torch.ones_like(seen.logits), last=True), strict=True):
         if tap.has_matrix:
-            kept = tap.patches.numel() * samples + g.numel() * columns
+            kept = tap.a.numel() * samples + g.numel() * columns
             yield tap, columns * tap.module.get_parameter("weight").numel() if _keeps_rows(tap) else kept
 
 
@@ -177,7 +199,8 @@ def _keeps_rows(tap: Tap) -> bool:
 def _collect(tapped: Tapped, splits: list[Split], run: Run, names: list[str], classes: int) -> Iterator[Collected]:
     """One sweep over all samples, one backward pass per class and batch; the layers are released one by one."""
     total = sum(len(split) for split in splits)
-    kept = [Collected() for _ in names]
+    modules = dict(tapped.model.named_modules())
+    kept = [Collected(modules[name]) for name in names]
     done = 0
     for batch in (batch for split in splits for batch in split.batches(BATCH, device=run.device)):
         seen = tapped.forward(batch.x, names)
@@ -201,10 +224,10 @@ def _keep(layer: Collected, tap: Tap, out: Tensor, done: int, c: int, classes: i
         return
     if layer.g is None or layer.a is None:
         layer.g = out.new_empty(total * classes, *out.shape[1:])
-        layer.a = out.new_empty(total, *tap.patches.shape[1:])
+        layer.a = out.new_empty(total, *tap.a.shape[1:])
     layer.g[at] = out
     if c == 0:
-        layer.a[done : done + n] = tap.patches
+        layer.a[done : done + n] = tap.a
 
 
 def _small_parameters(tapped: Tapped, splits: list[Split], run: Run, kernel: Tensor) -> None:

@@ -43,9 +43,7 @@ class Tap:
     @cached_property
     def patches(self) -> Tensor:
         """Inputs as the weight meets them: (n, groups, in, L), L output positions or tokens."""
-        if isinstance(self.module, nn.Conv2d):
-            return unfold(self.module, self.a)
-        return self.a.reshape(len(self.a), 1, -1, self.a.shape[-1]).transpose(2, 3)
+        return patches(self.module, self.a)
 
     def outputs(self, g: Tensor) -> Tensor:
         """Output gradients that fit `patches`: (n, groups, out, L)."""
@@ -66,6 +64,13 @@ class Tap:
     @cached_property
     def _normalised(self) -> Tensor:
         return normalised(self.module, self.a)
+
+
+def patches(module: nn.Module, a: Tensor) -> Tensor:
+    """Inputs (n, ...) of a layer with a weight matrix as that meets them: (n, groups, in, L)."""
+    if isinstance(module, nn.Conv2d):
+        return unfold(module, a)
+    return a.reshape(len(a), 1, -1, a.shape[-1]).transpose(2, 3)
 
 
 def unfold(module: nn.Conv2d, a: Tensor) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import expunge
 from expunge.core.run import Run
@@ -61,7 +64,9 @@ def slow(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
         p = net(sample[None]).softmax(1)[0].detach()
         for y in range(CLASSES):
             loss = F.cross_entropy(net(sample[None]), torch.tensor([y]))
-            for name, gradient in zip(names, torch.autograd.grad(loss, list(net.parameters())), strict=True):
+            for name, gradient in zip(
+                names, torch.autograd.grad(loss, list(net.parameters()), materialize_grads=True), strict=True
+            ):
                 total[name] += p[y] * gradient.square()
     return {name: value / len(x) for name, value in total.items()}
 
@@ -88,6 +93,68 @@ def test_what_is_left_to_torch_func() -> None:
     assert Tapped(model(nn.LayerNorm(4)), data(1).inputs()).rest == ["last.weight", "last.bias"]
     tied = Tapped(TiedNet().eval(), torch.randn(1, 1, 8, 8))
     assert set(tied.rest) == {"first.weight", "first.bias", "second.bias"}
+
+
+class Reused(nn.Module):
+    """The weight of a layer serves a second time, outside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(72, 3), nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.head(self.first(x.flatten(1))), self.head.weight)
+
+
+class Aside(nn.Module):
+    """A layer that runs and does not matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside, self.head = nn.Linear(72, 2), nn.Linear(72, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.aside(x.flatten(1))
+        return self.head(x.flatten(1))
+
+
+class Centred(nn.Conv2d):
+    """A subclass whose output is not that of its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def frozen_body() -> nn.Module:
+    body = nn.Linear(72, 3).requires_grad_(False)
+    return nn.Sequential(nn.Flatten(), body, nn.ReLU(), nn.Linear(3, CLASSES))
+
+
+UNTAPPED = {
+    "weight used again by a function": (Reused, ["head.weight", "head.bias"]),
+    "layer that does not matter": (Aside, ["aside.weight", "aside.bias"]),
+    "subclass of a convolution": (
+        lambda: nn.Sequential(Centred(2, 3, 6), nn.Flatten(), nn.Linear(3, CLASSES)),
+        ["0.weight", "0.bias"],
+    ),
+    "reparametrised weight, nothing tapped": (
+        lambda: nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(72, CLASSES))),
+        ["1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"],
+    ),
+    "frozen layer, which can be tapped": (frozen_body, []),
+}
+
+
+@pytest.mark.parametrize(("build", "rest"), UNTAPPED.values(), ids=UNTAPPED.keys())
+def test_layers_that_the_tap_would_get_wrong_are_left_to_torch_func(
+    build: Callable[[], nn.Module], rest: list[str]
+) -> None:
+    torch.manual_seed(0)
+    net, split = build().double().eval(), data(5)
+    assert Tapped(net, split.inputs()[:1]).rest == rest
+    found = fisher_diagonal(net, split, Run())
+    for name, value in slow(net.requires_grad_(True), split.inputs()).items():
+        assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-12), name
 
 
 def test_inner_sum_is_the_variance_of_the_logit_jacobian() -> None:

@@ -141,4 +141,4 @@ def batch_size(tapped: Tapped, sample: Tensor, estimate: Estimate, memory: float
             floats += tap.patches.numel() + (pairs if pairs_are_cheaper(positions, count) else out * inner)
     named = dict(tapped.model.named_parameters())
     floats += sum(count * named[name].numel() for name in tapped.rest)
-    return max(1, int(memory * 2**20 / (4 * floats)))
+    return max(1, int(memory * 2**20 / (4 * max(floats, 1))))

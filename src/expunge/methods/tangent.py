@@ -41,8 +41,8 @@ def gram_matrix(model: nn.Module, splits: list[Split], run: Run, *, memory: floa
         budget = memory * 2**20 / 4 - 3 * columns**2  # floats: the kernel itself and one float32 block of it
         plan = list(groups(tapped, first, columns, 0.5 * budget))
         _small_parameters(tapped, splits, run, kernel)
-        for number, names in enumerate(plan, 1):
-            for layer in _collect(tapped, splits, run, names, classes):
+        for number, pieces in enumerate(plan, 1):
+            for layer in _collect(tapped, splits, run, pieces, classes):
                 layer.add_to(kernel, 0.4 * budget)
             run.report(f"{run.label}: kernel", number, len(plan))
     return kernel
@@ -163,32 +163,54 @@ def add_gram(kernel: Tensor, rows: Tensor, blocks: int = 6) -> None:
                 kernel[there, here] += part.T
 
 
-def groups(tapped: Tapped, sample: Tensor, columns: int, floats: float) -> Iterator[list[str]]:
-    """Layers with weight matrices, in groups whose collected values fit in `floats`."""
-    names: list[str] = []
+@dataclass(frozen=True)
+class Piece:
+    """Outputs `low` to `high` of a layer: what of it is collected in one sweep."""
+
+    name: str
+    low: int
+    high: int
+
+
+def groups(tapped: Tapped, sample: Tensor, columns: int, floats: float) -> Iterator[list[Piece]]:
+    """Layers with weight matrices, cut where they are too large, in groups whose collected values fit in `floats`.
+
+    Raises `UsageError` if the inputs of a layer and one of its outputs do not fit.
+    """
+    pieces: list[Piece] = []
     room = floats
-    for tap, size in _sizes(tapped, sample, columns):
-        if size > floats:
+    for tap, outputs, fixed, each in _sizes(tapped, sample, columns):
+        if fixed + each > floats:
             raise UsageError(
-                f"ntk: layer `{tap.name}` alone needs {8 * size / 2**20:.1f} MiB for {columns} columns; raise "
+                f"ntk: layer `{tap.name}` needs {8 * (fixed + each) / 2**20:.1f} MiB for {columns} columns; raise "
                 "`memory`, or use fewer samples."
             )
-        if size > room:
-            yield names
-            names, room = [], floats
-        names.append(tap.name)
-        room -= size
-    if names:
-        yield names
+        low = 0
+        while low < outputs:
+            count = min(outputs - low, int((room - fixed) // each))
+            if count <= 0 or (low == 0 and count < outputs and pieces):
+                yield pieces
+                pieces, room = [], floats
+                continue
+            pieces.append(Piece(tap.name, low, low + count))
+            room -= fixed + count * each
+            low += count
+    if pieces:
+        yield pieces
 
 
-def _sizes(tapped: Tapped, sample: Tensor, columns: int) -> Iterator[tuple[Tap, int]]:
+def _sizes(tapped: Tapped, sample: Tensor, columns: int) -> Iterator[tuple[Tap, int, int, int]]:
+    """(layer, outputs, floats for its inputs, floats per output) of every layer with a weight matrix."""
     seen = tapped.forward(sample)
     samples = columns // seen.logits.shape[1]
     for tap, g in zip(seen.taps, seen.backward(torch.ones_like(seen.logits), last=True), strict=True):
         if tap.has_matrix:
-            kept = tap.a.numel() * samples + g.numel() * columns
-            yield tap, columns * tap.module.get_parameter("weight").numel() if _keeps_rows(tap) else kept
+            out = tap.outputs(g)
+            outputs, weight = out.shape[2], tap.module.get_parameter("weight").numel()
+            if _keeps_rows(tap):
+                yield tap, outputs, 0, columns * weight // outputs
+            else:
+                yield tap, outputs, tap.a.numel() * samples, columns * out.numel() // outputs
 
 
 def _keeps_rows(tap: Tap) -> bool:
@@ -196,17 +218,19 @@ def _keeps_rows(tap: Tap) -> bool:
     return tap.patches.shape[2] <= tap.patches.shape[3]
 
 
-def _collect(tapped: Tapped, splits: list[Split], run: Run, names: list[str], classes: int) -> Iterator[Collected]:
+def _collect(tapped: Tapped, splits: list[Split], run: Run, pieces: list[Piece], classes: int) -> Iterator[Collected]:
     """One sweep over all samples, one backward pass per class and batch; the layers are released one by one."""
     total = sum(len(split) for split in splits)
     modules = dict(tapped.model.named_modules())
-    kept = [Collected(modules[name]) for name in names]
+    kept = [Collected(modules[piece.name]) for piece in pieces]
+    names = [piece.name for piece in pieces]
     done = 0
     for batch in (batch for split in splits for batch in split.batches(BATCH, device=run.device)):
         seen = tapped.forward(batch.x, names)
         for c, vectors in enumerate(_unit_vectors(seen.logits)):
-            for layer, tap, g in zip(kept, seen.taps, seen.backward(vectors, last=c == classes - 1), strict=True):
-                _keep(layer, tap, tap.outputs(g), done, c, classes, total)
+            gradients = seen.backward(vectors, last=c == classes - 1)
+            for layer, piece, tap, g in zip(kept, pieces, seen.taps, gradients, strict=True):
+                _keep(layer, tap, tap.outputs(g)[:, :, piece.low : piece.high], done, c, classes, total)
         done += len(batch)
     while kept:
         yield kept.pop()

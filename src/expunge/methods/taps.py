@@ -7,11 +7,13 @@ batch, which would sum over it, are never formed. Samples must not meet inside t
     linear      dW_n = g_n a_n^T          convolution   dW_n = g_n unfold(a_n)^T        over output positions
     BatchNorm   dgamma_n = sum g_n xhat_n,  dbeta_n = sum g_n                           with running statistics
 
-Weights of any other kind of module, or that a pass uses more than once, go through `torch.func` instead.
+Weights of any other kind of module (subclasses too: their forward may do more), or that a pass uses otherwise than
+once through their module, go through `torch.func` instead.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.errors import UsageError
@@ -92,10 +94,13 @@ def normalised(module: nn.Module, a: Tensor) -> Tensor:
 
 def tappable(module: nn.Module) -> bool:
     """Whether the gradients of its own parameters can be told per sample from inputs and output gradients."""
-    if isinstance(module, nn.Conv2d):
+    names = {name for name, _ in module.named_parameters(recurse=False)}
+    if "weight" not in names or not names <= {"weight", "bias"}:  # a reparametrised weight is not a parameter
+        return False
+    if type(module) is nn.Conv2d:
         return not isinstance(module.padding, str) and module.padding_mode == "zeros"
-    if isinstance(module, _BatchNorm):
-        return module.track_running_stats
+    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        return isinstance(module.running_mean, Tensor)
     return type(module) is nn.Linear
 
 
@@ -109,6 +114,8 @@ class Pass:
 
     def backward(self, vectors: Tensor, *, last: bool = False) -> tuple[Tensor, ...]:
         """Gradients of sum_c vectors[n, c] f_c(x_n) at the output of every layer, each (n, ...)."""
+        if not self.edges:
+            return ()
         return torch.autograd.grad(self.logits, self.edges, vectors.to(self.logits), retain_graph=not last)
 
 
@@ -121,16 +128,20 @@ class Tapped:
     def __init__(self, model: nn.Module, sample: Tensor) -> None:
         self.model = model
         counts: dict[str, int] = {}
-        with self._watching(list(dict(model.named_modules())), counts, {}), torch.inference_mode():
-            model(sample)
-        shared = _shared(model)
+        seen: dict[str, tuple[Tensor, GradientEdge]] = {}
         modules = dict(model.named_modules())
+        able = [name for name, module in modules.items() if tappable(module)]
+        with _trainable(model), self._watching(able, counts, seen):
+            logits = model(sample)
+        nodes, uses = _graph(logits)
         own = {name: dict(module.named_parameters(recurse=False)) for name, module in modules.items()}
-        self.names = [
-            name
-            for name, count in counts.items()
-            if own[name] and count == 1 and tappable(modules[name]) and not shared & {id(p) for p in own[name].values()}
-        ]
+
+        def alone(name: str) -> bool:
+            """Whether the module ran once, matters, and is the only way by which its parameters do."""
+            reached = counts[name] == 1 and name in seen and seen[name][1].node in nodes
+            return reached and all(uses.get(id(p)) == 1 for p in own[name].values())
+
+        self.names = [name for name in counts if alone(name)]
         tapped = {id(p) for name in self.names for p in own[name].values()}
         self.rest = [name for name, p in model.named_parameters() if id(p) not in tapped]
 
@@ -138,7 +149,7 @@ class Tapped:
         """One pass over a batch (n, ...) that remembers what the layers `names` (default: all tapped) were given."""
         seen: dict[str, tuple[Tensor, GradientEdge]] = {}
         chosen = self.names if names is None else list(names)
-        with torch.enable_grad(), self._watching(chosen, {}, seen):
+        with _trainable(self.model), self._watching(chosen, {}, seen):
             logits = self.model(x)
         modules = dict(self.model.named_modules())
         taps = [Tap(name, modules[name], seen[name][0]) for name in chosen]
@@ -163,7 +174,9 @@ class Tapped:
 
         found: dict[str, Tensor]
         try:
-            found = torch.func.vmap(rows, in_dims=(0, None if vectors is None else 0))(x, vectors)
+            with warnings.catch_warnings():  # of operations that vmap runs one by one: this is the slow path anyway
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                found = torch.func.vmap(rows, in_dims=(0, None if vectors is None else 0))(x, vectors)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"per-sample gradients of `{self.rest[0]}` cannot be computed: {reason}") from None
@@ -179,7 +192,7 @@ class Tapped:
 
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> None:
                 counts[name] = counts.get(name, 0) + 1
-                if torch.is_grad_enabled() and isinstance(output, Tensor):
+                if inputs and isinstance(output, Tensor) and output.requires_grad:
                     # The edge, not the tensor: an in-place ReLU behind this layer would change what the tensor means.
                     seen[name] = (inputs[0].detach(), get_gradient_edge(output))
 
@@ -191,10 +204,33 @@ class Tapped:
                 handle.remove()
 
 
-def _shared(model: nn.Module) -> set[int]:
-    """Parameters that two modules hold."""
-    counts: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    return {key for key, count in counts.items() if count > 1}
+@contextmanager
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """Gradients for frozen parameters too, or no graph would lead to their layers."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+def _graph(logits: Tensor) -> tuple[set[Node], dict[int, int]]:
+    """The graph behind the logits: its nodes, and the number of uses of each parameter by id."""
+    nodes: set[Node] = set()
+    uses: dict[int, int] = {}
+    waiting = [logits.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in nodes:
+            continue
+        nodes.add(node)
+        for after, _ in node.next_functions:
+            waiting.append(after)
+            variable = getattr(after, "variable", None)
+            if variable is not None:
+                uses[id(variable)] = uses.get(id(variable), 0) + 1
+    return nodes, uses

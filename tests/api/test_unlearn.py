@@ -1,4 +1,4 @@
-"""`unlearn`: the given model stays as it is, data come in any form, and a method is handed what it declared, no more."""
+"""`unlearn`: the given model stays as it is, data come in any form, a method is handed what it declared and no more."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_retraining_needs_a_recipe_and_is_cached(toy: ToyProblem, tmp_path: Path
     assert same(weights(first.model), weights(again.model))
     assert history(again) == history(first)
     assert len(first.history) == RECIPE["epochs"]
-    assert again.seconds == pytest.approx(first.seconds, rel=0.5)  # what training took, not what reading took
+    assert again.seconds >= sum(row["seconds"] for row in first.history)  # what training took, not what reading took
     assert first.facts["recipe"]["lr"] == RECIPE["lr"]
     assert first.notes == []
     unknown = unlearn(toy, **{**options, "epochs": 1})

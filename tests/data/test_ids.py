@@ -85,7 +85,7 @@ def test_files_of_ids(tmp_path, name, content):
         ("a.txt", b"  \n", "holds no ids"),
         ("a.csv", b"who,id\nx\n", "line 2: there is no value"),
         ("a.txt", b"p1\nq1\nq2\nq3\nq4\n", r"4 of 5 ids are not in train: q1, q2, q3, \.\.\."),
-        ("a.txt", b"p1\np1\n", "1 ids occur more than once: p1"),
+        ("a.txt", b"p1\np1\n", "1 id is given more than once: p1"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):
@@ -103,10 +103,10 @@ def test_missing_file():
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ([6], "1 positions are not in train: 6"),
-        ([-1], "1 positions"),
+        ([6], "1 position is not in train: 6"),
+        ([-1], "1 position"),
         ([8, 9], "2 positions"),
-        ([1, 1], "occur more than once"),
+        ([1, 1], "given more than once"),
         ([True, False], "each of the 7 samples"),
         (["p6"], "1 of 1 ids are not in train: p6"),
         (9, r"class 9 does not exist in train; allowed: 0\.\.2"),

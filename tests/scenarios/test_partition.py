@@ -28,7 +28,7 @@ def training(count: int, of: int = 1) -> Split:
         torch.arange(float(count)).reshape(-1, 1),
         torch.arange(count) % 4,
         classes=list("abcd"),
-        columns={"age": np.arange(count) % 60},
+        columns={"age": 7 * np.arange(count) % 60},
     )
     order = torch.arange(count).flip(0)
     return Split.whole(store).take(order[: count // of])

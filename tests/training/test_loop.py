@@ -87,13 +87,14 @@ def test_a_strong_pull_keeps_the_model_at_its_reference(data: Split) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "clip"), [("sgd", None), ("sgd", 0.05), ("adam", None), ("adamw", None)])
-def test_one_epoch_is_what_pytorch_does(data: Split, optimizer: str, clip: float | None) -> None:
+def test_two_epochs_are_what_pytorch_does(data: Split, optimizer: str, clip: float | None) -> None:
     # Before a BatchNorm, the gradient of a bias is rounding noise, which Adam blows up to steps of full size.
     torch.manual_seed(0)
     ours = ToyNet(batchnorm=optimizer == "sgd")
     theirs = copy.deepcopy(ours)
     lr = 0.1 if optimizer == "sgd" else 1e-4
-    recipe = Recipe(epochs=1, batch_size=16, optimizer=optimizer, lr=lr, weight_decay=0.5, clip=clip)
+    given = {"optimizer": optimizer, "lr": lr, "weight_decay": 0.5, "clip": clip}
+    recipe = Recipe(epochs=2, batch_size=16, schedule="milestones", milestones=(1,), **given)
     train_model(ours, data, recipe, Run(seed=5))
     made: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "sgd": lambda: torch.optim.SGD(theirs.parameters(), lr=lr, momentum=0.9, weight_decay=0.5),
@@ -102,12 +103,14 @@ def test_one_epoch_is_what_pytorch_does(data: Split, optimizer: str, clip: float
     }
     reference = made[optimizer]()
     theirs.train()
-    for batch in data.batches(16, shuffle=True, seed=Run(seed=5).seed_for("train", "shuffle", 1)):
-        reference.zero_grad()
-        F.cross_entropy(theirs(batch.x), batch.y).backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(theirs.parameters(), clip)
-        reference.step()
+    for epoch, rate in [(1, lr), (2, 0.1 * lr)]:
+        reference.param_groups[0]["lr"] = rate
+        for batch in data.batches(16, shuffle=True, seed=Run(seed=5).seed_for("train", "shuffle", epoch)):
+            reference.zero_grad()
+            F.cross_entropy(theirs(batch.x), batch.y).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+            reference.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
@@ -133,6 +136,7 @@ def test_fixed_parameters_stay(data: Split) -> None:
 
 
 def test_history_has_one_row_per_epoch_with_the_mean_loss(data: Split) -> None:
+    torch.manual_seed(0)
     net = ToyNet(batchnorm=False)
     with torch.no_grad():
         expected = float(F.cross_entropy(net(data.inputs()), data.y))

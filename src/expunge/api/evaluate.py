@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
 from expunge.api.result import Result
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.metrics import METRICS
-from expunge.metrics.base import Evaluation, Metric, Value, default_metrics, measure
+from expunge.metrics.base import Evaluation, Metric, Value, check_applies, default_metrics, measure
 
 COLUMNS = ["model", "metric", "group", "value", "low", "high", "unit", "direction"]
 
@@ -77,6 +78,13 @@ def evaluate(
     evaluation = Evaluation(modules, splits, device=target, seed=seed, seconds={**measured, **(seconds or {})})
     chosen = default_metrics() if metrics is None else [_metric(m) for m in metrics]
     return Scores(measure(evaluation, chosen, modules, all_must_apply=metrics is not None), evaluation)
+
+
+def check_metrics(metrics: Iterable[str | Metric], models: Mapping[str, nn.Module], splits: Mapping[str, Any]) -> None:
+    """`UsageError` if one of these could not be measured on such models and data, so that nobody learns it too late."""
+    given = as_splits(splits)
+    evaluation = Evaluation(models, given, seconds=dict.fromkeys(models, 1.0))
+    check_applies([_metric(m) for m in metrics], evaluation)
 
 
 def _metric(name: str | Metric) -> Metric:

@@ -56,6 +56,17 @@ def as_module(model: Any, what: str = "model") -> nn.Module:
     return inner
 
 
+def check_trainable(model: nn.Module) -> None:
+    """`UsageError` if no parameter may change."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        count = sum(1 for _ in model.parameters())
+        raise UsageError(
+            f"the model has no parameter to train ({count} parameters, all frozen); set requires_grad=True on some."
+            if count
+            else "the model has no parameters, so there is nothing to train; choose another model."
+        )
+
+
 def as_splits(given: Mapping[str, Any]) -> dict[str, Split]:
     """Everything that was given, as splits that agree on the number of classes. `DataError` on an empty one."""
     splits = {name: as_split(data, name=name).named(name) for name, data in given.items() if data is not None}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from expunge.api.prepare import as_module, as_splits, check_fit, compiling, pick_device, warm_up
+from expunge.api.prepare import as_module, as_splits, check_fit, check_trainable, compiling, pick_device, warm_up
 from expunge.api.result import Result, versions
 from expunge.core.needs import Needs
 from expunge.core.options import build, to_dict
@@ -43,6 +43,7 @@ def train(
     chosen = make_recipe(recipe)
     target = pick_device(device)
     source = as_module(model)
+    check_trainable(source)
     split = as_splits({"train": data})["train"]
     check_fit(source, {"train": split}, target)
     run = Run(

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, compiling, pick_device, warm_up
+from expunge.api.prepare import (
+    as_module,
+    as_splits,
+    check_disjoint,
+    check_fit,
+    check_trainable,
+    compiling,
+    pick_device,
+    warm_up,
+)
 from expunge.api.result import Result, versions
 from expunge.api.train import make_recipe
 from expunge.core.errors import UsageError
@@ -63,6 +72,7 @@ def unlearn(
     needs = chosen.needs
     target = pick_device(device)
     source = as_module(model)
+    check_trainable(source)
     splits = as_splits({"forget": forget, "retain": retain, "validation": validation})
     doubles = check_disjoint(splits)
     _check_given(chosen, needs, splits)

@@ -38,7 +38,8 @@ def make_cells(
         parts: dict[str, Any] = {
             "data": {
                 "name": job.data,
-                "classes": list(data.train.store.classes),
+                "classes": data.train.num_classes,
+                "class_names": list(data.train.store.classes),
                 "train": len(split.train),
                 "test": len(data.test) if data.test is not None else 0,
                 "validation": len(data.validation) if data.validation is not None else 0,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from expunge import api
+from expunge.api.evaluate import check_metrics
 from expunge.api.result import Result, write_text
 from expunge.cli import console, inputs, tables
 from expunge.cli.cells import make_cells
@@ -20,7 +21,7 @@ from expunge.core.errors import DivergedError, UsageError
 from expunge.core.options import option_names, to_dict
 from expunge.data.cache import cache_root
 from expunge.methods import METHODS
-from expunge.methods.base import make_method
+from expunge.methods.base import Method, make_method
 from expunge.scenarios.base import Forgetting
 from expunge.training.recipe import Recipe
 
@@ -88,6 +89,7 @@ def unlearn(job: Unlearn) -> None:
     data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
     split = inputs.split_data(job, data.train)
     original = inputs.build(job, data.train, weights=job.checkpoint)
+    _check_first(job, method, recipe, data, split, original)
     if not training.matches(split.train):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
     start = training.start(job, data.train)
@@ -170,13 +172,28 @@ def evaluate(job: Evaluate) -> None:
         console.say(f"written: {job.csv}")
 
 
-def _retrained(job: Unlearn, original: nn.Module, split: Forgetting, start: Any, common: dict[str, Any]) -> Result:
-    """The exact reference; kept by content, so it is trained once per data, recipe and seed."""
-    if common["recipe"] is None:
+def _check_first(
+    job: Unlearn, method: Method, recipe: Recipe | None, data: inputs.Data, split: Forgetting, original: nn.Module
+) -> None:
+    """Refuse now what could not be done after the work: the reference, the metrics; and say how to hold data out."""
+    if job.retrain and recipe is None:
         raise UsageError(
             "the reference cannot be retrained without the recipe of the original; give --recipe file.yaml, "
             "or a checkpoint that `expunge train` made."
         )
+    if method.needs.validation != "none" and data.validation is None:
+        raise UsageError(
+            f"{job.method} with these options needs validation data that the model was not trained on; give "
+            "--validation, or a checkpoint of `expunge train --holdout 0.1`."
+        )
+    if job.metrics is not None:
+        names = ("original", "unlearned", *(["retrained"] if job.retrain else []))
+        splits = {"forget": split.forget, "retain": split.retain, "test": data.test}
+        check_metrics(job.metrics, dict.fromkeys(names, original), splits)
+
+
+def _retrained(job: Unlearn, original: nn.Module, split: Forgetting, start: Any, common: dict[str, Any]) -> Result:
+    """The exact reference; kept by content, so it is trained once per data, recipe and seed."""
     with console.progress() as progress:
         return api.unlearn(
             original,

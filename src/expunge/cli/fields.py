@@ -22,10 +22,16 @@ _COMPLETE = {"model": "models", "method": "methods", "data": "datasets", "metric
 _SHORT = {"options": ("--set", "-s"), "model_options": ("--model-set",), "data_options": ("--data-set",)}
 
 
-def job_command(app: typer.Typer, cls: type[J], **kwargs: Any) -> Callable[[Callable[[J], None]], Callable[..., None]]:
+Inner = Callable[[Mapping[str, Any]], type]
+
+
+def job_command(
+    app: typer.Typer, cls: type[J], *, inner: Inner | None = None, **kwargs: Any
+) -> Callable[[Callable[[J], None]], Callable[..., None]]:
     """Register `function(job)` as a command whose options are the fields of `cls`, plus `--config`.
 
     Unknown `--name value` pairs are kept: they are options of the method or the recipe and validated there.
+    inner: the class of these options, from the other settings; a file may name them without the block `options`, too.
     """
     passes = any(f.name == "options" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
 
@@ -33,11 +39,11 @@ def job_command(app: typer.Typer, cls: type[J], **kwargs: Any) -> Callable[[Call
         def command(**given: Any) -> None:
             context: typer.Context = given.pop("context")
             config = given.pop("config")
-            job = assemble(cls, given, config, context.args)
+            job = assemble(cls, given, config, context.args, inner)
             try:
                 function(job)
             except UsageError as error:
-                raise located(error, config) from None
+                raise located(error, config, cls) from None
             except KeyboardInterrupt:
                 kept = getattr(job, "out", None)
                 where = f"finished work is kept in {kept}; " if kept else ""
@@ -54,10 +60,12 @@ def job_command(app: typer.Typer, cls: type[J], **kwargs: Any) -> Callable[[Call
     return decorate
 
 
-def assemble(cls: type[J], given: Mapping[str, Any], config: Path | None, extra: Sequence[str]) -> J:
+def assemble(
+    cls: type[J], given: Mapping[str, Any], config: Path | None, extra: Sequence[str], inner: Inner | None = None
+) -> J:
     """One validated job. Raises `UsageError` that names the option, and the file if the value stands there."""
-    filed = read_settings(config, cls) if config is not None else {}
     typed = {name: value for name, value in given.items() if value is not None and name not in NESTED}
+    filed = read_settings(config, cls, typed, inner) if config is not None else {}
     values: dict[str, Any] = {**filed, **typed}
     for name in NESTED:
         pairs = dict(pair(text) for text in given.get(name) or ())
@@ -72,27 +80,37 @@ def assemble(cls: type[J], given: Mapping[str, Any], config: Path | None, extra:
         raise UsageError(f"{config}: {error}" if guilty else f"{error}{_hint(error)}") from None
 
 
-def located(error: UsageError, config: Path | None) -> UsageError:
+def located(error: UsageError, config: Path | None, cls: type) -> UsageError:
     """The error with the file in front, if it is about a method option that stands in the file."""
-    block = read_yaml(config).get("options") if config is not None else None
-    if not isinstance(block, dict) or not any(f"`{key}`" in str(error) for key in block):
-        return error
-    return type(error)(f"{config}: options: {error}")
+    filed = read_yaml(config) if config is not None else {}
+    block = filed.get("options")
+    if isinstance(block, dict) and any(f"`{key}`" in str(error) for key in block):
+        return type(error)(f"{config}: options: {error}")
+    loose = {key.replace("-", "_") for key in filed}.difference(option_names(cls))
+    return type(error)(f"{config}: {error}") if any(f"`{key}`" in str(error) for key in loose) else error
 
 
 def _hint(error: UsageError) -> str:
     return " Give it as an option or in a file with --config." if "was not given" in str(error) else ""
 
 
-def read_settings(path: Path, cls: type) -> dict[str, Any]:
-    """The keys of a YAML file, checked against the fields of `cls`; dashes count as underscores."""
+def read_settings(path: Path, cls: type, typed: Mapping[str, Any], inner: Inner | None = None) -> dict[str, Any]:
+    """The keys of a YAML file, checked against the fields of `cls`; dashes count as underscores.
+
+    typed: what stands on the command line. Keys of the inner class are moved into the block `options`.
+    """
     values = {key.replace("-", "_"): value for key, value in read_yaml(path).items()}
-    for key in values:
-        if key not in option_names(cls):
-            raise UsageError(f"{path}: {label_of(cls)} has no option `{key}`; {nearest(key, option_names(cls))}.")
     for name in NESTED:
         if not isinstance(values.get(name) or {}, dict):
             raise UsageError(f"{path}: `{name}` must be a block of name: value lines, got {values[name]!r}.")
+    loose = [key for key in values if key not in option_names(cls)]
+    names = option_names(inner({**values, **typed})) if loose and inner is not None else []
+    for key in loose:
+        if key not in names:
+            known = [*option_names(cls), *names]
+            raise UsageError(f"{path}: {label_of(cls)} has no option `{key}`; {nearest(key, known)}.")
+    if loose:
+        values["options"] = {**{key: values.pop(key) for key in loose}, **(values.get("options") or {})}
     return values
 
 
@@ -101,7 +119,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        loaded = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"cannot read {path} ({reason}); give a YAML file with the names of `--help`.") from None
@@ -114,6 +133,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict) or any(not isinstance(key, str) for key in loaded):
         raise UsageError(f"{path} must hold `name: value` lines with text names, got {type(loaded).__name__}.")
+    tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    keys = [key.value for key, _ in tree.value] if tree is not None else []
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:  # YAML readers silently take the last one
+        raise UsageError(f"{path}: `{twice}` stands there more than once; keep one of the lines.")
     return loaded
 
 

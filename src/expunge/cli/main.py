@@ -78,7 +78,10 @@ def show(
     name: Annotated[str, typer.Argument(help="Its name.", autocompletion=_complete_name)] = "",
     json: Json = False,
 ) -> None:
-    """One thing in full: equation, options with defaults and bounds, presets, citation, what it needs."""
+    """Everything about one thing: equation, options, needs, citation.
+
+    Options come with defaults and bounds, methods with their presets.
+    """
     from expunge.cli import listing
     from expunge.core.errors import UsageError
 
@@ -92,7 +95,7 @@ def show(
 
 @app.command()
 def train() -> None:
-    """Train a model: the original that will have to forget, or a reference without the forget set."""
+    """Train a model: the original, or a reference without the forget set."""
 
 
 @app.command()
@@ -102,7 +105,7 @@ def unlearn() -> None:
 
 @app.command()
 def evaluate() -> None:
-    """Measure models side by side on the forget, retain and test data."""
+    """Measure models side by side on forget, retain and test data."""
 
 
 studies.register(app)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pydantic
 
 from expunge.api.record import CellRecord
-from expunge.core.errors import DataError
+from expunge.core.errors import DataError, UsageError
 
 
 def read_cells(run: Path) -> list[CellRecord]:
@@ -17,6 +17,8 @@ def read_cells(run: Path) -> list[CellRecord]:
     if run.is_dir() and not (run / "cells.json").exists():
         from expunge.bench.run import cells
 
+        if (run / "settings.json").exists():
+            raise UsageError(f"{run} holds no measured result; name a folder of a finished `unlearn` or of `run`.")
         return list(cells(run))
     path = run / "cells.json" if run.is_dir() else run
     try:

@@ -45,7 +45,10 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the study and its report go.")] = Path("out/demo"),
     jobs: Jobs = 2,
 ) -> None:
-    """Train on handwritten digits, forget in three ways with every method, and write a report."""
+    """Forget handwritten digits in three ways with every method.
+
+    Trains the originals and retrained references, prints a table per scenario and writes a report.
+    """
     _study(_from_library("demo"), out, jobs)
 
 
@@ -103,7 +106,7 @@ def reproduce(
     jobs: Jobs = 1,
     change: Changes = None,
 ) -> None:
-    """Run a study that comes with Expunge, e.g. the experiments of a paper."""
+    """Run a study that comes with Expunge, such as a paper's."""
     if show:
         from expunge.bench.library import recipes
 

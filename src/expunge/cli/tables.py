@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich.measure import Measurement
 from rich.table import Table
 
 from expunge.api.record import CellRecord
@@ -42,17 +43,21 @@ def scores_table(values: Mapping[str, Iterable[Value]], labels: Mapping[str, str
     numbers = {
         names.get(model, model): {v.metric: [v.value] for v in rows if not v.group} for model, rows in values.items()
     }
-    return _grid(numbers)
+    return _fitting(numbers)
 
 
 def cells_tables(cells: Sequence[CellRecord]) -> list[Table]:
     """One table per (study, scenario): methods down, mean and spread over seeds across. Failures are shown."""
+    studies = {str(cell.scenario.get("label")): cell.study for cell in cells if cell.study}
     groups: dict[tuple[str, str], dict[str, list[CellRecord]]] = {}
     for cell in cells:
-        key = (cell.study, str(cell.scenario.get("label")))
+        label = str(cell.scenario.get("label"))
+        key = (cell.study or studies.get(label, ""), label)  # a failed cell does not know its study
         groups.setdefault(key, {}).setdefault(str(cell.method.get("label")), []).append(cell)
     return [
-        _grid({name: _numbers(cells) for name, cells in methods.items()}, _title(key[1], methods), _failures(methods))
+        _fitting(
+            {name: _numbers(cells) for name, cells in methods.items()}, _title(key[1], methods), _failures(methods)
+        )
         for key, methods in groups.items()
     ]
 
@@ -90,10 +95,29 @@ def _failures(methods: Mapping[str, Sequence[CellRecord]]) -> dict[str, str]:
     return {name: f"failed {bad}/{total}" for name, (bad, total) in counts.items() if bad}
 
 
+def _fitting(
+    numbers: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> Table:
+    """The table with spreads, or, where the window is too narrow for them, with the means alone: no number is cut."""
+    page = console.out()
+    full = _grid(numbers, title, failures, spread=True)
+    several = any(len(values) > 1 for row in numbers.values() for values in row.values())
+    natural = Measurement.get(page, page.options.update(max_width=1000), full).maximum
+    if not several or natural <= page.width:
+        return full
+    means = _grid(numbers, title, failures, spread=False)
+    means.caption = f"{means.caption}; means over seeds, the spread is in the report"
+    return means
+
+
 def _grid(
     numbers: Mapping[str, Mapping[str, Sequence[float]]],
     title: str | None = None,
     failures: Mapping[str, str] | None = None,
+    *,
+    spread: bool,
 ) -> Table:
     present = {metric for row in numbers.values() for metric in row}
     shown = [m for m in HEADERS if m in present and _HIDDEN_BY.get(m) not in present]
@@ -104,15 +128,15 @@ def _grid(
     grid.caption, grid.caption_justify = "; ".join(_LEGEND[m] for m in shown if m in _LEGEND), "left"
     for name, row in numbers.items():
         label = f"{name} ({failures[name]})" if failures and name in failures else name
-        grid.add_row(label, *(_spread(row.get(m, ()), percent=m not in _PLAIN) for m in shown))
+        grid.add_row(label, *(_number(row.get(m, ()), percent=m not in _PLAIN, spread=spread) for m in shown))
     return grid
 
 
-def _spread(values: Sequence[float], *, percent: bool) -> str:
+def _number(values: Sequence[float], *, percent: bool, spread: bool) -> str:
     """`97.3` for one seed, `97.3±0.4` (sample standard deviation) for several, `-` for none."""
     finite = [v for v in values if not math.isnan(v)]
     if not finite:
         return "-"
     factor = 100 if percent else 1
     mean = f"{statistics.fmean(finite) * factor:.1f}"
-    return mean if len(finite) == 1 else f"{mean}±{statistics.stdev(finite) * factor:.1f}"
+    return mean if len(finite) == 1 or not spread else f"{mean}±{statistics.stdev(finite) * factor:.1f}"

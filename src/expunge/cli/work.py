@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
 
 from expunge.cli.fields import job_command
 from expunge.cli.jobs import Evaluate, Train, Unlearn
+
+
+def recipe_class(values: Mapping[str, Any]) -> type:
+    from expunge.training.recipe import Recipe
+
+    return Recipe
+
+
+def method_class(values: Mapping[str, Any]) -> type:
+    """The options class of the method that the settings name."""
+    from expunge.methods import METHODS
+
+    loaded: type = METHODS.load(str(values.get("method", "scrub")).partition("/")[0])
+    return loaded
+
 
 TRAIN = """Recipe options are written the same way or with --set: epochs, batch_size, optimizer, lr, momentum,
 weight_decay, schedule, milestones, decay, batchnorm, l2_reference, augment, clip, precision (`expunge show recipe`).
@@ -36,9 +52,13 @@ EVALUATE = """Examples:\n
 
 def register(app: typer.Typer, name: str) -> None:
     """Add one of the three commands, with its options, to an application."""
-    cls, epilog = {"train": (Train, TRAIN), "unlearn": (Unlearn, UNLEARN), "evaluate": (Evaluate, EVALUATE)}[name]
+    cls, inner, epilog = {
+        "train": (Train, recipe_class, TRAIN),
+        "unlearn": (Unlearn, method_class, UNLEARN),
+        "evaluate": (Evaluate, None, EVALUATE),
+    }[name]
 
-    @job_command(app, cls, epilog=epilog)
+    @job_command(app, cls, inner=inner, epilog=epilog)
     def run(job: Any) -> None:
         from expunge.cli import execute
 

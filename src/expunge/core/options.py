@@ -48,7 +48,7 @@ def options(cls: type[T]) -> type[T]:
         except ValidationError as error:
             raise explain(error, label_of(type(self)), option_names(type(self))) from None
 
-    made.__init__ = init  # type: ignore[method-assign]
+    made.__init__ = init  # type: ignore[assignment, method-assign]
     return made  # type: ignore[return-value]
 
 

@@ -99,6 +99,8 @@ def _from_text(selection: str | Path, split: Split) -> Tensor:
             return _from_ids(read_ids(path), split, str(path))
     if text in split.store.classes and not text.lstrip("-").isdigit():
         return _class_members(split.store.classes.index(text), split)
+    if Path(text).is_file() and text not in set(split.ids.tolist()):
+        raise UsageError(f"{text}: files of this type cannot be read as ids; allowed: {', '.join(SUFFIXES)}.")
     tokens = [token.strip() for token in text.split(",") if token.strip()]
     if not tokens:
         raise UsageError("the selection is empty; give ids, positions or the path of a file of ids.")
@@ -149,7 +151,7 @@ def _check_positions(positions: np.ndarray, split: Split) -> Tensor:
     if not inside.all():
         outside = positions[~inside]
         raise DataError(
-            f"{len(outside)} positions are not in {split.name}: {', '.join(map(str, outside[:3]))}"
+            f"{_counted(len(outside), 'position')} not in {split.name}: {', '.join(map(str, outside[:3]))}"
             f"{', ...' if len(outside) > 3 else ''}; positions count from 0 in its data set of {len(split.store)}."
         )
     _refuse_repeats(positions, "position", "the selection")
@@ -161,7 +163,12 @@ def _refuse_repeats(values: np.ndarray, kind: str, source: str) -> None:
     repeated = unique[counts > 1]
     if len(repeated):
         shown = ", ".join(map(str, repeated[:3]))
-        raise DataError(f"{source}: {len(repeated)} {kind}s occur more than once: {shown}; name each sample once.")
+        raise DataError(f"{source}: {_counted(len(repeated), kind)} given more than once: {shown}; name each once.")
+
+
+def _counted(number: int, noun: str) -> str:
+    """`1 position is`, `2 positions are`."""
+    return f"{number} {noun} is" if number == 1 else f"{number} {noun}s are"
 
 
 def _mask(values: Any, split: Split, what: str) -> Tensor:

@@ -11,6 +11,13 @@ KURMANJI = Paper(
     cite="Kurmanji, Triantafillou, Hayes, Triantafillou: Towards Unbounded Machine Unlearning, NeurIPS 2023",
     url="arXiv:2302.09880",
 )
+LAF = Paper(
+    cite="Shen, Zhang, Zhao, Bialkowski, Chen, Xu: Label-Agnostic Forgetting, ICLR 2024", url="arXiv:2404.00506"
+)
+KORNBLITH = Paper(
+    cite="Kornblith, Norouzi, Lee, Hinton: Similarity of Neural Network Representations Revisited, ICML 2019",
+    url="arXiv:1905.00414",
+)
 
 METRICS = Registry(
     "metric",
@@ -72,6 +79,19 @@ METRICS = Registry(
             paper=KURMANJI,
         ),
         Card(
+            name="asr",
+            summary="attack success rate of the LAF authors, their sample counts and trees; measured where named",
+            target="expunge.metrics.asr:PublishedASR",
+            needs="forget, retain, test",
+            paper=LAF,
+        ),
+        Card(
+            name="asr-balanced",
+            summary="the same attack with equal sides and classes, cross-validated, with AUC; measured where named",
+            target="expunge.metrics.asr:BalancedASR",
+            needs="forget, retain, test",
+        ),
+        Card(
             name="confusion",
             summary="IC-ERR and FGT-ERR: is a class still taken for the one its labels were swapped with",
             target="expunge.metrics.confusion:ConfusionErrors",
@@ -83,6 +103,13 @@ METRICS = Registry(
             summary="distance to the retrained model in outputs, mistakes and weights",
             target="expunge.metrics.distance:Distance",
             needs="retrained reference",
+        ),
+        Card(
+            name="cka",
+            summary="linear CKA of the representations with the retrained model's; measured where it is named",
+            target="expunge.metrics.agreement:CKA",
+            needs="retrained reference, any split",
+            paper=KORNBLITH,
         ),
         Card(
             name="relearn",

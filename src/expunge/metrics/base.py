@@ -140,13 +140,19 @@ def default_metrics() -> list[Metric]:
     return [metric for metric in found if not metric.on_request]
 
 
+def check_applies(metrics: Iterable[Metric], evaluation: Evaluation) -> None:
+    """`UsageError` for the first metric whose inputs are missing."""
+    for one in metrics:
+        if not one.applies(evaluation):
+            raise UsageError(f"{one.card.name} needs {one.card.needs}; pass them or leave the metric out.")
+
+
 def measure(
     evaluation: Evaluation, metrics: Iterable[Metric], names: Iterable[str], *, all_must_apply: bool
 ) -> dict[str, list[Value]]:
     """Values of the named models. A metric whose inputs are missing is left out, or an error where it was asked for."""
     chosen = list(metrics)
-    for one in chosen if all_must_apply else ():
-        if not one.applies(evaluation):
-            raise UsageError(f"{one.card.name} needs {one.card.needs}; pass them or leave the metric out.")
+    if all_must_apply:
+        check_applies(chosen, evaluation)
     usable = [one for one in chosen if one.applies(evaluation)]
     return {name: [value for one in usable for value in one.compute(evaluation, name)] for name in names}

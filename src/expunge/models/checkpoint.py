@@ -60,6 +60,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, part, metadata=dict(metadata or {}))
+        part.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         part.replace(target)
@@ -81,7 +82,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     state = _read_safetensors(source) if source.suffix.lower() == ".safetensors" else _read_torch(source)
     for name, value in state.items():
         if not _all_finite(value):
-            raise CheckpointError(f"checkpoint {source}: tensor `{name}` holds NaN or infinite values.")
+            raise CheckpointError(
+                f"checkpoint {source}: tensor `{name}` holds NaN or infinite values; the training that wrote it "
+                "diverged: pass an earlier checkpoint, or train again with a lower learning rate."
+            )
     return state
 
 
@@ -138,7 +142,16 @@ def _read_safetensors(source: Path) -> dict[str, Tensor]:
     try:
         return load_file(source)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {source} is truncated or not a safetensors file ({error}).") from None
+        raise CheckpointError(
+            f"checkpoint {source} is truncated or not a safetensors file ({error}); copy or write it again."
+        ) from None
+
+
+def _umask() -> int:
+    """What the user withholds from new files; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _all_finite(value: Tensor) -> bool:
@@ -161,7 +174,9 @@ def _read_torch(source: Path) -> dict[str, Tensor]:
         ) from None
     except _MALFORMED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {source} is truncated or not a checkpoint ({reason}).") from None
+        raise CheckpointError(
+            f"checkpoint {source} is truncated or not a checkpoint ({reason}); copy or write it again."
+        ) from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -6,9 +6,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar, dataclass_transform, final
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, final
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from expunge.core.errors import DataError, UsageError, nearest
@@ -133,6 +134,16 @@ def parse_scenario(text: str) -> Scenario:
             raise UsageError(f"{name}: expected option=value, got `{part}`; {nearest(key, names)}.")
         values[key] = value
     return build(cls, values, name)
+
+
+def _amount(value: Any) -> Any:
+    """Text such as `1.0` reads like "all of it" but would be one sample: refused, so that nobody is surprised."""
+    if isinstance(value, str) and re.fullmatch(r"\s*1\.0*\s*", value):
+        raise ValueError("is a fraction below 1 (all samples cannot be forgotten) or a whole number; 1 is one sample")
+    return value
+
+
+Amount = Annotated[float, BeforeValidator(_amount)]
 
 
 def count_of(amount: float, total: int, what: str) -> int:

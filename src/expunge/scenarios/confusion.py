@@ -15,7 +15,7 @@ from torch import Tensor
 from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.data.split import Split
-from expunge.scenarios.base import Scenario, count_of, scenario_class
+from expunge.scenarios.base import Amount, Scenario, count_of, scenario_class
 from expunge.scenarios.selections import class_number, draw
 
 
@@ -24,7 +24,7 @@ class Confusion(Scenario):
     """Labels of samples of two classes swapped; the store keeps the true ones (`Forgetting.true_labels`)."""
 
     primary: ClassVar[str] = "amount"
-    amount: float = Field(
+    amount: Amount = Field(
         0.5, gt=0, description="swapped samples of both classes together: a number, or a fraction of either class"
     )
     classes: tuple[int | str, int | str] = Field((0, 1), description="the two classes, by number or name")

@@ -10,7 +10,7 @@ from torch import Tensor
 from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.data.split import Split
-from expunge.scenarios.base import Scenario, count_of, scenario_class
+from expunge.scenarios.base import Amount, Scenario, count_of, scenario_class
 from expunge.scenarios.selections import class_number, draw
 
 
@@ -22,7 +22,7 @@ class NoisyLabels(Scenario):
     """
 
     primary: ClassVar[str] = "amount"
-    amount: float = Field(0.1, gt=0, description="fraction below 1 or number of samples, per class if `classes` is set")
+    amount: Amount = Field(0.1, gt=0, description="fraction below 1 or number, per class if `classes` is set")
     classes: tuple[int | str, ...] | None = Field(None, description="only samples of these classes; none: of all")
 
     def select(self, train: Split, generator: torch.Generator) -> Tensor:

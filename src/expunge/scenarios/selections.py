@@ -12,7 +12,7 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.data.ids import positions_from
 from expunge.data.split import Split
-from expunge.scenarios.base import Scenario, count_of, scenario_class
+from expunge.scenarios.base import Amount, Scenario, count_of, scenario_class
 
 
 def class_number(train: Split, target: int | str) -> int:
@@ -41,7 +41,7 @@ class RandomSamples(Scenario):
     """A random part of the training set; `stratified` keeps the class shares (each class truncated)."""
 
     primary: ClassVar[str] = "amount"
-    amount: float = Field(0.1, gt=0, description="fraction below 1, or a number of samples")
+    amount: Amount = Field(0.1, gt=0, description="fraction below 1, or a number of samples")
     stratified: bool = Field(False, description="draw the same fraction of every class")
 
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
@@ -61,8 +61,8 @@ class OneClass(Scenario):
     """One class, whole or `count` samples of it (selective forgetting)."""
 
     primary: ClassVar[str] = "target"
-    target: int | str = Field(0, description="class number or name")
-    count: float | None = Field(None, gt=0, description="fraction below 1 or number of samples; none: all")
+    target: int | str = Field(..., description="class number or name")
+    count: Amount | None = Field(None, gt=0, description="fraction below 1 or number of samples; none: all")
 
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
         members = train.index[train.y == class_number(train, self.target)]

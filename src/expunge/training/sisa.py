@@ -1,0 +1,211 @@
+"""SISA: sharded, isolated, sliced, aggregated training. Forgetting is exact: only what saw a sample is trained again.
+
+Paper      Bourtoule et al., "Machine Unlearning", IEEE S&P 2021, arXiv:1912.03817
+Notation   S shards, R slices of each, e epochs of the recipe
+
+    the data are cut at random into S shards, and each shard D_k into R slices D_k1 .. D_kR
+    model k, stage r (1..R):  go on from checkpoint (k, r-1) on D_k1 + .. + D_kr;   checkpoint (k, 0): start weights
+    answer                    mean of the S softmax outputs, or majority of the S votes
+    forget x in slice r of shard k:  delete checkpoints (k, r) .. (k, R), take x out, train these stages again
+
+A stage lasts 2e / (R + 1) epochs, so that all stages together pass over about as many samples as e epochs do. It is a
+training of its own: new optimiser state, the recipe's schedule from its start, milestones scaled to its length.
+Exact      every random draw derives from (seed, shard, stage, epoch), so the weights after `forget` are, bit for bit,
+           those of a training on the same shards that never had the samples
+Cost       one sample: on average 2/3 of one shard's training for large R. Samples scattered over all shards and first
+           slices cost a full training; `Cost` says what it was
+Limits     it decides how the *original* is trained, and small shards make a weaker original
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.core.errors import UsageError
+from expunge.core.options import build, to_dict
+from expunge.core.run import Run
+from expunge.core.seeds import derive
+from expunge.data.split import Split
+from expunge.models.initial import reset_parameters
+from expunge.training.ensemble import Ensemble
+from expunge.training.loop import train_model
+from expunge.training.recipe import Recipe
+from expunge.training.shards import PLAN, Checkpoints, Sharding, cut, read_plan, stage_recipe, write_plan
+
+__all__ = ["Cost", "Ensemble", "ShardedTraining", "Sharding"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Samples that passed through training, against those of training everything that is left from the start."""
+
+    samples: int
+    total: int
+    stages: int
+    total_stages: int
+
+    @property
+    def share(self) -> float:
+        return self.samples / self.total if self.total else 0.0
+
+
+class ShardedTraining:
+    """A training that can forget. model: architecture (and start weights, see `Sharding.start`); it is only copied.
+
+    folder: where checkpoints live; without one they are kept in memory. With one, a training that was killed, or a
+    later request to forget, goes on from `ShardedTraining.load`. Checkpoints that saw a forgotten sample are deleted.
+    cost: of the last call. shards: shard -> slice -> long tensor of positions in the store, ascending.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Split,
+        *,
+        recipe: Recipe,
+        sharding: Sharding | None = None,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> None:
+        self.recipe, self.seed, self.data = recipe, seed, data
+        self.sharding = sharding or build(Sharding, {})
+        self.cost = Cost(0, 0, 0, 0)
+        self._model = model
+        self._checkpoints = Checkpoints(folder)
+        if not data.has_labels:
+            raise UsageError("sharded training needs labels; pass data that have them.")
+        if folder is not None and (folder / PLAN).exists():
+            raise UsageError(f"{folder} holds a sharded training; load it, or choose another folder.")
+        self.shards = cut(data, self.sharding, seed)
+        self._write()
+        for shard in range(len(self.shards)):
+            start = copy.deepcopy(model)
+            if self.sharding.start == "drawn":
+                reset_parameters(start, seed=derive(seed, "shard", shard))
+            self._checkpoints.put(start, shard, 0)
+
+    @classmethod
+    def load(cls, folder: Path, model: nn.Module, data: Split) -> ShardedTraining:
+        """The training in a folder; data: what is left of its samples, or more, found by their ids."""
+        plan = read_plan(folder)
+        place = {name: i for name, i in zip(data.ids.tolist(), data.index.tolist(), strict=True)}
+        names = [name for shard in plan["shards"] for part in shard for name in part]
+        missing = [name for name in names if name not in place]
+        if missing:
+            raise UsageError(
+                f"{len(missing)} samples of the training in {folder} are not in the data (first: {missing[0]}); "
+                "pass data that have them, and call `forget` to remove them."
+            )
+        made = cls.__new__(cls)
+        made.recipe, made.sharding = build(Recipe, plan["recipe"], "recipe"), build(Sharding, plan["sharding"])
+        made.seed, made.data, made.cost = plan["seed"], data, Cost(0, 0, 0, 0)
+        made._model, made._checkpoints = model, Checkpoints(folder)
+        made.shards = [
+            [torch.tensor([place[name] for name in part], dtype=torch.long).sort().values for part in shard]
+            for shard in plan["shards"]
+        ]
+        return made
+
+    def train(self, run: Run | None = None) -> Ensemble:
+        """Train every stage that has no checkpoint, and return the ensemble. A shard without samples has no model."""
+        outer = run or Run(precision=self.recipe.precision)
+        devices = [torch.cuda.current_device()] if torch.device(outer.device).type == "cuda" else []
+        home = next((p.device for p in self._model.parameters()), torch.device(outer.device))
+        samples = stages = 0
+        models = []
+        with torch.random.fork_rng(devices=devices):
+            for shard in range(len(self.shards)):
+                if not sum(len(part) for part in self.shards[shard]):
+                    continue
+                done = self._checkpoints.newest(shard, self.sharding.slices)
+                model = self._checkpoints.get(copy.deepcopy(self._model), shard, done)
+                for stage in range(done + 1, self.sharding.slices + 1):
+                    samples += self._train_stage(model, shard, stage, outer)
+                    stages += 1
+                    self._checkpoints.put(model, shard, stage)
+                models.append(model.to(home))
+        if not models:
+            raise UsageError("no sample is left in any shard; there is nothing to train on.")
+        full = sum(self._passes(k, r) for k in range(len(self.shards)) for r in range(1, self.sharding.slices + 1))
+        self.cost = Cost(samples, full, stages, self.sharding.slices * len(models))
+        outer.details["sisa"] = {**vars(self.cost), "share": self.cost.share}
+        return Ensemble(models, self.sharding.aggregate).eval()
+
+    def forget(self, gone: Split | Sequence[str], run: Run | None = None) -> Ensemble:
+        """Take samples out (a split of the same store, or ids), train again what saw them, return the ensemble."""
+        positions = self._positions(gone)
+        present = torch.cat([part for shard in self.shards for part in shard])
+        strange = positions[~torch.isin(positions, present)]
+        if len(strange):
+            raise UsageError(
+                f"{len(strange)} of the samples to forget are not in the training (first: position {int(strange[0])}); "
+                "they were forgotten before, or never in it."
+            )
+        for number, shard in enumerate(self.shards):
+            hit = [bool(torch.isin(part, positions).any()) for part in shard]
+            if any(hit):
+                self._checkpoints.drop(number, range(hit.index(True) + 1, self.sharding.slices + 1))
+                self.shards[number] = [part[~torch.isin(part, positions)] for part in shard]
+        self._write()
+        return self.train(run)
+
+    def _positions(self, gone: Split | Sequence[str]) -> Tensor:
+        if isinstance(gone, Split):
+            if gone.store is not self.data.store:
+                raise UsageError(
+                    "the samples to forget are of another data set; pass their ids, or a split of this one."
+                )
+            return gone.index.unique()
+        known = np.isin(self.data.ids, np.asarray(list(gone), dtype=str))
+        missing = set(gone) - set(self.data.ids[known].tolist())
+        if missing:
+            raise UsageError(f"{len(missing)} ids to forget are unknown (first: {min(missing)}).")
+        return self.data.index[torch.from_numpy(known)].unique()
+
+    def _train_stage(self, model: nn.Module, shard: int, stage: int, outer: Run) -> int:
+        """Train one stage in place; returns how many samples passed."""
+        data = self._stage_data(shard, stage)
+        if not len(data):
+            return 0
+        start = self._checkpoints.get(copy.deepcopy(self._model), shard, 0)
+        run = Run(
+            seed=derive(self.seed, "shard", shard),
+            device=outer.device,
+            precision=outer.precision,
+            compile=outer.compile,
+            label=f"shard {shard + 1} of {len(self.shards)}, stage {stage} of {self.sharding.slices}",
+            progress=outer.progress,
+            cancelled=outer.cancelled,
+        )
+        train_model(
+            model, data, stage_recipe(self.recipe, self.sharding), run, purpose=f"stage {stage}",
+            reference=dict(start.named_parameters()),
+        )  # fmt: skip
+        outer.history.extend({**row, "shard": shard, "stage": stage} for row in run.history)
+        return self._passes(shard, stage)
+
+    def _stage_data(self, shard: int, stage: int) -> Split:
+        return self.data.take(torch.cat(self.shards[shard][:stage]).sort().values, f"shard {shard}")
+
+    def _passes(self, shard: int, stage: int) -> int:
+        epochs = stage_recipe(self.recipe, self.sharding).epochs
+        return epochs * sum(len(part) for part in self.shards[shard][:stage])
+
+    def _write(self) -> None:
+        if self._checkpoints.folder is None:
+            return
+        ids = self.data.store.ids
+        plan = {
+            "seed": self.seed,
+            "sharding": to_dict(self.sharding),
+            "recipe": to_dict(self.recipe),
+            "shards": [[ids[part.numpy()].tolist() for part in shard] for shard in self.shards],
+        }
+        write_plan(self._checkpoints.folder, plan)

@@ -184,7 +184,7 @@ class Workbench:
         _, validation, test = self.data(cell.seeds["data"])
         return {
             "data": {
-                "name": self.study.data.source,
+                "name": test.store.name,  # not the path it was read from, which is the reader's own
                 "classes": test.num_classes,
                 "class_names": list(test.store.classes),
                 "train": len(forgetting.train),

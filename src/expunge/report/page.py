@@ -29,8 +29,9 @@ PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
     (
         "Do forgotten samples look unseen?",
         "Loss of the samples to forget beside that of samples no model has seen (the same scale in every panel). "
-        "After good forgetting the two overlap as they do for the retrained model. A hump of its own, far to the "
-        "right, gives the forgotten samples away.",
+        "After good forgetting a panel looks like that of the retrained model: a random part lies among the unseen "
+        "samples, a whole class that is gone lies to their right. Further left than there, the method still "
+        "remembers; further right, the forgotten samples stick out.",
         plots.loss_distributions,
     ),
     (
@@ -51,6 +52,14 @@ PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
 )
 
 
+INTRODUCTION = (
+    "A trained model had to forget some of its training samples. Each part below is one choice of samples: how well "
+    "every method forgot them, and what it cost. Two rows are there for comparison: “original” is the model before "
+    "forgetting, “retrain” the same training from the start without these samples, which is what perfect forgetting "
+    "looks like."
+)
+
+
 def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str) -> Path:
     if not cells:
         raise UsageError("there is nothing to report: no cell was given.")
@@ -63,6 +72,7 @@ def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str
     html = template.render(
         title=title,
         about=about,
+        introduction=INTRODUCTION,
         sections=sections,
         access=access([cell for cell in cells if cell.state == "done"]),
         settings=settings(cells),
@@ -91,7 +101,8 @@ def section(block: ScenarioBlock) -> dict[str, Any]:
 
 
 def table_row(row: MethodRow, block: ScenarioBlock, reference: MethodRow | None) -> dict[str, Any]:
-    shown = [row.numbers.get(column.metric) for column in block.columns]
+    idle = ("seconds", "scale_up") if row.name == ORIGINAL else ()  # the original does nothing, so it has no speed
+    shown = [row.numbers.get(c.metric) if c.metric not in idle else None for c in block.columns]
     texts = [number.text(c) if number else "–" for number, c in zip(shown, block.columns, strict=True)]
     return {
         "label": row.label,
@@ -115,9 +126,11 @@ def facts(block: ScenarioBlock) -> list[tuple[str, str]]:
     if cell is None:
         return []
     scenario, data, model = cell.scenario, cell.data, cell.model
-    options = ", ".join(f"{k} = {v}" for k, v in dict(scenario.get("options", {})).items() if v is not None)
+    given = {k: v for k, v in dict(scenario.get("options", {})).items() if v is not None and v is not False}
+    options = ", ".join(k if v is True else f"{k} = {v}" for k, v in given.items())
+    number = f"{scenario.get('forget', '?'):,} of {data.get('train', '?'):,} training samples"
     found = [
-        ("Forgotten", f"{scenario.get('forget', '?'):,} of {data.get('train', '?'):,} training samples ({options})"),
+        ("Forgotten", f"{number} ({options})" if options else number),
         (
             "Data",
             f"{data.get('name', '?')}: {data.get('classes', '?')} classes, {data.get('test', '?'):,} test samples",

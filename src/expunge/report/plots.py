@@ -31,7 +31,7 @@ from expunge.report.summarise import (
 )
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6BB1", "#7A8B2A", "#A0522D", "#607D8B")
-MARKERS = "osD^vPX<>h"
+MARKERS = "osD^vPX<>hp"  # one more than colours, so that a pair returns after 110 methods only
 INK = "#010203"  # replaced by currentColor, so that pictures follow light and dark mode
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "expunge",
@@ -104,8 +104,8 @@ def trade_off(block: ScenarioBlock) -> str | None:
             axes.axhline(target.numbers[metric].mean, color=INK, linewidth=0.7, linestyle=":")
         axes.set_xlabel("accuracy on the samples to forget")
         axes.set_ylabel("test accuracy, kept classes" if metric == kept else "test accuracy")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
         return svg(figure, f"Forget accuracy against test accuracy for {len(rows)} methods, scenario {block.label}")
 
@@ -142,12 +142,15 @@ def curves(block: ScenarioBlock) -> str | None:
             top = np.nanmax(numbers) if np.isfinite(numbers).any() else 0.0
             epochs = np.arange(1, len(values) + 1)
             axes.plot(
-                epochs, np.asarray(values) / (top or 1.0), color=COLOURS[i % len(COLOURS)], marker=MARKERS[i],
+                epochs, np.asarray(values) / (top or 1.0), color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
                 markersize=3, linewidth=1.2, label=f"{name.replace('_', ' ')} (max {top:.2g})",
             )  # fmt: skip
         axes.legend(fontsize=7, loc="best")
         axes.set_yticks([])
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        if max(map(len, history(row).values())) == 1:
+            axes.set_xlim(0.5, 1.5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
     return _panels(rows, draw, f"Training curves, scenario {block.label}", xlabel="epoch", height=1.8)
 

@@ -92,6 +92,8 @@ def jobs() -> dict[str, list[list[str]]]:
 
 
 def main() -> None:
+    # Packages are installed uncompiled, for speed; without a cache every process would compile them anew (10 s).
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     name, extra = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("setup", [])
     if name not in jobs():
         stop(f"unknown job `{name}`; allowed: {', '.join(jobs())}.")

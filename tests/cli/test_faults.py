@@ -28,6 +28,12 @@ def images():
 
 def broken():
     raise ValueError("no")
+
+def frozen():
+    return torch.nn.Linear(6, 3).requires_grad_(False)
+
+def empty():
+    return torch.nn.Flatten()
 """
 
 
@@ -112,6 +118,8 @@ def test_files_of_ids(train, tmp_path, name, text, phrase):
         ("wide_input", ["refuses train samples of shape (6,)"]),
         ("images", ["refuses train samples"]),
         ("broken", ["broken"]),
+        ("frozen", ["no parameter to train", "2 parameters, all frozen"]),
+        ("empty", ["no parameters"]),
         ("missing", ["has no function `missing`"]),
     ],
 )
@@ -131,6 +139,9 @@ def test_divergence_is_a_failure_and_frees_the_folder(train, tmp_path):
     ("text", "phrases"),
     [
         ("modle: mlp\n", ["job.yaml", "`modle`", "did you mean `model`"]),
+        ("epocs: 3\n", ["job.yaml", "`epocs`", "did you mean `epochs`"]),
+        ("lr: -1\n", ["job.yaml", "`lr`", "greater than 0"]),
+        ("seed: 1\nseed: 2\n", ["job.yaml", "`seed`", "more than once"]),
         ("seed: [1\n", ["job.yaml", "line 2"]),
         ("- seed\n", ["job.yaml", "name: value"]),
         ("seed: none\n", ["job.yaml", "`seed`", "'none'"]),
@@ -142,6 +153,15 @@ def test_yaml_typos_name_the_file_and_the_key(train, tmp_path, text, phrases):
     path = tmp_path / "job.yaml"
     path.write_text(text)
     check(train("--config", path), 2, *phrases)
+
+
+def test_files_of_an_unknown_type_are_no_ids(train, tmp_path):
+    (tmp_path / "ids.xls").write_text("1")
+    check(train("--forget", f"ids:{tmp_path / 'ids.xls'}", "--on", "retain"), 2, "ids.xls", ".csv, .json, .txt")
+
+
+def test_a_training_is_nothing_to_report(expunge, trained):
+    check(expunge("report", trained), 2, str(trained), "finished `unlearn`")
 
 
 def test_what_is_required_is_named(expunge):

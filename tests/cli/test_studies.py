@@ -103,6 +103,35 @@ def test_interrupted_study_says_where_the_work_is(expunge, bench, tmp_path, monk
     assert result.err == f"interrupted; finished work is kept in {tmp_path}; run the same command again to go on.\n"
 
 
+def wide(method: str, seed: int) -> CellRecord:
+    """Scores in every column of the widest table."""
+    names = ("forget_accuracy", "retain_accuracy", "test_accuracy", "test_retained_accuracy", "mia_auc", "average_gap",
+             "seconds", "scale_up")  # fmt: skip
+    row = {"group": "", "low": None, "high": None, "unit": "fraction", "direction": "reference"}
+    scores = [{"metric": name, "value": 0.5 + 0.25 * seed, **row} for name in names]
+    return cell(method, seed, 0.0).model_copy(update={"scores": scores, "method": {"label": method, "name": method}})
+
+
+@pytest.mark.parametrize(("columns", "shown"), [("80", "62.5 "), ("140", "62.5±17.7")])
+def test_no_number_is_cut_in_a_narrow_window(monkeypatch, columns, shown):
+    monkeypatch.setenv("COLUMNS", columns)
+    from expunge.cli.console import out
+
+    console = out()
+    (grid,) = cells_tables([wide(name, seed) for name in ("random-label", "original") for seed in (0, 1)])
+    with console.capture() as captured:
+        console.print(grid)
+    lines = {line.split()[0]: line for line in captured.get().splitlines() if line.strip()}
+    assert lines["random-label"].count(shown) == 6  # forget, retain, test, kept, AUC, gap
+    assert lines["original"].split()[-2:] == ["-", "-"]  # what does nothing has no speed
+    assert ("spread is in the report" in captured.get().replace("\n", " ")) == (columns == "80")
+
+
+def test_a_failed_cell_stands_in_the_table_of_its_scenario():
+    done = [one.model_copy(update={"study": "demo"}) for one in CELLS[:3]]
+    assert len(cells_tables([*done, CELLS[3]])) == 1
+
+
 def test_every_table_fits_eighty_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     from expunge.cli.console import out

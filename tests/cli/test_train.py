@@ -97,6 +97,15 @@ def test_file_and_options_meet_and_the_command_line_wins(expunge, rows, tmp_path
     assert settings["options"]["milestones"] == [1, 2]
 
 
+def test_recipe_options_may_stand_beside_the_others_in_a_file(expunge, rows, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(f"model: mlp\ndata: {rows}\nepochs: 2\nbatch-size: 30\noptions: {{lr: 0.03}}\n")
+    result = expunge("train", "--config", job, "--epochs", 1, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    options = json.loads((tmp_path / "run" / "settings.json").read_text())["options"]
+    assert (options["epochs"], options["batch_size"], options["lr"]) == (1, 30, 0.03)
+
+
 def test_settings_file_is_a_job_file(expunge, trained, tmp_path):
     result = expunge("train", "--config", trained / "settings.json", "--out", tmp_path / "again")
     assert result.code == 0, result.err

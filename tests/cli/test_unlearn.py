@@ -44,6 +44,7 @@ def test_cells_are_records_with_scores_and_seeds(forgot, rows):
         assert cell.scenario["forget"] + cell.scenario["retain"] == 72
         assert cell.data["validation"] == 18
         assert cell.data["test"] == 45
+        assert (cell.data["classes"], cell.data["class_names"]) == (3, ["0", "1", "2"])
     assert cells[0].seconds is None
     assert cells[1].method["options"]["epochs"] == 2
 
@@ -122,6 +123,39 @@ def test_retraining_needs_a_recipe(expunge, rows, trained, tmp_path):
     result = expunge(*words(rows, tmp_path, tmp_path / "run", "--retrain", "--epochs", 1))
     assert result.code == 2
     assert "--recipe" in result.err
+
+
+@pytest.mark.parametrize(
+    ("more", "phrases"),
+    [
+        (["--metrics", "acuracy"], ["did you mean `accuracy`"]),
+        (["--metrics", "gap"], ["gap needs", "retrained"]),
+        (["--method", "scrub", "--rewind"], ["--validation", "--holdout"]),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_the_work(expunge, rows, tmp_path, more, phrases):
+    """A checkpoint without a training beside it: nothing is held out, and there is no reference."""
+    assert main(["train", "--model", "mlp", "--data", str(rows), "--epochs", "1", "--out", str(tmp_path), "-q"]) == 0
+    result = expunge(*words(rows, tmp_path, tmp_path / "run", *more))
+    assert result.code == 2
+    for phrase in phrases:
+        assert phrase in result.err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"settings.json"}
+
+
+def test_method_options_may_stand_beside_the_others_in_a_file(expunge, rows, trained, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"model: mlp\ncheckpoint: {trained / 'model.safetensors'}\ndata: {rows}\nforget: class:1\n"
+        "method: neggrad+\nepochs: 1\nalphaa: 0.3\n"
+    )
+    result = expunge("unlearn", "--config", job, "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "`alphaa`; did you mean `alpha`" in result.err
+    job.write_text(job.read_text().replace("alphaa", "alpha"))
+    assert expunge("unlearn", "--config", job, "--out", tmp_path / "run").code == 0
+    options = json.loads((tmp_path / "run" / "settings.json").read_text())["options"]
+    assert (options["epochs"], options["alpha"]) == (1, 0.3)
 
 
 def test_a_job_file_does_the_same(expunge, rows, trained, forgot, tmp_path):

@@ -31,6 +31,10 @@ def net(classes: int = 3) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, classes))
 
 
+def test_others_may_read_what_was_saved(tmp_path: Path) -> None:
+    assert save_weights(net(), tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o644
+
+
 def other(classes: int = 3) -> nn.Sequential:
     made = net(classes)
     with torch.no_grad():

@@ -15,7 +15,9 @@ from expunge.api.record import CellRecord
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.methods import METHODS
-from expunge.report.summarise import blocks
+from expunge.report.page import table_row
+from expunge.report.plots import style_of
+from expunge.report.summarise import MethodRow, blocks
 from expunge.report.verdicts import headline, verdict
 
 FORGET = {"original": (1.0, 1.0), "retrain": (0.10, 0.14), "scrub": (0.12, 0.16), "finetune": (0.9, 0.8)}
@@ -104,10 +106,26 @@ def test_page_is_whole_escaped_and_offline(cells: list[CellRecord], tmp_path: Pa
     assert parser.open == []
     assert "<script>alert" not in text
     assert "<b>title" not in text
-    assert "neggrad diverged in epoch 2" in text
+    assert "neggrad failed 1 of 1 times: neggrad diverged in epoch 2" in text
+    assert "what perfect forgetting" in text
     assert "14.0 ± 2.8" in text  # scrub: mean and deviation of 0.12 and 0.16 in percent
     assert not re.findall(r'(?:src|href)="(?!#|data:image)[^"]*"', text.replace('xlink:href="#', 'href="#'))
     assert "@import" not in text
+
+
+def test_the_original_has_no_speed(cells: list[CellRecord]) -> None:
+    def rows(factor: float) -> list[dict[str, Any]]:
+        return [*cells[0].scores, {**cells[0].scores[0], "metric": "scale_up", "value": factor}]
+
+    timed = [one.model_copy(update={"scores": rows(7.5)}) for one in cells if one.method["name"] != "neggrad"]
+    (block,) = blocks(timed)
+    shown = {row.label: table_row(row, block, None)["cells"][-1]["text"] for row in block.rows}
+    assert shown == {"original": "–", "retrain": "7.5 ± 0.0", "scrub": "7.5 ± 0.0", "finetune": "7.5 ± 0.0"}
+
+
+def test_many_methods_are_told_apart(cells: list[CellRecord]) -> None:
+    rows = [MethodRow(f"m{i}", f"m{i}", [cells[0]], []) for i in range(40)]
+    assert len(set(style_of(rows).values())) == 40
 
 
 def test_equal_records_give_equal_bytes(cells: list[CellRecord], tmp_path: Path) -> None:

@@ -203,6 +203,9 @@ def test_another_seed_spoils_with_other_labels() -> None:
 @pytest.mark.parametrize(
     ("text", "error", "sentence"),
     [
+        ("class", UsageError, "`target` is required"),
+        ("random:1.0", UsageError, "1 is one sample, got '1.0'"),
+        ("class:1,count=1.0", UsageError, "1 is one sample"),
         ("class:9", UsageError, "class `9` does not exist"),
         ("class:z", UsageError, "allowed: "),
         ("random:1.5", UsageError, "fraction below 1 or a whole number"),

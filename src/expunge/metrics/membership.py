@@ -88,8 +88,9 @@ def basic_attack(
     members: np.ndarray, others: np.ndarray, seed: int, clip: float = 100.0, splits: int = 5, held_out: float = 0.1
 ) -> np.ndarray | None:
     """Accuracy per split (splits,); None if a side has fewer than 10 samples."""
+    from sklearn import config_context
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
+    from sklearn.model_selection import StratifiedShuffleSplit
 
     size = min(len(members), len(others))
     if size < _TOO_FEW:
@@ -99,8 +100,14 @@ def basic_attack(
     features = np.nan_to_num(np.concatenate(sides), nan=clip, posinf=clip).clip(-clip, clip).reshape(-1, 1)
     truth = np.repeat([1, 0], size)
     folds = StratifiedShuffleSplit(n_splits=splits, test_size=held_out, random_state=seed % 2**32)
-    scores: np.ndarray = cross_val_score(LogisticRegression(), features, truth, cv=folds, scoring="accuracy")
-    return scores
+    classifier = LogisticRegression()
+    with config_context(skip_parameter_validation=True, assume_finite=True):  # most of the time of so small a fit
+        return np.array(
+            [
+                classifier.fit(features[fit], truth[fit]).score(features[held], truth[held])
+                for fit, held in folds.split(features, truth)
+            ]
+        )
 
 
 @metric("mia-auc")
@@ -139,15 +146,24 @@ def weighted_auc(positive: np.ndarray, negative: np.ndarray, w_pos: np.ndarray, 
 
     positive (P,), negative (N,), w_pos (..., P), w_neg (..., N): one AUC per leading index. O((P+N) log(P+N)).
     """
-    values, codes = np.unique(np.concatenate([positive, negative]), return_inverse=True)
-    bins = len(values)
+    return _auc_of_ranks(*_ranks(positive, negative), w_pos, w_neg)
+
+
+def _ranks(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each value among the distinct values of both sides."""
+    codes = np.unique(np.concatenate([positive, negative]), return_inverse=True)[1]
+    return codes[: len(positive)], codes[len(positive) :]
+
+
+def _auc_of_ranks(positive: np.ndarray, negative: np.ndarray, w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
+    bins = int(max(positive.max(), negative.max())) + 1
 
     def histogram(code: np.ndarray, weights: np.ndarray) -> np.ndarray:
         flat = weights.reshape(-1, weights.shape[-1])
         rows = np.stack([np.bincount(code, weights=row, minlength=bins) for row in flat])
         return rows.reshape(*weights.shape[:-1], bins)
 
-    pos, neg = histogram(codes[: len(positive)], w_pos), histogram(codes[len(positive) :], w_neg)
+    pos, neg = histogram(positive, w_pos), histogram(negative, w_neg)
     below = np.cumsum(neg, axis=-1) - neg
     wins = (pos * (below + neg / 2)).sum(-1)
     result: np.ndarray = wins / (pos.sum(-1) * neg.sum(-1))
@@ -159,11 +175,12 @@ def bootstrap_auc(
 ) -> tuple[float, float, float]:
     """AUC with its 95 % percentile interval; both sides are resampled."""
     value = float(weighted_auc(positive, negative, np.ones(len(positive)), w_neg))
+    ranks = _ranks(positive, negative)  # the same for all resamples, which differ in weights alone
     draws = []
     for _ in range(resamples):  # one at a time keeps memory at one row
         counts_pos = rng.multinomial(len(positive), np.full(len(positive), 1 / len(positive)))
         counts_neg = rng.multinomial(len(negative), np.full(len(negative), 1 / len(negative))) * w_neg
         if counts_neg.sum() > 0:
-            draws.append(float(weighted_auc(positive, negative, counts_pos.astype(float), counts_neg)))
+            draws.append(float(_auc_of_ranks(*ranks, counts_pos.astype(float), counts_neg)))
     low, high = np.quantile(draws, [0.025, 0.975])
     return value, float(low), float(high)

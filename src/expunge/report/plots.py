@@ -115,13 +115,13 @@ def loss_distributions(block: ScenarioBlock) -> str | None:
     rows = [row for row in block.rows if len(losses(row, "forget")) and len(losses(row, "test"))]
     if not rows:
         return None
-    bins = np.logspace(-5, 2, 36).tolist()
+    bins = np.logspace(-5, 2, 36)
 
     def draw(axes: Axes, row: MethodRow) -> None:
         for split, colour, name in (("test", "#888888", "unseen"), ("forget", COLOURS[4], "to forget")):
             values = losses(row, split).clip(bins[0], bins[-1])
-            weights = np.full(len(values), 1 / len(values))
-            axes.hist(values, bins=bins, weights=weights, color=colour, alpha=0.6, label=name)
+            shares = np.histogram(values, bins)[0] / len(values)
+            axes.stairs(shares, bins, fill=True, color=colour, alpha=0.6, label=name)
         axes.set_xscale("log")
         axes.set_xticks([1e-4, 1e-2, 1, 100])
         axes.set_yticks([])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from expunge.api import method, methods, scenario
     from expunge.api.evaluate import Scores, evaluate
     from expunge.api.result import Result
+    from expunge.api.stream import unlearn_stream
     from expunge.api.train import train
     from expunge.api.unlearn import unlearn
     from expunge.training.recipe import Recipe
@@ -18,12 +19,34 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "expunge.api": ("Result", "Scores", "evaluate", "method", "methods", "scenario", "train", "unlearn"),
+    "expunge.api": (
+        "Result",
+        "Scores",
+        "evaluate",
+        "method",
+        "methods",
+        "scenario",
+        "train",
+        "unlearn",
+        "unlearn_stream",
+    ),
     "expunge.training.recipe": ("Recipe",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["Recipe", "Result", "Scores", "__version__", "evaluate", "method", "methods", "scenario", "train", "unlearn"]
+__all__ = [
+    "Recipe",
+    "Result",
+    "Scores",
+    "__version__",
+    "evaluate",
+    "method",
+    "methods",
+    "scenario",
+    "train",
+    "unlearn",
+    "unlearn_stream",
+]
 
 
 def __getattr__(name: str) -> Any:

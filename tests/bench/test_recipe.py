@@ -151,3 +151,18 @@ def test_every_recipe_of_the_library_is_valid(name):
 
 def test_the_library_has_what_the_documentation_names():
     assert {"demo", "smoke"} <= set(recipes())
+
+
+def test_a_reference_that_is_listed_cannot_be_left_out(tiny):
+    with pytest.raises(UsageError, match="lists retrain"):
+        parse_study({**tiny, "retrain": False, "methods": ["retrain", "finetune"]})
+    assert parse_study(tiny).reference().card.name == "retrain"
+    assert parse_study({**tiny, "retrain": False}).reference() is None
+
+
+def test_default_metrics_may_be_joined_by_costly_ones(tiny):
+    study = parse_study({**tiny, "metrics": ["default", "relearn"]})
+    names = [metric.card.name for metric in study.named_metrics()]
+    assert [metric.card.name for metric in study.asked_metrics()] == ["relearn"]
+    assert {"accuracy", "gap", "relearn"} <= set(names)
+    assert len(parse_study(tiny).named_metrics()) == len(names) - 1

@@ -354,3 +354,32 @@ def test_pretraining_keeps_the_body_and_draws_a_new_head(tiny, tmp_path):
     other = Workbench(study.model_copy(update={"pretrain": study.pretrain.model_copy(update={"seed": 4})}), tmp_path)
     assert any(not other.start(cell).state_dict()[name].equal(start[name]) for name in body)
     assert start["5.weight"].shape == (3, 8)
+
+
+def test_requests_one_after_the_other_end_at_the_reference_of_one_shot(tiny, tmp_path):
+    """The retrained model after the last request is the one-shot reference, trained once; every request is measured."""
+    scenarios = [
+        {"name": "instances", "k": 9, "requests": 3, "label": "stream"},
+        {"name": "instances", "k": 9, "label": "at once"},
+    ]
+    study = parse_study({**tiny, "scenarios": scenarios, "seeds": [0]})
+    run_study(study, tmp_path)
+    rows = frame(tmp_path)
+    assert set(rows["state"]) == {"done"}
+    stream = rows[(rows["scenario"] == "stream") & rows["metric"].str.startswith("request_")]
+    assert set(stream["group"]) == {"1", "2", "3"}
+    assert set(rows[rows["scenario"] == "at once"]["metric"]).isdisjoint(stream["metric"])
+    value = rows[rows["method"] == "retrain"].set_index(["scenario", "metric"])["value"]
+    assert value["stream", "test_accuracy"] == value["at once", "test_accuracy"]
+    last = stream[(stream["method"] == "finetune") & (stream["metric"] == "request_past_accuracy")].iloc[-1]
+    all_of_it = rows[(rows["scenario"] == "stream") & (rows["method"] == "finetune")].set_index("metric")["value"]
+    assert last["value"] == pytest.approx(all_of_it["forget_accuracy"])
+
+
+def test_a_study_may_go_without_a_reference(tiny, tmp_path):
+    run_study(parse_study({**tiny, "retrain": False, "seeds": [0], "metrics": ["default", "cka-layers"]}), tmp_path)
+    rows = frame(tmp_path)
+    assert set(rows["state"]) == {"done"}
+    assert set(rows["method"]) == {"original", "finetune", "SCRUB+R"}
+    assert not rows["metric"].str.contains("gap|scale_up").any()
+    assert {"forget_layer_cka", "weight_drift"} <= set(rows["metric"])

@@ -200,3 +200,17 @@ def test_test_data_of_their_own(expunge, rows, trained, tmp_path):
     result = expunge("evaluate", "--model", "mlp", "--original", trained / "model.safetensors", "--data", rows,
                      "--test", tmp_path / "other.npz", "--forget", "class:1")  # fmt: skip
     assert result.code == 0, result.err
+
+
+def test_a_stream_of_requests(expunge, rows, trained, tmp_path):
+    more = ["--method", "finetune", "--epochs", 1, "--forget", "random:amount=12,requests=3", "--retrain"]
+    result = expunge(*words(rows, trained, tmp_path / "run", *more))
+    assert result.code == 0, result.err
+    assert "all so far" in result.out
+    cell = CellRecord.model_validate(json.loads((tmp_path / "run" / "cells.json").read_text())[1])
+    past = [row["group"] for row in cell.scores if row["metric"] == "request_past_accuracy"]
+    assert past == ["1", "2", "3"]
+    assert "Request after request" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    again = expunge(*words(rows, trained, tmp_path / "run", *more))
+    assert again.code == 0, again.err
+    assert "already holds this result" in again.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,10 @@ def test_targets_are_wrong_classes_and_the_authors_draw_has_its_odds() -> None:
     authors = wrong_targets(labels, 10, 4000, seed=0, sampler="authors")
     assert float((authors[:, 3] == 5).float().mean()) == pytest.approx(0.2, abs=0.02)
     assert float((authors[:, 5] == 5).float().mean()) == pytest.approx(0.1, abs=0.02)
+    first = wrong_targets(torch.tensor([70]), 100, 4000, seed=0, sampler="authors_first10")
+    assert (int(first.min()), int(first.max())) == (0, 9)
+    three = wrong_targets(torch.tensor([1]), 3, 6000, seed=0, sampler="authors")
+    assert float((three == 1).float().mean()) == pytest.approx(1 / 3, abs=0.03)
 
 
 def test_importance_of_two_batches_by_hand() -> None:
@@ -246,3 +251,45 @@ def test_relabelling_takes_given_classes_and_checks_them() -> None:
         forget(problem, "l2ul", goal="relabel", targets=(0, 2))
     with pytest.raises(UsageError, match=r"classes 0\.\.3"):
         forget(problem, "l2ul", goal="relabel", targets=(0, 2, 9))
+
+
+def test_mistakes_are_repaired_towards_their_own_labels() -> None:
+    problem = toy_problem(forget_class=1)
+    few = problem.forget.take(problem.forget.index[:3])
+    problem.forget = few.with_labels((few.store.labels + 1) % 4)  # as if class 2 were right
+    result = forget(problem, "l2ul", goal="relabel", targets="labels", limit=300, lr=0.05, **FAST)
+    assert result.status == "reached"
+    assert result.model(problem.forget.inputs()).argmax(1).tolist() == [2, 2, 2]
+
+
+def test_methods_that_are_compared_share_one_attack_and_both_count_its_seconds(tmp_path: Path) -> None:
+    problem = toy_problem(forget_class=1)
+    problem.forget = problem.forget.take(problem.forget.index[:4])
+    plain = forget(problem, "l2ul", limit=1, strength=0.0, cache=tmp_path, **FAST)
+    kept = list(tmp_path.glob("attacks/*.safetensors"))
+    assert len(kept) == 1
+    again = forget(problem, "l2ul", limit=1, strength=0.0, cache=tmp_path, **FAST)
+    fresh = forget(problem, "l2ul", limit=1, strength=0.0, **FAST)
+    assert same(weights(plain.model), weights(again.model))
+    assert same(weights(plain.model), weights(fresh.model))
+    assert again.stages["attack"] >= 0.5 * plain.stages["attack"]
+    assert again.seconds >= again.stages["attack"]
+    forget(problem, "l2ul", limit=1, cache=tmp_path, **FAST)  # with importance: the same attack
+    assert list(tmp_path.glob("attacks/*.safetensors")) == kept
+    forget(problem, "l2ul", limit=1, cache=tmp_path, eps=2.0, **FAST)
+    assert len(list(tmp_path.glob("attacks/*.safetensors"))) == 2
+    kept[0].write_bytes(b"torn")
+    assert same(weights(forget(problem, "l2ul", limit=1, strength=0.0, cache=tmp_path, **FAST).model),
+                weights(plain.model))  # fmt: skip
+
+
+def test_attack_agrees_with_a_public_library(net: nn.Module) -> None:
+    """Where no pixel meets the box, box-then-ball and ball-then-box are the same."""
+    foolbox = pytest.importorskip("foolbox", reason="an independent implementation, installed by hand")
+    x, t = 0.4 + 0.2 * images(), torch.tensor([1, 2, 3, 0, 1])
+    settings = L2PGD(eps=0.3, step=0.05, iterations=8)
+    ours = settings._descend(net, x, x.clone(), t, BOX)
+    theirs = foolbox.attacks.L2ProjectedGradientDescentAttack(abs_stepsize=0.05, steps=8, random_start=False)
+    criterion = foolbox.criteria.TargetedMisclassification(t)
+    wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    assert torch.allclose(theirs.run(wrapped, x, criterion, epsilon=0.3), ours, atol=1e-4)

@@ -137,3 +137,24 @@ def test_nothing_to_report_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to report"):
         report.build([], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_streams_layers_and_patterns_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
+    plain = [cell(method, 0, 0.5) for method in ("original", "retrain", "scrub")]
+    page = report.build(plain, tmp_path / "plain.html").read_text(encoding="utf-8")
+    assert not any(title in page for title in ("Request after request", "Which layers changed?", "became of which"))
+
+    def more(one: CellRecord) -> CellRecord:
+        row = {"low": None, "high": None, "unit": "fraction", "direction": "higher"}
+        rows = [
+            {"metric": f"request_{kind}_accuracy", "group": str(n), "value": n / 4, **row}
+            for kind in ("current", "past")
+            for n in (1, 2, 3)
+        ]
+        rows += [{"metric": "forget_layer_cka", "group": name, "value": 0.9, **row} for name in ("body.0", "head")]
+        confusion = {"forget": [[1, 4], [5, 0]], "test": [[20, 5], [5, 20]]}
+        return one.model_copy(update={"scores": one.scores + rows, "curves": {**one.curves, "confusion": confusion}})
+
+    page = report.build([more(one) for one in plain], tmp_path / "more.html").read_text(encoding="utf-8")
+    for title in ("Request after request", "Which layers changed?", "What became of which class?"):
+        assert title in page

@@ -6,6 +6,7 @@ from typing import Any
 
 from expunge.api.evaluate import Scores, evaluate
 from expunge.api.result import Result
+from expunge.api.stream import unlearn_stream
 from expunge.api.train import train
 from expunge.api.unlearn import unlearn
 from expunge.data.convert import as_split
@@ -13,7 +14,7 @@ from expunge.methods import METHODS
 from expunge.methods.base import Method
 from expunge.scenarios.base import Forgetting, make_scenario
 
-__all__ = ["Result", "Scores", "evaluate", "method", "methods", "scenario", "train", "unlearn"]
+__all__ = ["Result", "Scores", "evaluate", "method", "methods", "scenario", "train", "unlearn", "unlearn_stream"]
 
 
 def methods() -> list[str]:

@@ -6,6 +6,7 @@ the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import torch
 from pydantic import Field
 
 from expunge.api.evaluate import Scores
+from expunge.metrics.base import Value
 
 SAMPLED_LOSSES = 1000  # per split and model: enough for a histogram, small enough for a page
 
@@ -54,6 +56,21 @@ class CellRecord(pydantic.BaseModel):
 def score_rows(scores: Scores, model: str) -> list[dict[str, Any]]:
     """JSON-ready rows of one model."""
     return [asdict(value) for value in scores.values[model]]
+
+
+def request_rows(details: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a stream measured after each request, as rows of metrics whose group is the number of the request."""
+    rows = []
+    for request in details.get("requests", ()):
+        for name, value in request.items():
+            if name in ("request", "samples") or not math.isfinite(value):
+                continue
+            unit, direction = {"seconds": ("seconds", "lower"), "drift": ("ratio", "lower")}.get(
+                name, ("fraction", "reference")
+            )
+            found = Value(f"request_{name}", float(value), unit, direction, group=f"{int(request['request'])}")  # type: ignore[arg-type]
+            rows.append(asdict(found))
+    return rows
 
 
 def curves(scores: Scores, model: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from expunge.data.cache import file_hash
 from expunge.methods.base import Method
 from expunge.scenarios.base import Scenario
 
-FORMAT = 2  # raise when a cell of equal settings would give another record
+FORMAT = 3  # raise when a cell of equal settings would give another record
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
     by their content. The device is not part of an id: a study may go on on another machine.
     """
     methods = study.named_methods()
-    reference = methods[0][1]
+    reference = study.reference()
     shared = {
         "format": FORMAT,
         "data": {**study.data.model_dump(mode="json"), "source": fingerprint},
         "model": study.model.model_dump(mode="json"),
         "pretrain": study.pretrain.model_dump(mode="json") if study.pretrain else None,
         "train": to_dict(study.recipe()),
-        "reference": to_dict(reference),
+        "reference": to_dict(reference) if reference else None,
         "metrics": [[metric.card.name, to_dict(metric)] for metric in study.named_metrics()],
         "curves": study.curves,
         "precision": study.precision,

@@ -115,8 +115,14 @@ class Study(_Part):
         default_factory=dict, description="method -> options, for methods listed by bare name and by `all`"
     )
     skip: tuple[str, ...] = Field((), description="methods that `all` leaves out")
+    retrain: bool = Field(
+        True, description="train the exact reference; false only where nobody could: nothing is then compared with it"
+    )
     seeds: tuple[int, ...] | Seeds = Field((0,), description="paired seeds, or one list per source of randomness")
-    metrics: Items | None = Field(None, description="names, or mappings with `name`; none: all whose inputs are there")
+    metrics: Items | None = Field(
+        None,
+        description="names, or mappings with `name`; `default`, or none: all whose inputs are there, but costly ones",
+    )
     curves: bool = Field(True, description="keep sampled losses and confusion counts for the plots of the report")
     device: str = "auto"
     precision: Precision = "float32"
@@ -156,9 +162,12 @@ class Study(_Part):
         return _distinct("scenario", found)
 
     def named_methods(self) -> list[tuple[str, Method]]:
-        """(label, method); `retrain` is always there and comes first: it is the reference."""
+        """(label, method); `retrain` comes first and is always there, unless the study goes without a reference."""
         items = list(self._listed_methods())
-        if not any(_name(item) == "retrain" for _, item in items):
+        listed = any(_name(item) == "retrain" for _, item in items)
+        if listed and not self.retrain:
+            raise UsageError("`retrain: false` says that nothing is trained again, but `methods` lists retrain.")
+        if not listed and self.retrain:
             items.append(("retrain", "retrain"))
         found = []
         for where, item in items:
@@ -173,12 +182,21 @@ class Study(_Part):
         found.sort(key=lambda pair: pair[1].card.name != "retrain")
         return _distinct("method", found)
 
+    def reference(self) -> Method | None:
+        """The method whose result the others are compared with."""
+        return self.named_methods()[0][1] if self.retrain else None
+
     def named_metrics(self) -> list[Metric]:
-        if self.metrics is None:
-            return default_metrics()
+        """What is measured, of that what can be; `asked_metrics` must be possible."""
+        everything = self.metrics is None or "default" in self.metrics
+        return [*(default_metrics() if everything else ()), *self.asked_metrics()]
+
+    def asked_metrics(self) -> list[Metric]:
         found = []
-        for i, item in enumerate(self.metrics):
+        for i, item in enumerate(self.metrics or ()):
             where = f"metrics[{i}]"
+            if item == "default":
+                continue
             name, _, given = (item, "", {}) if isinstance(item, str) else _parts(where, item)
             with _within(where):
                 cls = METRICS.load(name)
@@ -202,7 +220,8 @@ class Study(_Part):
 
     def _listed_methods(self) -> Iterable[tuple[str, str | dict[str, Any]]]:
         if self.methods == "all":
-            return [(f"method `{n}`", n) for n in METHODS.names() if n not in self.skip]
+            left_out = (*self.skip, *(() if self.retrain else ("retrain",)))
+            return [(f"method `{n}`", n) for n in METHODS.names() if n not in left_out]
         return [(f"methods[{i}]", item) for i, item in enumerate(self.methods)]
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from expunge.api.evaluate import Scores
 from expunge.api.prepare import pick_device, warm_up
-from expunge.api.record import CellRecord, cell_from_result, curves, score_rows
+from expunge.api.record import CellRecord, cell_from_result, curves, request_rows, score_rows
 from expunge.api.result import Result, versions
+from expunge.api.stream import unlearn_stream
 from expunge.api.unlearn import unlearn
 from expunge.bench.cells import Cell
 from expunge.bench.recipe import DataPart, Study
@@ -28,7 +29,7 @@ from expunge.core.options import build, to_dict
 from expunge.core.run import Progress, Run
 from expunge.data.split import Split
 from expunge.methods.base import Method
-from expunge.metrics.base import ORIGINAL, REFERENCE, Evaluation, measure
+from expunge.metrics.base import ORIGINAL, REFERENCE, Evaluation, check_applies, measure
 from expunge.models.anatomy import anatomy, reset_parameters
 from expunge.models.build import build_model
 from expunge.models.checkpoint import weights_hash
@@ -112,7 +113,7 @@ class Workbench:
             warm_up()
             trained = train_cached(copy.deepcopy(self.start(cell)), train, self.study.recipe(), run)
             model = trained.cpu().eval()
-            seconds = float(run.details.get("cached_seconds", run.elapsed()))
+            seconds = run.elapsed() + run.borrowed
             made = Trained(model, weights_hash(model), seconds, len(run.history))
             facts = {"kind": "original", "weights": made.weights, "seconds": seconds, "epochs": made.epochs}
             self.stages[key] = {**facts, "seed": seed, "data": train.content_hash()}
@@ -120,19 +121,20 @@ class Workbench:
 
         return self._once(key, make)
 
-    def reference(self, cell: Cell) -> Result:
-        """The retrained model of this scenario and these seeds."""
-        method = self.study.named_methods()[0][1]
+    def reference(self, cell: Cell) -> Result | None:
+        """The retrained model of this scenario and these seeds; None in a study that goes without."""
+        method = self.study.reference()
+        if method is None:
+            return None
         return self._once(f"reference {cell.group}", lambda: self.apply(cell, method, cell.seeds["train"]))
 
     def apply(self, cell: Cell, method: Method, seed: int) -> Result:
         """One method on this cell's scenario and models."""
         forgetting = self.forgetting(cell)
-        return unlearn(
-            self.original(cell).model,
-            forget=forgetting.forget,
+        _, validation, test = self.data(cell.seeds["data"])
+        common: dict[str, Any] = dict(
             retain=forgetting.retain,
-            validation=self.data(cell.seeds["data"])[1],
+            validation=validation,
             method=method,
             recipe=self.study.recipe(),
             initial=self.start(cell).state_dict(),
@@ -142,42 +144,48 @@ class Workbench:
             progress=self.progress,
             cache=self.cache,
         )
+        original = self.original(cell).model
+        if cell.scenario.requests > 1:
+            return unlearn_stream(original, requests=forgetting.requests(), test=test, **common)
+        return unlearn(original, forget=forgetting.forget, **common)
 
     def record(self, cell: Cell) -> CellRecord:
         """Run one cell, whatever it takes of shared stages, and measure it."""
         reference = self.reference(cell)
-        is_reference = cell.method == self.study.named_methods()[0][1]
-        result = reference if is_reference else self.apply(cell, cell.method, cell.seeds["unlearn"])
-        name = REFERENCE if is_reference else "unlearned"
+        if reference is not None and cell.method == self.study.reference():
+            name, result = REFERENCE, reference
+        else:
+            name, result = "unlearned", self.apply(cell, cell.method, cell.seeds["unlearn"])
         evaluation = self._evaluation(cell, reference, name, result)
         scores = self._scores(evaluation, name)
         return cell_from_result(
             result.record(),
             id=cell.id,
             study=self.study.name,
-            scores=score_rows(scores, name),
+            scores=score_rows(scores, name) + request_rows(result.details),
             curves=curves(scores, name) if self.study.curves else {},
             **self._described(cell, result),
         )
 
-    def _evaluation(self, cell: Cell, reference: Result, name: str, result: Result) -> Evaluation:
+    def _evaluation(self, cell: Cell, reference: Result | None, name: str, result: Result) -> Evaluation:
         forgetting = self.forgetting(cell)
         _, validation, test = self.data(cell.seeds["data"])
         splits = {"forget": forgetting.forget, "retain": forgetting.retain, "test": test, "validation": validation}
         shared: dict[str, Tensor] = self._once(f"predictions {cell.group}", dict)
+        results = {**({} if reference is None else {REFERENCE: reference}), name: result}
         return SharedEvaluation(
             shared,
-            {ORIGINAL: self.original(cell).model, REFERENCE: reference.model, name: result.model},
+            {ORIGINAL: self.original(cell).model, **{key: one.model for key, one in results.items()}},
             {key: split for key, split in splits.items() if split is not None},
             device=pick_device(self.study.device),
             seed=cell.seeds["evaluate"],
-            seconds={REFERENCE: reference.seconds, name: result.seconds},
+            seconds={key: one.seconds for key, one in results.items()},
         )
 
     def _scores(self, evaluation: Evaluation, name: str) -> Scores:
         """As `api.evaluate`, of this cell's model alone: the reference has a cell of its own."""
-        asked = self.study.metrics is not None
-        return Scores(measure(evaluation, self.study.named_metrics(), [name], all_must_apply=asked), evaluation)
+        check_applies(self.study.asked_metrics(), evaluation)
+        return Scores(measure(evaluation, self.study.named_metrics(), [name], all_must_apply=False), evaluation)
 
     def _described(self, cell: Cell, result: Result) -> dict[str, Any]:
         forgetting, original, card = self.forgetting(cell), self.original(cell), cell.method.card

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.api.evaluate import Scores
-from expunge.api.record import CellRecord, cell_from_result, curves, score_rows
+from expunge.api.record import CellRecord, cell_from_result, curves, request_rows, score_rows
 from expunge.api.result import versions
 from expunge.cli.inputs import Data
 from expunge.cli.jobs import Unlearn
@@ -59,7 +59,7 @@ def make_cells(
                 "unlearn": job.seed,
                 "evaluate": job.seed,
             },
-            "scores": score_rows(scores, model),
+            "scores": score_rows(scores, model) + request_rows(record["details"]),
             "curves": curves(scores, model),
             "provenance": {
                 "versions": versions(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,13 @@ def unlearn(job: Unlearn) -> None:
     record = finished(job)
     if record is None:
         with console.progress() as progress:
-            result = api.unlearn(
+            how = (
+                functools.partial(api.unlearn_stream, requests=split.requests(), test=data.test)
+                if split.scenario.requests > 1
+                else functools.partial(api.unlearn, forget=split.forget)
+            )
+            result = how(
                 original,
-                forget=split.forget,
                 retain=split.retain,
                 validation=data.validation,
                 method=method,
@@ -110,7 +115,9 @@ def unlearn(job: Unlearn) -> None:
                 cache=cache_root(),
                 **common,
             )
-        result = dataclasses.replace(result, facts={**result.facts, "training": training.facts})
+        known = {**result.facts["data"], "forget": split.forget.content_hash()}  # of a stream: all requests together
+        facts = {**result.facts, "training": training.facts, "data": known}
+        result = dataclasses.replace(result, facts=facts)
         result.save(job.out)
         record, unlearned = result.record(), result.model
     else:
@@ -136,6 +143,8 @@ def unlearn(job: Unlearn) -> None:
     write_text(job.out / "cells.json", json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1) + "\n")
     _print_forgetting(split)
     console.out().print(tables.scores_table(scores.values, labels={"unlearned": job.method}))
+    if "requests" in record["details"]:
+        console.out().print(tables.requests_table(record["details"]["requests"]))
     for name in ("unlearned", "retrained"):
         for note in records.get(name, {}).get("notes", ()):
             console.say(f"note on {name}: {note}")

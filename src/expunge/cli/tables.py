@@ -62,6 +62,20 @@ def cells_tables(cells: Sequence[CellRecord]) -> list[Table]:
     ]
 
 
+def requests_table(rows: Sequence[Mapping[str, float]]) -> Table:
+    """One row per request of a stream."""
+    names = {"current_accuracy": "this request", "past_accuracy": "all so far", "retain_accuracy": "retain",
+             "test_accuracy": "test", "drift": "drift", "seconds": "sec"}  # fmt: skip
+    shown = [name for name in names if any(name in row for row in rows)]
+    headers = [names[name] for name in shown]
+    grid = console.table("request", "samples", *headers, right=("samples", *headers))
+    grid.caption, grid.caption_justify = "accuracy in %; drift: of the weights since the first request, in %", "left"
+    for row in rows:
+        numbers = [_number([row[name]], percent=name not in _PLAIN, spread=False) for name in shown]
+        grid.add_row(f"{row['request']:.0f}", f"{row['samples']:.0f}", *numbers)
+    return grid
+
+
 def failure_reasons(cells: Sequence[CellRecord]) -> list[str]:
     """One line per reason: which methods failed, how often, and why."""
     found: dict[str, list[str]] = {}

@@ -62,7 +62,8 @@ class Run:
 
     seed: every random draw derives from it, one generator per purpose. compile: the model that learns in `epochs` is
     compiled, which takes a minute and changes the last digits. budget_seconds: stop after the epoch that
-    exceeds it. cancelled: polled between epochs. cache: folder for retrained references. history: one row per epoch.
+    exceeds it. cancelled: polled between epochs. cache: folder for what is kept by content. history: one row per epoch.
+    borrowed: seconds that work taken from the cache took when it was done; part of the cost.
     """
 
     seed: int = 0
@@ -81,6 +82,7 @@ class Run:
     details: dict[str, Any] = field(default_factory=dict)
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     status: Status = "finished"
+    borrowed: float = 0.0
 
     def __post_init__(self) -> None:
         self._started = time.perf_counter()
@@ -144,6 +146,12 @@ class Run:
 
     def elapsed(self) -> float:
         return time.perf_counter() - self._started
+
+    def borrow(self, seconds: float, stage: str | None = None) -> None:
+        """Count the seconds of work that was taken from the cache."""
+        self.borrowed += seconds
+        if stage is not None:
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

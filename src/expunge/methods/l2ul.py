@@ -28,7 +28,7 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
 from expunge.core.problem import Problem
 from expunge.core.run import Run
-from expunge.methods.attack import L2PGD, PixelSpace, wrong_targets
+from expunge.methods.attack import L2PGD, PixelSpace, attack_cached, wrong_targets
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.importance import ImportancePull, importance
 from expunge.models.modes import evaluation_mode
@@ -41,8 +41,10 @@ class UntilForgotten(IterativeMethod):
     """What the three share: goal, stopping rule, optimiser."""
 
     goal: Literal["misclassify", "relabel"] = Field("misclassify", description="what the forget set must come to")
-    targets: tuple[int, ...] | None = Field(
-        None, description="relabel: new classes in the order of the forget set; none: the next most likely class"
+    targets: tuple[int, ...] | Literal["labels"] | None = Field(
+        None,
+        description="relabel: new classes in the order of the forget set; `labels`: the given ones (repair); "
+        "none: the next most likely class",
     )
     limit: int = Field(1000, ge=0, description="most passes")
     lr: float = Field(1e-3, gt=0, description="learning rate of SGD, constant")
@@ -68,7 +70,7 @@ class Goal:
         self.x, self.labels, self.wanted = x, labels, wanted
 
     @classmethod
-    def of(cls, problem: Problem, run: Run, goal: str, targets: Sequence[int] | None) -> Goal:
+    def of(cls, problem: Problem, run: Run, goal: str, targets: Sequence[int] | str | None) -> Goal:
         x, labels = problem.forget.inputs(run.device), problem.forget.y.to(run.device)
         if goal == "misclassify":
             return cls(x, labels, None)
@@ -76,8 +78,10 @@ class Goal:
             with evaluation_mode(problem.model), torch.inference_mode():
                 logits = torch.cat([problem.model(part) for part in x.split(1024)]).clone()
             wanted = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        elif targets == "labels":
+            wanted = labels
         else:
-            wanted = torch.tensor(targets, device=run.device)
+            wanted = torch.tensor([int(target) for target in targets], device=run.device)
             if len(wanted) != len(x):
                 raise UsageError(f"relabel: {len(wanted)} targets for {len(x)} samples to forget; give one per sample.")
             if bool(((wanted < 0) | (wanted >= problem.num_classes)).any()):
@@ -154,8 +158,8 @@ class L2UL(UntilForgotten):
     step: float = Field(0.1, gt=0, description="length of one step of the attack")
     iterations: int = Field(100, ge=0, description="steps of the attack")
     early_stop: bool = Field(False, description="images that reached their target are attacked no further")
-    sampler: Literal["uniform", "authors"] = Field(
-        "uniform", description="targets: uniform over wrong classes, or the published code's draw"
+    sampler: Literal["uniform", "authors", "authors_first10"] = Field(
+        "uniform", description="targets: uniform over wrong classes, or the published code's draw, now or at first"
     )
     attack_batch_size: int = Field(64, ge=1, description="images attacked at a time; memory and speed only")
 
@@ -194,9 +198,9 @@ class L2UL(UntilForgotten):
             early_stop=self.early_stop,
         )  # fmt: skip
         targets = wrong_targets(goal.labels, problem.num_classes, self.examples, run.seed, sampler=self.sampler)
-        with run.stage("attack"):
-            images, reached = settings.attack(problem.model, space.pixels(goal.x), targets, space, run.seed)
+        images, reached = attack_cached(settings, problem.model, space.pixels(goal.x), targets, space, run)
         run.details["attack_success"] = float(reached.float().mean())
+        run.details["attack_distance"] = float(space.distances(images, goal.x).mean())
         return space.seen(images), targets.flatten()
 
     def _pull(self, student: nn.Module, problem: Problem, run: Run) -> ImportancePull | None:

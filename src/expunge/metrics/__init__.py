@@ -112,6 +112,25 @@ METRICS = Registry(
             paper=KORNBLITH,
         ),
         Card(
+            name="drift",
+            summary="how far weights and BatchNorm statistics moved from the original",
+            target="expunge.metrics.change:Drift",
+            needs="original model",
+        ),
+        Card(
+            name="prediction-pattern",
+            summary="which classes the forgotten samples are given now, and whether one class takes them all",
+            target="expunge.metrics.change:PredictionPattern",
+            needs="original model, forget",
+        ),
+        Card(
+            name="cka-layers",
+            summary="linear CKA with the original, block by block; measured where it is named",
+            target="expunge.metrics.change:LayerCKA",
+            needs="original model, any split",
+            paper=KORNBLITH,
+        ),
+        Card(
             name="relearn",
             summary="epochs until the forget set is known again; costly, measured where it is named",
             target="expunge.metrics.relearn:RelearnTime",

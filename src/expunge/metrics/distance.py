@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
-import torch
+from torch import nn
 
 from expunge.metrics.base import REFERENCE, Evaluation, Metric, Value, metric
 
@@ -30,19 +30,23 @@ class Distance(Metric):
         for split in evaluation.present(("forget", "retain", "test")):
             here = evaluation.logits(model, split).softmax(1)
             there = evaluation.logits(REFERENCE, split).softmax(1)
-            apart = float((here - there).abs().sum(1).double().mean())
-            yield Value(f"{split}_activation_distance", apart, "distance", "lower")
+            distance = float((here - there).abs().sum(1).double().mean())
+            yield Value(f"{split}_activation_distance", distance, "distance", "lower")
             differ = evaluation.correct(model, split) != evaluation.correct(REFERENCE, split)
             yield Value(f"{split}_prediction_distance", float(differ.double().mean()), "fraction", "lower")
-        yield Value("weight_distance", weight_distance(evaluation, model), "ratio", "lower")
+        apart = relative_distance(evaluation.models[model], evaluation.models[REFERENCE])
+        if apart is not None:
+            yield Value("weight_distance", apart, "ratio", "lower")
 
 
-def weight_distance(evaluation: Evaluation, model: str) -> float:
-    """||w - w_ref|| / ||w_ref|| over all parameters, in float64."""
-    reference = dict(evaluation.models[REFERENCE].named_parameters())
+def relative_distance(model: nn.Module, reference: nn.Module) -> float | None:
+    """||w - w_ref|| / ||w_ref|| over all parameters, in float64; None where the two differ in tensors (an ensemble)."""
+    mine, theirs = dict(model.named_parameters()), dict(reference.named_parameters())
+    if {name: p.shape for name, p in mine.items()} != {name: p.shape for name, p in theirs.items()}:
+        return None
     apart = size = 0.0
-    for name, parameter in evaluation.models[model].named_parameters():
-        theirs = reference[name].detach().cpu().double()
-        apart += float((parameter.detach().cpu().double() - theirs).square().sum())
-        size += float(theirs.square().sum())
-    return float(torch.tensor(apart / size).sqrt()) if size else 0.0
+    for name, parameter in theirs.items():
+        before = parameter.detach().cpu().double()
+        apart += float((mine[name].detach().cpu().double() - before).square().sum())
+        size += float(before.square().sum())
+    return (apart / size) ** 0.5 if size else 0.0

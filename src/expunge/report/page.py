@@ -40,6 +40,25 @@ PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
         plots.destinations,
     ),
     (
+        "Request after request",
+        "The samples were asked for in several requests, one after the other. Accuracy after each: on the samples of "
+        "that request, on those of all requests so far (a rise means that something was learned again), on the "
+        "training samples that stay, and on unseen ones.",
+        plots.requests,
+    ),
+    (
+        "What became of which class?",
+        "Samples to forget by true class (rows) and the class they are given now (columns), all seeds together. One "
+        "dark column would mean that forgotten samples are all hidden in one class.",
+        plots.patterns,
+    ),
+    (
+        "Which layers changed?",
+        "Similarity (linear CKA) of each block's activations with those of the original model, from the input to the "
+        "logits; 1 is equal.",
+        plots.layers,
+    ),
+    (
         "Who else was hurt?",
         "Change of test accuracy per class against the original model, in percentage points.",
         plots.class_effect,
@@ -127,6 +146,8 @@ def facts(block: ScenarioBlock) -> list[tuple[str, str]]:
         return []
     scenario, data, model = cell.scenario, cell.data, cell.model
     given = {k: v for k, v in dict(scenario.get("options", {})).items() if v is not None and v is not False}
+    if given.get("requests") == 1:  # the usual case needs no words
+        del given["requests"]
     options = ", ".join(k if v is True else f"{k} = {v}" for k, v in given.items())
     number = f"{scenario.get('forget', '?'):,} of {data.get('train', '?'):,} training samples"
     found = [

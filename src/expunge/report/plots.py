@@ -25,6 +25,7 @@ from expunge.report.summarise import (
     MethodRow,
     ScenarioBlock,
     confusion,
+    grouped,
     history,
     losses,
     per_class,
@@ -210,6 +211,92 @@ def destinations(block: ScenarioBlock) -> str | None:
         axes.set_xlabel("share of the samples to forget, by predicted class")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8, title="class")
         return svg(figure, f"Predicted classes of the samples to forget, scenario {block.label}")
+
+
+def requests(block: ScenarioBlock) -> str | None:
+    """Accuracies after each request of a stream, one line a method."""
+    kinds = {"current": "this request", "past": "all requests so far", "retain": "retained", "test": "unseen"}
+    found = {
+        kind: {row.label: grouped(row, f"request_{kind}_accuracy") for row in block.rows if row.name != ORIGINAL}
+        for kind in kinds
+    }
+    shown = [kind for kind, lines in found.items() if any(lines.values())]
+    if not shown:
+        return None
+    return _lines(
+        block, [(kinds[kind], found[kind]) for kind in shown], f"Accuracy after each request, scenario {block.label}",
+        xlabel="request", percent=True,
+    )  # fmt: skip
+
+
+def layers(block: ScenarioBlock) -> str | None:
+    """CKA with the original per block of the model, one line a method."""
+    kinds = {"forget": "samples to forget", "retain": "retained", "test": "unseen"}
+    found = {kind: {row.label: grouped(row, f"{kind}_layer_cka") for row in block.rows} for kind in kinds}
+    found = {kind: {k: v for k, v in lines.items() if v} for kind, lines in found.items()}
+    for row in block.rows:
+        if row.name == ORIGINAL:  # a line at 1
+            for lines in found.values():
+                lines.pop(row.label, None)
+    shown = [kind for kind, lines in found.items() if lines]
+    if not shown:
+        return None
+    return _lines(
+        block, [(kinds[kind], found[kind]) for kind in shown], f"CKA per block, scenario {block.label}", xlabel="block"
+    )  # fmt: skip
+
+
+def patterns(block: ScenarioBlock) -> str | None:
+    """True against new class of the samples to forget, one map a method; only where several classes are forgotten."""
+    rows = [row for row in block.rows if row.name != ORIGINAL and confusion(row, "forget") is not None]
+    counts = {row.label: confusion(row, "forget") for row in rows}
+    if not rows or all(c is None or (c.sum(1) > 0).sum() < 2 or len(c) > 30 for c in counts.values()):
+        return None
+
+    def draw(axes: Axes, row: MethodRow) -> None:
+        table = counts[row.label]
+        if table is None:
+            return
+        shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+        axes.imshow(shares, cmap="viridis_r", vmin=0, vmax=1, aspect="equal")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+    return _panels(rows, draw, f"True and new classes, scenario {block.label}", xlabel="new class", height=2.6)
+
+
+def _lines(
+    block: ScenarioBlock,
+    panels: Sequence[tuple[str, dict[str, dict[str, float]]]],
+    alt: str,
+    *,
+    xlabel: str,
+    percent: bool = False,
+) -> str:
+    """Panels side by side, two a row, with one line a method and one legend. panels: title, label -> x name -> y."""
+    styles = style_of(block.rows)
+    columns = min(2, len(panels))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 2.7 * -(-len(panels) // columns)))
+        grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, lines) in zip(grid.flat, panels, strict=False):
+            for label, values in lines.items():
+                if values:
+                    colour, marker = styles[label]
+                    axes.plot(
+                        range(len(values)), list(values.values()), color=colour, marker=marker, markersize=5,
+                        linewidth=1.2, label=label,
+                    )  # fmt: skip
+                    names = [name.rpartition(".")[2] if "." in name else name for name in values]
+                    axes.set_xticks(range(len(values)), names, rotation=0 if len(values) < 9 else 90, fontsize=8)
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel(xlabel)
+            if percent:
+                axes.yaxis.set_major_formatter(PercentFormatter(1))
+        figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        return svg(figure, alt)
 
 
 def _panels(

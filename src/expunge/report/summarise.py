@@ -150,18 +150,23 @@ def _number(rows: list[dict[str, Any]]) -> Number:
 
 def per_class(row: MethodRow) -> dict[str, float]:
     """class name -> mean test accuracy over seeds."""
-    values: dict[str, list[float]] = {}
-    for cell in row.cells:
-        for score in cell.scores:
-            if score["metric"] == "class_accuracy":
-                values.setdefault(score["group"], []).append(score["value"])
-    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
+    return grouped(row, "class_accuracy")
 
 
 def losses(row: MethodRow, split: str) -> np.ndarray:
     """Sampled losses of all seeds together."""
     parts = [np.asarray(cell.curves.get("losses", {}).get(split, ()), dtype=float) for cell in row.cells]
     return np.concatenate(parts) if parts else np.empty(0)
+
+
+def grouped(row: MethodRow, metric: str) -> dict[str, float]:
+    """group -> mean over seeds of a metric that has groups (requests, blocks), in their order."""
+    values: dict[str, list[float]] = {}
+    for cell in row.cells:
+        for score in cell.scores:
+            if score["metric"] == metric:
+                values.setdefault(score["group"], []).append(score["value"])
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}
 
 
 def confusion(row: MethodRow, split: str) -> np.ndarray | None:

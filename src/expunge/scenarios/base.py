@@ -15,6 +15,7 @@ from torch import Tensor
 from expunge.core.errors import DataError, UsageError, nearest
 from expunge.core.options import Field, build, options, to_dict
 from expunge.core.registry import Card
+from expunge.core.seeds import torch_generator
 from expunge.data.split import Split
 from expunge.scenarios import SCENARIOS
 
@@ -38,6 +39,14 @@ class Forgetting:
     true_labels: Tensor
     details: dict[str, Any] = field(default_factory=dict)
 
+    def requests(self) -> list[Split]:
+        """The forget set as `scenario.requests` requests of (nearly) equal size, in an order drawn by the seed."""
+        count, size = self.scenario.requests, len(self.forget)
+        if count > size:
+            raise DataError(f"{self.scenario.card.name}: {count} requests for {size} samples; each needs at least one.")
+        order = torch.randperm(size, generator=torch_generator(self.seed, "requests"))
+        return [self.forget.take(self.forget.index[part]) for part in order.tensor_split(count)]
+
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts for reports."""
         return {
@@ -50,11 +59,13 @@ class Forgetting:
         }
 
 
+@options
 class Scenario(ABC):
     """primary: the option that `name:value` on the command line sets."""
 
     card: ClassVar[Card]
     primary: ClassVar[str] = ""
+    requests: int = Field(1, ge=1, description="the forget set arrives in so many requests, one after the other")
 
     @abstractmethod
     def select(self, train: Split, generator: torch.Generator) -> Tensor:

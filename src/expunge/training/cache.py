@@ -71,7 +71,7 @@ def _load(model: nn.Module, weights: Path, run: Run) -> bool:
         run.notes.append(f"the cached model {weights.stem[:12]} was damaged and is trained again.")
         return False
     run.history.extend(history)
-    run.details["cached_seconds"] = seconds
+    run.borrow(seconds)
     return True
 
 

@@ -1,0 +1,133 @@
+"""Continual unlearning: one request after the other through one model, measured after each.
+
+Paper      Cha et al., AAAI 2024 (specification, section 7); here for every method
+
+At request s the method starts from the model that request s-1 left. It is handed the samples of this request to forget,
+and, if it needs them, those to retain: all that no request so far has named. Earlier requests are not revisited.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from expunge.api.prepare import as_module, as_splits, check_disjoint, pick_device
+from expunge.api.result import Result
+from expunge.api.unlearn import unlearn
+from expunge.core.errors import UsageError
+from expunge.core.options import option_names
+from expunge.core.seeds import derive
+from expunge.data.join import joined
+from expunge.data.split import Split
+from expunge.methods import METHODS
+from expunge.methods.base import Method, make_method
+from expunge.metrics.distance import relative_distance
+from expunge.training.inference import predict
+
+_WORST_FIRST = ("budget", "limit", "stopped", "finished", "reached", "already")
+
+
+def unlearn_stream(
+    model: Any,
+    *,
+    requests: Sequence[Any],
+    retain: Any = None,
+    test: Any = None,
+    method: str | Method = "scrub",
+    seed: int = 0,
+    device: str = "auto",
+    **more: Any,
+) -> Result:
+    """Forget `requests` one after the other; like `unlearn` once per request, each from the model before it.
+
+    requests: data sets, (X, y) or splits, disjoint, e.g. `scenario(..., requests=8).requests()`. retain: what stays in
+    the end. test: unseen samples; measured, never handed on. more: as for `unlearn` (options of the method included).
+
+    The result holds the last model, the seconds of all requests, the history with a column `request`, the least good
+    status, and under `details["requests"]` one row per request: accuracy on its samples (`current_accuracy`), on those
+    of all requests so far (`past_accuracy`: above that of the last request, something was learned again), on `retain`
+    and `test`, and `drift`, the distance of all weights from the first model relative to their length.
+    """
+    if not requests:
+        raise UsageError("nothing to forget: `requests` is empty; pass at least one.")
+    chosen = make_method(method, **{name: more.pop(name) for name in list(more) if name in _options(method)})
+    names = [f"request {i + 1}" for i in range(len(requests))]
+    named: dict[str, Any] = {**dict(zip(names, requests, strict=True)), "retain": retain, "test": test}
+    splits = as_splits(named)
+    for name in names:
+        check_disjoint({"forget": splits[name], **{k: v for k, v in splits.items() if k != name}})
+    first, target = as_module(model), pick_device(device)
+    results: list[Result] = []
+    rows: list[dict[str, float]] = []
+    current: nn.Module = first
+    for number, name in enumerate(names):
+        kept = [splits["retain"]] if "retain" in splits else []
+        # A method that trains anew depends on no earlier request, so neither do its draws.
+        own = derive(seed, "request", number) if chosen.needs.weights else seed
+        result = unlearn(
+            current,
+            forget=splits[name].named("forget"),
+            retain=joined([*kept, *(splits[later] for later in names[number + 1 :])], "retain") if kept else None,
+            method=chosen,
+            seed=own,
+            device=device,
+            **more,
+        )
+        current = result.model
+        results.append(result)
+        past = joined([splits[n] for n in names[: number + 1]], "past")
+        measured: dict[str, Split] = {"current": splits[name], "past": past}
+        measured |= {k: splits[k] for k in ("retain", "test") if k in splits}
+        rows.append(
+            {
+                "request": float(number + 1),
+                "samples": float(len(splits[name])),
+                "seconds": result.seconds,
+                **{f"{key}_accuracy": accuracy(current, split, target) for key, split in measured.items()},
+                "drift": relative_distance(current, first) or 0.0,
+            }
+        )
+    return _together(results, rows, seed)
+
+
+def accuracy(model: nn.Module, split: Split, device: torch.device) -> float:
+    """Share of arg-max predictions that equal the label; NaN without labels."""
+    if not split.has_labels:
+        return float("nan")
+    home = next((p.device for p in model.parameters()), device)
+    right = predict(model.to(device), split, device).argmax(1).cpu() == split.y
+    model.to(home)
+    return float(right.double().mean())
+
+
+def _options(method: str | Method) -> Sequence[str]:
+    return option_names(type(method) if isinstance(method, Method) else METHODS.load(method.partition("/")[0]))
+
+
+def _together(results: Sequence[Result], rows: list[dict[str, float]], seed: int) -> Result:
+    history = [{"request": float(number), **row} for number, result in enumerate(results, 1) for row in result.history]
+    for number, row in enumerate(history, 1):
+        row["epoch"] = float(number)
+    stages: dict[str, float] = {}
+    for result in results:
+        for name, seconds in result.stages.items():
+            stages[name] = stages.get(name, 0.0) + seconds
+    last = results[-1]
+    hashes = [str(result.facts["data"]["forget"]) for result in results]
+    data = {**last.facts["data"], "forget": hashlib.sha256(" ".join(hashes).encode()).hexdigest()}
+    sizes = {**last.facts["sizes"], "forget": sum(int(result.facts["sizes"]["forget"]) for result in results)}
+    return replace(
+        last,
+        history=history,
+        seconds=sum(result.seconds for result in results),
+        status=min((result.status for result in results), key=_WORST_FIRST.index),
+        facts={**last.facts, "original": results[0].facts["original"], "seed": seed, "data": data, "sizes": sizes},
+        stages=stages,
+        notes=list(dict.fromkeys(note for result in results for note in result.notes)),
+        details={"requests": rows, "per_request": [dict(result.details) for result in results]},
+    )

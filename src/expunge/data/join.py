@@ -1,0 +1,43 @@
+"""Several splits as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from expunge.core.errors import DataError
+from expunge.data.split import ResidentStore, Split
+
+
+def joined(splits: Sequence[Split], name: str) -> Split:
+    """The samples of all splits in this order.
+
+    Splits of one store stay in it. Others are copied into a new store, for which they must be resident and alike in
+    shape, type and normalisation, and have labels (`DataError`).
+    """
+    if not splits:
+        raise DataError(f"the {name} set is empty; it needs at least one sample.")
+    first = splits[0]
+    if len(splits) == 1:
+        return first.named(name)
+    if all(split.store is first.store and split.labels is first.labels for split in splits):
+        return first.take(torch.cat([split.index for split in splits]), name)
+    stores = [split.store for split in splits]
+    alike = all(
+        isinstance(store, ResidentStore)
+        and store.samples.shape[1:] == stores[0].samples.shape[1:]  # type: ignore[attr-defined]
+        and store.samples.dtype == stores[0].samples.dtype  # type: ignore[attr-defined]
+        and store.normalisation == stores[0].normalisation
+        and store.resize == stores[0].resize
+        for store in stores
+    )
+    if not alike or not all(split.has_labels for split in splits):
+        raise DataError(f"the {name} set would mix data sets that differ in kind; make all requests of one data set.")
+    samples = torch.cat([split.store.samples[split.index] for split in splits])  # type: ignore[attr-defined]
+    labels = torch.cat([split.y for split in splits])
+    store = ResidentStore(
+        samples, labels, classes=list(first.store.classes), normalisation=first.store.normalisation, name=name
+    )
+    store.resize = first.store.resize
+    return Split.whole(store, name)

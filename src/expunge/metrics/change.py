@@ -1,0 +1,160 @@
+"""What unlearning changed in the model it was given: weights, BatchNorm statistics, layers, and where samples went.
+
+Paper      Cha et al., AAAI 2024 (analyses of the specification, section 8); CKA: Kornblith et al., ICML 2019
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from expunge.core.options import Field
+from expunge.data.split import Split
+from expunge.metrics.agreement import some
+from expunge.metrics.base import ORIGINAL, Evaluation, Metric, Value, metric
+from expunge.metrics.distance import relative_distance
+from expunge.models.anatomy import anatomy
+from expunge.models.modes import evaluation_mode
+
+_FEWEST = 4  # samples that the unbiased estimator needs
+
+
+class _AgainstOriginal(Metric):
+    def applies(self, evaluation: Evaluation) -> bool:
+        return super().applies(evaluation) and ORIGINAL in evaluation.models
+
+
+@metric("drift")
+class Drift(_AgainstOriginal):
+    """How far the model moved from the original, in weights and in BatchNorm statistics apart; 0 where it stayed.
+
+    weight_drift: ||w - w_original|| / ||w_original|| over all parameters.
+    batchnorm_mean_drift: root mean square over channels of the change of the running mean, in standard deviations of
+    the original, averaged over layers. batchnorm_variance_drift: the same of the logarithm of the running variance.
+    Not for models whose tensors differ from the original's.
+    """
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        now, then = evaluation.models[model], evaluation.models[ORIGINAL]
+        apart = relative_distance(now, then)
+        if apart is None:
+            return
+        yield Value("weight_drift", apart, "ratio", "lower")
+        means, variances = [], []
+        for (_, a), (_, b) in zip(_norms(now), _norms(then), strict=True):
+            if a.running_mean is None or b.running_mean is None or a.running_var is None or b.running_var is None:
+                continue
+            mean, before = a.running_mean.double().cpu(), b.running_mean.double().cpu()
+            variance, old = a.running_var.double().cpu() + a.eps, b.running_var.double().cpu() + b.eps
+            means.append(((mean - before).square() / old).mean().sqrt())
+            variances.append((variance / old).log().square().mean().sqrt())
+        if means:
+            yield Value("batchnorm_mean_drift", float(torch.stack(means).mean()), "ratio", "lower")
+            yield Value("batchnorm_variance_drift", float(torch.stack(variances).mean()), "ratio", "lower")
+
+
+@metric("prediction-pattern")
+class PredictionPattern(_AgainstOriginal):
+    """Which classes the forgotten samples are given now: is there a fixed one where they are hidden?
+
+    new_class_largest_share: among forget samples that are predicted wrongly, the share of the most frequent new class.
+    new_class_second_choice: the share of them whose new class was the original's most likely other class.
+    Read both beside the retrained model's. Nothing is said where no forget sample is predicted wrongly.
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("forget",)
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        truth = evaluation.labels("forget")
+        new = evaluation.logits(model, "forget").argmax(1)
+        wrong = new != truth
+        if not bool(wrong.any()):
+            return
+        counts = torch.bincount(new[wrong])
+        yield Value("new_class_largest_share", float(counts.max() / counts.sum()), "fraction", "reference")
+        before = evaluation.logits(ORIGINAL, "forget").scatter(1, truth[:, None], -torch.inf).argmax(1)
+        same = (new == before)[wrong].double().mean()
+        yield Value("new_class_second_choice", float(same), "fraction", "reference")
+
+
+@metric("cka-layers")
+class LayerCKA(_AgainstOriginal):
+    """Linear CKA between the original and this model, block by block, on forget, retain and test samples; 1 is equal.
+
+    Activations are compared as they are, flattened. The group names the block. Few samples in many dimensions push the
+    biased estimator towards 1, so the unbiased one is the default; it may be slightly negative.
+    """
+
+    on_request: ClassVar[bool] = True
+    estimator: Literal["biased", "unbiased"] = Field("unbiased", description="of HSIC")
+    samples: int = Field(256, ge=_FEWEST, description="most samples per split, drawn by the evaluation's seed")
+
+    def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
+        now, then = evaluation.models[model], evaluation.models[ORIGINAL]
+        if relative_distance(now, then) is None:
+            return
+        for name in evaluation.present(("forget", "retain", "test")):
+            split = some(evaluation.splits[name], self.samples, evaluation.seed)
+            if len(split) < _FEWEST:
+                continue
+            blocks = layer_outputs(then, split, evaluation.device)
+            for block, mine in layer_outputs(now, split, evaluation.device).items():
+                value = gram_cka(mine, blocks[block], unbiased=self.estimator == "unbiased")
+                if value is not None:
+                    yield Value(f"{name}_layer_cka", value, "ratio", "higher", group=block)
+
+
+def layer_outputs(model: nn.Module, split: Split, device: torch.device) -> dict[str, Tensor]:
+    """Gram matrix (n, n), float64, of the output of each block and of the head, over the samples of `split`."""
+    home = next((p.device for p in model.parameters()), device)
+    model.to(device)
+    found: dict[str, Tensor] = {}
+    x = split.inputs(device)
+    parts = anatomy(model, x[:2])
+
+    def keep(name: str) -> object:
+        def hook(_: nn.Module, __: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                rows = output.detach().flatten(1)
+                found[name] = (rows @ rows.T).double().cpu()
+
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    handles = [keep(name) for name in (*parts.blocks, parts.head)]
+    try:
+        with evaluation_mode(model), torch.inference_mode():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()  # type: ignore[attr-defined]
+        model.to(home)
+    return found
+
+
+def gram_cka(k: Tensor, other: Tensor, *, unbiased: bool) -> float | None:
+    """CKA of two Gram matrices (n, n); None where one of them is that of equal rows."""
+    hsic = _unbiased if unbiased else _biased
+    own = [float(hsic(g, g)) for g in (k, other)]
+    if any(value <= 1e-20 * float(g.trace()) ** 2 for value, g in zip(own, (k, other), strict=True)):
+        return None
+    return float(hsic(k, other)) / (own[0] * own[1]) ** 0.5
+
+
+def _biased(k: Tensor, other: Tensor) -> Tensor:
+    centred = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
+    return (centred * other).sum()
+
+
+def _unbiased(k: Tensor, other: Tensor) -> Tensor:
+    n = len(k)
+    k, other = (g - torch.diag(g.diagonal()) for g in (k, other))
+    ones = k.sum() * other.sum() / ((n - 1) * (n - 2))
+    return (k * other).sum() + ones - 2 / (n - 2) * (k.sum(0) @ other.sum(0))
+
+
+def _norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from benchmarks.measure import table
 
-LARGE = ("fisher", "ntk")
-TOPICS = ("loops", "decoding", "startup", "fisher", "ntk")
+LARGE = ("fisher", "ntk", "attack")
+TOPICS = ("loops", "decoding", "startup", "fisher", "ntk", "attack")
 
 
 def main() -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import expunge
 from expunge.core.errors import DataError, UsageError
-from expunge.data import lacuna
+from expunge.data import imagenet_a, lacuna, utkface
+from expunge.data.manifest import listing
 from expunge.data.sources import load_pair
 
 
@@ -80,3 +82,70 @@ def test_too_few_faces_are_named(tmp_path: Path) -> None:
         lacuna.write_manifests(tmp_path / "faces", tmp_path)
     with pytest.raises(UsageError, match="no folder"):
         lacuna.write_manifests(tmp_path / "nowhere", tmp_path)
+
+
+def test_utkface_lists_follow_the_ages_and_the_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ages = [1, 3, 4, 12, 13, 19, 20, 21, 40, 41, 60, 61, 70, 100, 110, 111, 116, 30, 45, 46]
+    for number, age in enumerate(ages):
+        picture(tmp_path / "faces" / f"{age}_0_1_2017{number:04d}.jpg", age)
+    files = utkface.write_manifests(tmp_path / "faces", tmp_path / "lists")
+    assert len(files) == 10
+    line = capsys.readouterr().out
+    assert len(line.split()[-1]) == 64
+    utkface.write_manifests(tmp_path / "faces", tmp_path / "again")
+    assert capsys.readouterr().out == line
+    rows = list(csv.DictReader((tmp_path / "lists" / "utkface-mfd.csv").read_text().splitlines()))
+    held = list(csv.DictReader((tmp_path / "lists" / "utkface-mfd-validation.csv").read_text().splitlines()))
+    assert Counter(row["split"] for row in rows) == {"train": 16, "test": 2}
+    assert len(held) == 2
+    assert len({row["file_name"] for row in rows + held}) == 20
+    for row in rows + held:
+        age = int(Path(row["file_name"]).name.split("_")[0])
+        assert int(row["label"]) == (0 if age < 20 else 1 if age < 41 else 2)
+    train, test = load_pair(tmp_path / "lists" / "utkface-tens.csv", image_size=8)
+    assert (len(train), len(test or ())) == (16, 2)
+
+
+@pytest.mark.parametrize("name", ["young_0_1.jpg", "130_0_1.jpg"])
+def test_a_face_without_an_age_is_named(tmp_path: Path, name: str) -> None:
+    for number in range(10):
+        picture(tmp_path / f"2{number}_0_1.jpg", 1)
+    picture(tmp_path / name, 1)
+    with pytest.raises(DataError, match=f"{name}: the name must begin with an age"):
+        utkface.write_manifests(tmp_path, tmp_path / "lists")
+
+
+def test_imagenet_a_lists_are_nested_and_keep_the_class_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagenet_a, "CLASSES", 3)
+    monkeypatch.setattr(imagenet_a, "SIZES", (2, 4, 64))
+    for name in ("n1", "n2", "n3"):
+        for number in range(4):
+            picture(tmp_path / "val" / name / f"{number}.jpg", number)
+    for name in ("n1", "n3"):
+        for number in range(3):
+            picture(tmp_path / "a" / name / f"{number}.jpg", 90)
+    files = imagenet_a.write_manifests(tmp_path / "a", tmp_path / "val", tmp_path / "lists")
+    assert [file.name for file in files] == ["imagenet-a-2.csv", "imagenet-a-4.csv"]
+    small, large = ([r for r in csv.DictReader(f.read_text().splitlines()) if r["origin"] == "a"] for f in files)
+    assert [r["file_name"] for r in small] == [r["file_name"] for r in large][:2]
+    train, test = load_pair(files[1])
+    assert train.store.classes == ("n1", "n2", "n3")
+    assert (len(train), len(test or ())) == (4 + 6, 6)
+    split = expunge.scenario("where", train, condition="origin == 'a'")
+    assert len(split.forget) == 4
+    picture(tmp_path / "a" / "n9" / "1.jpg", 1)
+    with pytest.raises(DataError, match="sub-folder n9"):
+        imagenet_a.write_manifests(tmp_path / "a", tmp_path / "val", tmp_path / "lists")
+
+
+def test_the_list_commands_end_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["utkface", "faces"])
+    assert listing("expunge.data.utkface", ("FACES", "OUT"), utkface.write_manifests) == 2
+    assert "usage: python -m expunge.data.utkface FACES OUT" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["utkface", "nowhere", "lists"])
+    assert listing("expunge.data.utkface", ("FACES", "OUT"), utkface.write_manifests) == 2
+    assert "error: there is no folder nowhere" in capsys.readouterr().err

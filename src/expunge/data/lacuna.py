@@ -11,20 +11,18 @@ Train on 32 x 32 pixels, as they did: `image_size: 32`, `normalise: computed`.
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from expunge.core.errors import DataError, ExpungeError, UsageError
+from expunge.core.errors import DataError, UsageError
 from expunge.core.seeds import numpy_generator
-from expunge.data.manifest import FILE
+from expunge.data.manifest import FILE, SUFFIXES, listing, write_manifest
 
 TRAIN, TEST = 400, 100
 SMALL, LARGE = 10, 100  # identities of Lacuna-10 and of Lacuna-100
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def write_manifests(faces: Path, out: Path, *, seed: int = 0) -> list[Path]:
@@ -47,9 +45,9 @@ def write_manifests(faces: Path, out: Path, *, seed: int = 0) -> list[Path]:
     chosen = rng.permutation(large)[: SMALL + LARGE].tolist()
     rows = {name: _rows(people[name], name, out, rng) for name in chosen}
     sets = {"lacuna5": chosen[:5], "lacuna6": chosen[:6], "lacuna10": chosen[:SMALL], "lacuna100": chosen[SMALL:]}
-    out.mkdir(parents=True, exist_ok=True)
     return [
-        _write(out / f"{name}.csv", [row for person in names for row in rows[person]]) for name, names in sets.items()
+        write_manifest(out / f"{name}.csv", (FILE, "label", "split"), [row for person in names for row in rows[person]])
+        for name, names in sets.items()
     ]
 
 
@@ -63,28 +61,5 @@ def _rows(images: list[Path], name: str, out: Path, rng: np.random.Generator) ->
     return [(file, name, "train" if at < TRAIN else "test") for at, file in enumerate(files)]
 
 
-def _write(path: Path, rows: list[tuple[str, str, str]]) -> Path:
-    part = path.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow((FILE, "label", "split"))
-        writer.writerows(rows)
-    part.replace(path)
-    return path
-
-
-def main() -> int:
-    if len(sys.argv) != 3:
-        sys.stderr.write("usage: python -m expunge.data.lacuna FACES OUT\n")
-        return 2
-    try:
-        for path in write_manifests(Path(sys.argv[1]), Path(sys.argv[2])):
-            sys.stdout.write(f"written: {path}\n")
-    except ExpungeError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(listing("expunge.data.lacuna", ("FACES", "OUT"), write_manifests))

@@ -10,16 +10,19 @@ can serve many data sets without a copy.
 from __future__ import annotations
 
 import csv
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from expunge.core.errors import DataError
+from expunge.core.errors import DataError, ExpungeError
 from expunge.data.cache import source_key
 from expunge.data.folder import TEST, TRAIN, FileImages, numbers_or_text
 from expunge.data.raw import Columns, Raw
 
 FILE = "file_name"
+SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def is_manifest(path: Path) -> bool:
@@ -68,3 +71,32 @@ def _part(path: Path, rows: list[dict[str, str]], numbers: list[int], label: str
         columns={name: numbers_or_text([rows[number][name] or "" for number in numbers]) for name in others},
         key=lambda facts, cache: source_key(files, root, ["manifest", facts], cache),
     )
+
+
+def write_manifest(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
+    """Write a list, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    part.replace(path)
+    return path
+
+
+def listing(module: str, arguments: Sequence[str], write: Callable[..., list[Path]]) -> int:
+    """`python -m module ARGUMENTS`: paths in, lists out; returns the exit code."""
+    if len(sys.argv) != 1 + len(arguments):
+        sys.stderr.write(f"usage: python -m {module} {' '.join(arguments)}\n")
+        return 2
+    try:
+        for path in write(*(Path(text) for text in sys.argv[1:])):
+            sys.stdout.write(f"written: {path}\n")
+    except ExpungeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: the lists cannot be written: {error}.\n")
+        return 1
+    return 0

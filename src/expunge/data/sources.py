@@ -22,8 +22,8 @@ from expunge.data.raw import Columns, Raw, class_names, computed_normalisation, 
 from expunge.data.split import Normalisation, Split
 from expunge.data.table import read_csv, read_parquet
 
-Normalise = Literal["standard", "none", "computed", "imagenet"]
-NORMALISE: tuple[Normalise, ...] = ("standard", "none", "computed", "imagenet")
+Normalise = Literal["standard", "none", "computed", "imagenet", "half"]
+NORMALISE: tuple[Normalise, ...] = ("standard", "none", "computed", "imagenet", "half")
 SUFFIXES = (".parquet", ".npz", ".npy", ".csv")
 
 
@@ -43,7 +43,8 @@ def load_pair(
     `test-*.parquet`, a folder of images (one sub-folder per class, optionally under train/ and test/), one .parquet,
     .npz, .npy or .csv file (a table, or a list of image files with the columns file_name, label and split).
     normalise: "standard" takes the data set's known constants (none for unknown data), "none" leaves pixels in [0, 1],
-    "computed" takes mean and deviation of the training samples, "imagenet" the ImageNet constants.
+    "computed" takes mean and deviation of the training samples, "imagenet" the ImageNet constants, "half" 0.5
+    for mean and deviation of every channel, as vision transformers are often trained.
     image_size: side of the square images are brought to: on the device if they are smaller, else while decoding.
     cache: folder for decoded images, by default `$EXPUNGE_CACHE` or the user's cache folder.
     *_column: names of columns where they cannot be guessed; a column named `id` holds the sample ids.
@@ -161,6 +162,9 @@ def _finish(
         if len(store.input_shape) != 3 or store.input_shape[0] != 3:
             raise UsageError(f"the ImageNet constants are for colour images; {name} has shape {store.input_shape}.")
         store.normalisation = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+    elif normalise == "half":
+        channels = store.input_shape[0] if len(store.input_shape) == 3 else 1
+        store.normalisation = Normalisation((0.5,) * channels, (0.5,) * channels)
     elif normalise == "standard":
         store.normalisation = _standard(known, classes, made)
     return made

@@ -110,6 +110,11 @@ SETTINGS: dict[str, Settings] = {
             "momentum": "the toy's recipe is Adam; see methods/test_unrolling.py",
         },
     ),
+    "sisa": Settings(
+        options={"shards": 2, "slices": 2},
+        values={"stage_epochs": 5},
+        inert={"aggregate": "how the ensemble answers, not its weights; tested in training/test_sisa.py"},
+    ),
     "laf": Settings(**_LAF),
     "laf+r": Settings(
         **{

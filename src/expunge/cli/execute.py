@@ -83,6 +83,11 @@ def unlearn(job: Unlearn) -> None:
     base = job.method.partition("/")[0]
     given = typed_options(METHODS.load(base), job.options, commands=option_names(Unlearn))
     method = make_method(job.method, **given)
+    if not method.same_tensors:
+        raise UsageError(
+            f"{method.card.name} trains an original of its own and cannot change {job.checkpoint}; "
+            "list it in a study (`expunge run`), or train in shards from Python."
+        )
     job = dataclasses.replace(job, options=to_dict(method))
     training = inputs.Training.beside(job.checkpoint)
     recipe = training.recipe(job.recipe)

@@ -148,7 +148,7 @@ class Run:
         return time.perf_counter() - self._started
 
     def borrow(self, seconds: float, stage: str | None = None) -> None:
-        """Count the seconds of work that was taken from the cache."""
+        """Count seconds of work taken from the cache; below 0: leave out seconds that are not the method's."""
         self.borrowed += seconds
         if stage is not None:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds

@@ -34,7 +34,8 @@ def joined(splits: Sequence[Split], name: str) -> Split:
     )
     if not alike or not all(split.has_labels for split in splits):
         raise DataError(f"the {name} set would mix data sets that differ in kind; make all requests of one data set.")
-    samples = torch.cat([split.store.samples[split.index] for split in splits])  # type: ignore[attr-defined]
+    here = torch.device("cpu")
+    samples = torch.cat([raw for split in splits for raw in split.store.fetch([split.index], here)])
     labels = torch.cat([split.y for split in splits])
     store = ResidentStore(
         samples, labels, classes=list(first.store.classes), normalisation=first.store.normalisation, name=name

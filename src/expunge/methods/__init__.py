@@ -155,6 +155,14 @@ METHODS = Registry(
             tags=("forget-set-only",),
         ),
         Card(
+            name="sisa",
+            summary="an original trained in shards; those that saw the forget set are trained again (exact)",
+            target="expunge.methods.sisa:SISA",
+            needs=Needs(forget="labels", retain="labels", weights=False, recipe=True),
+            paper=Paper(cite="Bourtoule et al.: Machine Unlearning, IEEE S&P 2021", url="arXiv:1912.03817"),
+            tags=("exact",),
+        ),
+        Card(
             name="laf",
             summary="no label at all: move representations of the forget set off their modelled distribution",
             target="expunge.methods.laf:LAF",

@@ -40,6 +40,12 @@ SCENARIOS = Registry(
             paper=Paper(cite="Goel et al.: Towards Adversarial Evaluations", url="arXiv:2201.06640"),
         ),
         Card(
+            name="laf-task",
+            summary="the LAF authors' data, class and noisy label removal, sample for sample; `laf-task:random`",
+            target="expunge.scenarios.laf:LAFTask",
+            paper=Paper(cite="Shen et al.: Label-Agnostic Forgetting, ICLR 2024", url="arXiv:2404.00506"),
+        ),
+        Card(
             name="ids",
             summary="explicit positions, a mask, sample ids, or a file of ids; `ids:requests.csv`",
             target="expunge.scenarios.selections:ExplicitIds",

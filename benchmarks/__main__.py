@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.measure import table
 
 LARGE = ("fisher", "ntk", "attack")
-TOPICS = ("loops", "decoding", "startup", "fisher", "ntk", "attack")
+TOPICS = ("loops", "decoding", "startup", "laf", "fisher", "ntk", "attack")
 
 
 def main() -> None:

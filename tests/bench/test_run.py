@@ -383,3 +383,12 @@ def test_a_study_may_go_without_a_reference(tiny, tmp_path):
     assert set(rows["method"]) == {"original", "finetune", "SCRUB+R"}
     assert not rows["metric"].str.contains("gap|scale_up").any()
     assert {"forget_layer_cka", "weight_drift"} <= set(rows["metric"])
+
+
+def test_representations_are_kept_where_they_are_asked_for(tiny, tmp_path):
+    run_study(parse_study({**tiny, "projection": True, "seeds": [0], "scenarios": ["class:1"]}), tmp_path)
+    for record in cells(tmp_path):
+        found = record.curves["projection"]
+        assert {name: len(rows) for name, rows in found.items()} == {"forget": 32, "test": 60}
+        assert all(len(row) == 3 for rows in found.values() for row in rows)
+        assert {row[2] for row in found["forget"]} == {1}

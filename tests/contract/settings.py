@@ -9,10 +9,18 @@ from expunge.testing.conformance import Settings
 _SGD = {"optimizer": "sgd"}
 _LAF: dict[str, Any] = {
     "options": {"epochs": 4, "lr_ue": 1e-2, "lr_ra": 1e-3, "batch_size": 8, "vae_epochs": 3, "vae_batch_size": 16},
-    "values": {"extractor": "hidden", "vae_patience": 0.5, "tau": 2.0, "latent": 3, "augment": "crop-flip"},
+    "values": {
+        "extractor": "hidden",
+        "vae_patience": 0.5,
+        "ue_patience": 1,
+        "tau": 2.0,
+        "latent": 3,
+        "augment": "crop-flip",
+    },
     "contexts": {
         "drop_short": {"batch_size": 7},
         "vae_views": {"augment": "crop-flip"},
+        "ue_patience": {"epochs": 12, "lr_ue": 0.3},
         # Without L_UE nothing has moved when L_RA starts, which is what `skip_noise` is about.
         "skip_noise": {"use_ue": False},
         "rewind": {"epochs": 12, "lr_ue": 3e-2},

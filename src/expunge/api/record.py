@@ -48,7 +48,8 @@ class CellRecord(pydantic.BaseModel):
     )
     curves: dict[str, Any] = Field(
         default_factory=dict,
-        description="losses: split -> sampled losses; confusion: split -> class x class counts (true, predicted)",
+        description="losses: split -> sampled losses; confusion: split -> class x class counts (true, predicted); "
+        "projection: split -> rows of two components and the class",
     )
     provenance: dict[str, Any] = Field(default_factory=dict, description="versions, hashes, hardware, peak memory")
 

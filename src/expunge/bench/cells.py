@@ -53,6 +53,7 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
         "reference": to_dict(reference) if reference else None,
         "metrics": [[metric.card.name, to_dict(metric)] for metric in study.named_metrics()],
         "curves": study.curves,
+        "projection": study.projection,
         "precision": study.precision,
         "files": files(study),
     }

@@ -124,6 +124,7 @@ class Study(_Part):
         description="names, or mappings with `name`; `default`, or none: all whose inputs are there, but costly ones",
     )
     curves: bool = Field(True, description="keep sampled losses and confusion counts for the plots of the report")
+    projection: bool = Field(False, description="keep representations in two dimensions for a plot of the report")
     device: str = "auto"
     precision: Precision = "float32"
 

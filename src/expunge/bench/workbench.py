@@ -22,6 +22,7 @@ from expunge.api.result import Result, versions
 from expunge.api.stream import unlearn_stream
 from expunge.api.unlearn import unlearn
 from expunge.bench.cells import Cell
+from expunge.bench.projection import projection
 from expunge.bench.recipe import DataPart, Study
 from expunge.bench.samples import load_source, parts, sized
 from expunge.core.errors import ExpungeError
@@ -163,7 +164,10 @@ class Workbench:
             id=cell.id,
             study=self.study.name,
             scores=score_rows(scores, name) + request_rows(result.details),
-            curves=curves(scores, name) if self.study.curves else {},
+            curves={
+                **(curves(scores, name) if self.study.curves else {}),
+                **({"projection": projection(evaluation, name)} if self.study.projection else {}),
+            },
             **self._described(cell, result),
         )
 

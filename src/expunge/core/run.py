@@ -50,6 +50,11 @@ class Epoch:
         """Numbers that are final already, such as a learning rate."""
         self.values.update(values)
 
+    def mean(self, name: str) -> float:
+        """What was added so far under `name`; waits for the device."""
+        total, count = self._sums[name]
+        return float(total) / max(count, 1)
+
     def close(self) -> dict[str, float]:
         for name, (total, count) in self._sums.items():
             self.values[name] = float(total) / max(count, 1)

@@ -59,6 +59,12 @@ PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
         plots.layers,
     ),
     (
+        "Where do forgotten samples lie?",
+        "Representations of unseen samples (dots, coloured by class) and of the samples to forget (crosses) in the "
+        "plane of the two main components of the unseen ones; the first seed, each model in its own plane.",
+        plots.representations,
+    ),
+    (
         "Who else was hurt?",
         "Change of test accuracy per class against the original model, in percentage points.",
         plots.class_effect,

@@ -265,6 +265,26 @@ def patterns(block: ScenarioBlock) -> str | None:
     return _panels(rows, draw, f"True and new classes, scenario {block.label}", xlabel="new class", height=2.6)
 
 
+def representations(block: ScenarioBlock) -> str | None:
+    """Forgotten among unseen samples in two dimensions, one panel a method."""
+    rows = [row for row in block.rows if row.cells and row.cells[0].curves.get("projection")]
+    if not rows:
+        return None
+
+    def draw(axes: Axes, row: MethodRow) -> None:
+        found = row.cells[0].curves["projection"]
+        unseen, gone = np.asarray(found["test"], dtype=float), np.asarray(found["forget"], dtype=float)
+        if unseen.shape[1] < 3:  # a representation of one dimension has no plane
+            return
+        colours = [COLOURS[int(label) % len(COLOURS)] for label in unseen[:, -1]]
+        axes.scatter(unseen[:, 0], unseen[:, 1], c=colours, s=6, alpha=0.6, linewidths=0)
+        axes.scatter(gone[:, 0], gone[:, 1], c=INK, s=14, marker="x", linewidths=0.8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    return _panels(rows, draw, f"Representations in two dimensions, scenario {block.label}", xlabel="", height=2.2)
+
+
 def _lines(
     block: ScenarioBlock,
     panels: Sequence[tuple[str, dict[str, dict[str, float]]]],

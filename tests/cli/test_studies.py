@@ -141,3 +141,20 @@ def test_every_table_fits_eighty_columns(monkeypatch):
         with console.capture() as captured:
             console.print(grid)
         assert max(map(len, captured.get().splitlines())) <= 80
+
+
+def test_compare_ranks_and_writes_the_pairs(expunge, tmp_path, monkeypatch):
+    ran = [cell(method, seed, value + seed / 100) for method, value in (("scrub", 0.1), ("laf", 0.2), ("fisher", 0.3))
+           for seed in range(4)]  # fmt: skip
+    score = {"metric": "average_gap", "group": "", "low": None, "high": None, "unit": "fraction", "direction": "lower"}
+    gaps = [0.1 + i / 100 for i in range(12)]
+    ran = [c.model_copy(update={"scores": [{**score, "value": v}]}) for c, v in zip(ran, gaps, strict=True)]
+    (tmp_path / "cells.json").write_text(json.dumps([one.model_dump(mode="json") for one in ran]))
+    result = expunge("compare", tmp_path, "--csv", tmp_path / "pairs.csv")
+    assert result.code == 0, result.err
+    assert "4 blocks" in result.out
+    assert "scrub against" in result.out
+    assert len((tmp_path / "pairs.csv").read_text().splitlines()) == 4
+    few = expunge("compare", tmp_path, "--metric", "avarage_gap")
+    assert few.code == 2
+    assert "did you mean `average_gap`" in few.err

@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
         (status, "Example: expunge status runs/smoke"),
         (report, "Examples: expunge report runs/smoke; expunge report forgot/ forgot-1/ --out both.html"),
         (export, "Example: expunge export runs/smoke --csv table.csv --no-time"),
+        (compare, "Example: expunge compare runs/smoke --metric average_gap"),
         (
             reproduce,
             "Examples: expunge reproduce --list; expunge reproduce scrub-small-rb --jobs 2 -s data.source=data/cifar10",
@@ -97,6 +98,35 @@ def export(
         raise UsageError("nothing to write: give --csv, --parquet or --latex with a file.")
     write(folder, csv=csv, parquet=parquet, latex=latex, time=time)
     console.say(f"written: {', '.join(map(str, files))}")
+
+
+def compare(
+    folder: Folder,
+    metric: Annotated[str, typer.Option("--metric", help="What is compared; it must have a better side.")] = (
+        "average_gap"
+    ),
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the paired differences here.")] = None,
+) -> None:
+    """Rank the methods of a study over its scenarios and seeds, and test their paired differences."""
+    from expunge.api.result import write_text
+    from expunge.cli.reports import read_cells
+    from expunge.cli.tables import pairs_table, ranks_table
+    from expunge.report import comparison
+
+    cells = read_cells(folder)
+    values = comparison.table(cells, metric)
+    better = comparison.direction(cells, metric)
+    found = comparison.ranks(values, better)
+    if found is None:
+        console.say(f"too few blocks to rank: {len(values)} (at least 4, and 3 methods); differences only.")
+    else:
+        console.out().print(ranks_table(found, metric, better))
+    table = comparison.pairs(values)
+    best = next(iter(found.mean)) if found else str(values.mean().sort_values(ascending=better == "lower").index[0])
+    console.out().print(pairs_table(table, best, better))
+    if csv is not None:
+        write_text(csv, table.to_csv(index=False))
+        console.say(f"written: {csv}")
 
 
 def reproduce(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.measure import Measurement
 from rich.table import Table
@@ -12,6 +13,11 @@ from rich.table import Table
 from expunge.api.record import CellRecord
 from expunge.cli import console
 from expunge.metrics.base import Value
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from expunge.report.comparison import Ranks
 
 HEADERS = {
     "forget_accuracy": "forget",
@@ -73,6 +79,38 @@ def requests_table(rows: Sequence[Mapping[str, float]]) -> Table:
     for row in rows:
         numbers = [_number([row[name]], percent=name not in _PLAIN, spread=False) for name in shown]
         grid.add_row(f"{row['request']:.0f}", f"{row['samples']:.0f}", *numbers)
+    return grid
+
+
+def ranks_table(found: Ranks, metric: str, better: str) -> Table:
+    """Methods by mean rank, best first."""
+    grid = console.table("method", "mean rank", right=("mean rank",), title=f"{metric}, {better} is better")
+    for name, rank in found.mean.items():
+        grid.add_row(name, f"{rank:.2f}")
+    p = f"{found.p:.3f}" if found.p >= 0.001 else "below 0.001"
+    left = f"; not ranked, cells are missing: {', '.join(found.left_out)}" if found.left_out else ""
+    grid.caption = f"{found.blocks} blocks; critical difference {found.critical:.2f}; Friedman p {p}{left}"
+    grid.caption_justify = "left"
+    return grid
+
+
+def pairs_table(rows: pd.DataFrame, best: str, better: str) -> Table:
+    """Paired differences of the best method and each other; all pairs are in the CSV."""
+    title = f"{best} against"
+    grid = console.table(title, "n", "difference", "95 % interval", "p", right=("n", "difference", "p"))
+    grid.caption = (
+        f"difference: {best} minus the other, {better} is better; p: Wilcoxon, Holm over all {len(rows)} pairs, "
+        "- with fewer than 4 blocks"
+    )
+    grid.caption_justify = "left"
+    for row in rows[(rows["first"] == best) | (rows["second"] == best)].itertuples():
+        turned = row.second == best
+        sign = -1 if turned else 1
+        low, high = sorted((sign * row.low, sign * row.high))
+        interval = "-" if math.isnan(row.low) else f"{low:.3g} .. {high:.3g}"
+        p = "-" if math.isnan(row.p) else f"{row.p:.3f}"
+        other = row.first if turned else row.second
+        grid.add_row(other, str(row.n), f"{sign * row.difference:.3g}", interval, p)
     return grid
 
 

@@ -16,7 +16,7 @@ from expunge.api.record import CellRecord
 from expunge.api.result import write_text
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
-from expunge.report import plots, verdicts
+from expunge.report import comparison, plots, verdicts
 from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock, blocks
 
 PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
@@ -99,6 +99,7 @@ def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str
         about=about,
         introduction=INTRODUCTION,
         sections=sections,
+        overall=overall(cells),
         access=access([cell for cell in cells if cell.state == "done"]),
         settings=settings(cells),
         rules=verdicts.RULES,
@@ -117,11 +118,35 @@ def section(block: ScenarioBlock) -> dict[str, Any]:
     return {
         "label": block.label,
         "headline": verdicts.headline(block),
+        "unbeaten": comparison.unbeaten(block),
         "facts": facts(block),
         "columns": block.columns,
         "rows": [table_row(row, block, reference) for row in block.rows],
         "pictures": [{"name": n, "text": t, "svg": Markup(p)} for n, t, p in drawn],
         "seeds": block.seeds,
+    }
+
+
+def overall(cells: Sequence[CellRecord]) -> dict[str, Any] | None:
+    """Ranks over all scenarios and seeds by the gap to the retrained model; None where there are too few of them."""
+    done = [cell for cell in cells if cell.state == "done"]
+    if not any(score["metric"] == "average_gap" for cell in done for score in cell.scores):
+        return None
+    values = comparison.table(done, "average_gap")
+    found = comparison.ranks(values, "lower")
+    if found is None:
+        return None
+    gaps = values.mean()
+    return {
+        "blocks": found.blocks,
+        "critical": f"{found.critical:.2f}",
+        "p": f"{found.p:.3f}" if found.p >= 0.001 else "below 0.001",
+        "left_out": found.left_out,
+        "svg": Markup(plots.rank_plot(found)),
+        "rows": [
+            {"label": name, "rank": f"{rank:.2f}", "gap": f"{100 * gaps[name]:.1f}"}
+            for name, rank in found.mean.items()
+        ],
     }
 
 
@@ -155,12 +180,16 @@ def facts(block: ScenarioBlock) -> list[tuple[str, str]]:
     if given.get("requests") == 1:  # the usual case needs no words
         del given["requests"]
     options = ", ".join(k if v is True else f"{k} = {v}" for k, v in given.items())
-    number = f"{scenario.get('forget', '?'):,} of {data.get('train', '?'):,} training samples"
+
+    def count(facts: dict[str, Any], name: str) -> str:
+        return f"{facts[name]:,}" if name in facts else "?"
+
+    number = f"{count(scenario, 'forget')} of {count(data, 'train')} training samples"
     found = [
         ("Forgotten", f"{number} ({options})" if options else number),
         (
             "Data",
-            f"{data.get('name', '?')}: {data.get('classes', '?')} classes, {data.get('test', '?'):,} test samples",
+            f"{data.get('name', '?')}: {data.get('classes', '?')} classes, {count(data, 'test')} test samples",
         ),
         ("Model", f"{model.get('name', '?')}, {model.get('parameters', 0):,} parameters"),
         ("Seeds", f"{block.seeds}"),

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from expunge.report.comparison import Ranks
 from expunge.report.summarise import (
     ORIGINAL,
     REFERENCE,
@@ -263,6 +264,25 @@ def patterns(block: ScenarioBlock) -> str | None:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
     return _panels(rows, draw, f"True and new classes, scenario {block.label}", xlabel="new class", height=2.6)
+
+
+def rank_plot(found: Ranks) -> str:
+    """Mean ranks from best to worst; a line through all that lie within the critical difference of each other."""
+    names, means = list(found.mean), list(found.mean.values())
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 0.8 + 0.28 * len(names)))
+        axes = figure.add_subplot()
+        rows = np.arange(len(names))
+        axes.barh(rows, means, height=0.55, color=COLOURS[0], alpha=0.75)
+        reach = [max(j for j in rows if means[j] - means[i] <= found.critical) for i in rows]
+        groups = [(i, j) for i, j in enumerate(reach) if j > i and (i == 0 or reach[i - 1] < j)]
+        for at, (i, j) in enumerate(groups):
+            axes.plot([max(means) + 0.4 + 0.3 * at] * 2, [i - 0.25, j + 0.25], color=INK, linewidth=2)
+        axes.set_yticks(rows, names)
+        axes.invert_yaxis()
+        axes.set_xlim(1, max(means) + 0.7 + 0.3 * len(groups))
+        axes.set_xlabel("mean rank (1 is best); no proven difference between methods joined by a line")
+        return svg(figure, f"Mean ranks of {len(names)} methods over {found.blocks} blocks")
 
 
 def representations(block: ScenarioBlock) -> str | None:

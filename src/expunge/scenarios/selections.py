@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -72,7 +73,9 @@ class OneClass(Scenario):
 
 
 def _fractions(value: Any) -> Any:
-    """`5=0.4+6=0.4` on the command line; a mapping in YAML and Python."""
+    """`5=0.4+6=0.4` on the command line; a mapping in YAML and Python, whose classes may be numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): amount for key, amount in value.items()}
     if not isinstance(value, str):
         return value
     pairs = [part.partition("=") for part in value.split("+")]

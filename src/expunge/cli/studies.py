@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from expunge.cli import console
 from expunge.core.errors import ExpungeError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from expunge.bench.engines import Engine
 
 Folder = Annotated[Path, typer.Argument(help="A study folder, as `run` prints it.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default: runs/NAME.", show_default=False)]
@@ -23,6 +26,12 @@ Changes = Annotated[
     typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change the recipe, e.g. data.source=path or seeds=[0,1]."),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Cells that run at the same time, one thread each.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Where cells run: local, ray or slurm.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray: address of a running cluster, e.g. auto; default: start one here.")
+]
+Gpus = Annotated[float, typer.Option("--gpus", min=0, help="Ray and SLURM: GPUs per cell.")]
+Partition = Annotated[str | None, typer.Option("--partition", help="SLURM: partition of the jobs.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -58,9 +67,14 @@ def run(
     out: Out = None,
     jobs: Jobs = 1,
     change: Changes = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    gpus: Gpus = 0.0,
+    partition: Partition = None,
 ) -> None:
     """Run a study from its recipe. Finished cells are kept: Ctrl-C is safe, the same command goes on."""
-    _study(recipe, out or Path("runs") / recipe.stem, jobs, change or ())
+    folder = out or Path("runs") / recipe.stem
+    _study(recipe, folder, jobs, change or (), _engine(engine, folder, address, gpus, partition))
 
 
 def status(folder: Folder) -> None:
@@ -135,6 +149,10 @@ def reproduce(
     out: Out = None,
     jobs: Jobs = 1,
     change: Changes = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    gpus: Gpus = 0.0,
+    partition: Partition = None,
 ) -> None:
     """Run a study that comes with Expunge, such as a paper's."""
     if show:
@@ -144,7 +162,26 @@ def reproduce(
     elif not name:
         raise UsageError("which one? `expunge reproduce --list` has the names.")
     else:
-        _study(_from_library(name), out or Path("runs") / name, jobs, change or ())
+        folder = out or Path("runs") / name
+        _study(_from_library(name), folder, jobs, change or (), _engine(engine, folder, address, gpus, partition))
+
+
+def _engine(name: str, folder: Path, address: str | None, gpus: float, partition: str | None) -> Engine | None:
+    """The engine of `--engine`; None: the local one, by `--jobs`."""
+    if name not in ("local", "ray", "slurm"):
+        raise unknown("engine", name, ("local", "ray", "slurm"))
+    for option, given, needs in (("address", address, ("ray",)), ("partition", partition, ("slurm",)),
+                                 ("gpus", gpus, ("ray", "slurm"))):  # fmt: skip
+        if given and name not in needs:
+            raise UsageError(f"`--{option}` belongs to --engine {' or '.join(needs)}, not to --engine {name}.")
+    if name == "local":
+        return None
+    from expunge.bench.cluster import Ray, Slurm
+
+    if name == "ray":
+        return Ray(address, gpus=gpus)
+    options: dict[str, Any] = {"slurm_partition": partition, "gpus_per_node": int(gpus) if gpus else None}
+    return Slurm(folder=folder / "jobs", **{key: value for key, value in options.items() if value is not None})
 
 
 def _from_library(name: str) -> Path:
@@ -156,7 +193,7 @@ def _from_library(name: str) -> Path:
     return Path(known[name])
 
 
-def _study(recipe: Path, out: Path, jobs: int, changes: Sequence[str] = ()) -> None:
+def _study(recipe: Path, out: Path, jobs: int, changes: Sequence[str] = (), engine: Engine | None = None) -> None:
     """Run or resume a study, print a table per scenario, write its report, and say where and how long."""
     from expunge.bench.run import run_study
     from expunge.cli.faults import Interrupted
@@ -166,7 +203,7 @@ def _study(recipe: Path, out: Path, jobs: int, changes: Sequence[str] = ()) -> N
     began = time.perf_counter()
     try:
         with console.progress() as progress:
-            run_study(recipe, out=out, jobs=jobs, progress=progress, overrides=changes)
+            run_study(recipe, out=out, jobs=jobs, engine=engine, progress=progress, overrides=changes)
         cells = read_cells(out)
         for grid in cells_tables(cells):
             console.out().print(grid)

@@ -106,7 +106,7 @@ def test_page_is_whole_escaped_and_offline(cells: list[CellRecord], tmp_path: Pa
     assert parser.open == []
     assert "<script>alert" not in text
     assert "<b>title" not in text
-    assert "neggrad failed 1 of 1 times: neggrad diverged in epoch 2" in text
+    assert "neggrad, 1 of 1 cells without a result: neggrad diverged in epoch 2" in text
     assert "what perfect forgetting" in text
     assert "14.0 ± 2.8" in text  # scrub: mean and deviation of 0.12 and 0.16 in percent
     assert not re.findall(r'(?:src|href)="(?!#|data:image)[^"]*"', text.replace('xlink:href="#', 'href="#'))

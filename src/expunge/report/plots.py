@@ -259,7 +259,7 @@ def patterns(block: ScenarioBlock) -> str | None:
         if table is None:
             return
         shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-        axes.imshow(shares, cmap="viridis_r", vmin=0, vmax=1, aspect="equal")
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 

@@ -19,7 +19,7 @@ RULES = (
 def verdict(row: MethodRow, reference: MethodRow | None) -> str:
     """One or two words for one method; empty for the references or where a number is missing."""
     if not row.cells:
-        return "failed"
+        return "not finished" if row.failed and all(cell.status == "missing" for cell in row.failed) else "failed"
     if reference is None or row.name in (REFERENCE, ORIGINAL):
         return ""
     try:
@@ -70,6 +70,7 @@ def headline(block: ScenarioBlock) -> str:
         ("over-forgets", "forget more than training again would, which can be seen from outside"),
         ("damages the model", "damage what should stay"),
         ("failed", "failed"),
+        ("not finished", "have not finished yet"),
     ):
         if word in groups:
             single = len(groups[word]) == 1
@@ -85,4 +86,6 @@ def _singular(text: str) -> str:
     first, _, rest = text.partition(" ")
     if first == "failed":
         return text
+    if first == "have":
+        return f"has {rest}"
     return f"still knows {rest.partition(' ')[2]}" if first == "still" else f"{first}s {rest}"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from expunge.api.stream import unlearn_stream
     from expunge.api.train import train
     from expunge.api.unlearn import unlearn
+    from expunge.evidence.audit import audit
+    from expunge.evidence.verdict import Verdict
     from expunge.training.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -30,6 +32,8 @@ _HOMES = {
         "unlearn",
         "unlearn_stream",
     ),
+    "expunge.evidence.audit": ("audit",),
+    "expunge.evidence.verdict": ("Verdict",),
     "expunge.training.recipe": ("Recipe",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
@@ -38,7 +42,9 @@ __all__ = [
     "Recipe",
     "Result",
     "Scores",
+    "Verdict",
     "__version__",
+    "audit",
     "evaluate",
     "method",
     "methods",

@@ -1,0 +1,67 @@
+"""Is the unlearned model one of the retrained ones? Tests of one model against N retrained with other seeds.
+
+For a statistic T:   d = T(unlearned) - mean T(retrained),   se = s sqrt(1 + 1/N),   s over the N retrained models
+
+Equivalent   two one-sided t-tests with N - 1 degrees of freedom: d is shown to lie within +- delta
+             (Schuirmann 1987; the spread of one more retrained model is part of se)
+Different    |d| exceeds what one more retrained model would show: two-sided t-test, p by Holm over all statistics
+
+All statistics must be equivalent for the whole to be (intersection-union), which needs no correction. Where neither is
+shown there is not enough evidence, and more retrained models are what helps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One statistic. difference: d; low, high: its 90 % interval, which lies within +- delta where `equivalent`.
+
+    p_equivalence: the larger of the two one-sided p; p_difference: two-sided, not yet corrected.
+    """
+
+    name: str
+    value: float
+    reference: float
+    spread: float
+    delta: float
+    difference: float
+    low: float
+    high: float
+    p_equivalence: float
+    p_difference: float
+
+    @property
+    def equivalent(self) -> bool:
+        return self.p_equivalence < ALPHA
+
+
+def compare(name: str, value: float, retrained: Sequence[float], delta: float) -> Comparison:
+    """`value` of the unlearned model against those of at least two retrained ones."""
+    from scipy.stats import t
+
+    sample = np.asarray(retrained, dtype=float)
+    if len(sample) < 2:
+        raise ValueError(f"{name}: at least two retrained models are needed, got {len(sample)}.")
+    mean, spread, freedom = float(sample.mean()), float(sample.std(ddof=1)), len(sample) - 1
+    error = spread * math.sqrt(1 + 1 / len(sample))
+    d = value - mean
+    if error == 0:  # all retrained models agree: so does this one, or it does not
+        inside, same = abs(d) < delta, d == 0
+        return Comparison(name, value, mean, 0.0, delta, d, d, d, 0.0 if inside else 1.0, 1.0 if same else 0.0)
+    p_equivalence = max(float(t.sf((d + delta) / error, freedom)), float(t.sf((delta - d) / error, freedom)))
+    half = float(t.ppf(1 - ALPHA, freedom)) * error
+    p_difference = 2 * float(t.sf(abs(d) / error, freedom))
+    return Comparison(name, value, mean, spread, delta, d, d - half, d + half, p_equivalence, p_difference)
+
+
+Word = Literal["forgotten", "not forgotten", "over-forgotten", "damaged", "not enough evidence"]

@@ -1,0 +1,177 @@
+"""A verdict in one word, with its reasons, from tests whose rules are fixed beforehand.
+
+With at least two retrained models (see `equivalence`):
+    forgotten            every statistic is shown to be equivalent to retraining
+    not forgotten        a statistic of the forget set differs, on the side of the original model
+    over-forgotten       a statistic of the forget set differs, on the other side: it sticks out
+    damaged              accuracy on retained or unseen samples is lower
+    not enough evidence  neither is shown; more retrained models, or more samples to forget, are what helps
+Differences count at 5 %, by Holm over all statistics, and only where equivalence was not shown. The first word that
+applies, in the order not forgotten, over-forgotten, damaged, is the verdict; all that apply are among the reasons.
+
+Without retrained models the forget set is held against unseen samples of the same classes (`basis` is "held-out"): by
+the 95 % interval of the loss attack's AUC, within or outside one half +- delta. That is weaker: unseen samples may be
+harder or easier than the forgotten ones, so it is labelled, and never says more than "forgotten (weak)".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from expunge.core.errors import UsageError
+from expunge.evidence.equivalence import ALPHA, Comparison, compare
+from expunge.evidence.rates import Separation
+
+WORDS = ("not forgotten", "over-forgotten", "damaged")
+FORGETTING = ("forget accuracy", "loss attack AUC")
+UTILITY = ("retain accuracy", "test accuracy")
+EXPLAIN = {
+    "forget accuracy": "share of the samples to forget that the model still classifies right",
+    "loss attack AUC": "how well the loss alone tells the samples to forget from unseen ones of the same classes",
+    "retain accuracy": "share of the training samples that stay that are classified right",
+    "test accuracy": "share of unseen samples of the classes that stay that are classified right",
+}
+
+
+@dataclass(frozen=True)
+class Margins:
+    """How large a difference still counts as none."""
+
+    accuracy: float = 0.05
+    auc: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "auc"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise UsageError(f"the margin of {name} must be between 0 and 0.5, got {getattr(self, name)}.")
+
+    def of(self, statistic: str) -> float:
+        return self.auc if statistic.endswith("AUC") else self.accuracy
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """word: see the module. basis: "retrained" or "held-out". reasons: sentences, the most important first.
+
+    attacks: model -> signal -> how well it separates; comparisons: one per statistic, empty for "held-out".
+    """
+
+    word: str
+    basis: Literal["retrained", "held-out"]
+    reasons: list[str]
+    comparisons: list[Comparison]
+    attacks: Mapping[str, Mapping[str, Separation]]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per (model, signal): AUC and TPR at low FPR with 95 % intervals; NaN where too few samples."""
+        rows = []
+        for model, signals in self.attacks.items():
+            for signal, found in signals.items():
+                row: dict[str, Any] = {"model": model, "signal": signal, **_interval("auc", found.auc)}
+                for rate, value in found.tpr.items():
+                    row |= _interval(f"tpr_at_{rate:g}", value)
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def tests(self) -> pd.DataFrame:
+        """One row per statistic that was tested against the retrained models."""
+        return pd.DataFrame([{**vars(one), "equivalent": one.equivalent} for one in self.comparisons])
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.word} (against {self.basis} {_NOUN[self.basis]})", *(f"- {r}" for r in self.reasons)])
+
+
+_NOUN = {"retrained": "models", "held-out": "samples"}
+
+
+def _interval(name: str, found: Any) -> dict[str, float]:
+    if found is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def against_retrained(
+    original: Mapping[str, float],
+    unlearned: Mapping[str, float],
+    retrained: Sequence[Mapping[str, float]],
+    margins: Margins,
+) -> tuple[str, list[str], list[Comparison]]:
+    """Word, reasons and comparisons from statistics by name; `retrained` holds at least two."""
+    names = [name for name in (*FORGETTING, *UTILITY) if name in unlearned]
+    found = [compare(n, unlearned[n], [one[n] for one in retrained], margins.of(n)) for n in names]
+    adjusted = _holm([one.p_difference for one in found])
+    words: dict[str, list[str]] = {}
+    for one, p in zip(found, adjusted, strict=True):
+        if one.equivalent or p >= ALPHA:
+            continue
+        word = _side(one, original[one.name])
+        if word:
+            words.setdefault(word, []).append(
+                f"{one.name} is {one.value:.3f}; {len(retrained)} retrained models have {one.reference:.3f} +- "
+                f"{one.spread:.3f} (p {p:.3g} after Holm): {EXPLAIN[one.name]}."
+            )
+    if words:
+        first = next(word for word in WORDS if word in words)
+        return first, [f"{word}: {text}" for word in WORDS for text in words.get(word, ())], found
+    open_ones = [one for one in found if not one.equivalent]
+    if not open_ones:
+        texts = [
+            f"{one.name} is within {one.delta:g} of retraining ({one.low:+.3f} .. {one.high:+.3f})" for one in found
+        ]
+        return "forgotten", [f"{text}." for text in texts], found
+    reasons = [
+        f"{one.name}: the difference to retraining lies in {one.low:+.3f} .. {one.high:+.3f}, which neither stays "
+        f"within {one.delta:g} nor is clearly beyond what retrained models show among themselves."
+        for one in open_ones
+    ]
+    return "not enough evidence", [*reasons, "More retrained models would tell."], found
+
+
+def against_held_out(
+    original: Mapping[str, float], unlearned: Mapping[str, float], attack: Separation, margins: Margins
+) -> tuple[str, list[str]]:
+    """Word and reasons without a retrained model."""
+    auc = attack.auc
+    shown = f"AUC {auc.value:.3f} ({auc.low:.3f} .. {auc.high:.3f})"
+    reasons = []
+    words = []
+    if auc.low > 0.5 + margins.auc:
+        words.append("not forgotten")
+        reasons.append(f"the loss tells the samples to forget from unseen ones: {shown}.")
+    elif auc.high < 0.5 - margins.auc:
+        words.append("over-forgotten")
+        reasons.append(f"the samples to forget are harder than unseen ones, so they stick out: {shown}.")
+    for name in UTILITY:
+        if name in unlearned and unlearned[name] < original[name] - margins.accuracy:
+            words.append("damaged")
+            reasons.append(f"{name} fell from {original[name]:.3f} to {unlearned[name]:.3f}.")
+    if words:
+        return next(word for word in WORDS if word in words), reasons
+    if auc.low >= 0.5 - margins.auc and auc.high <= 0.5 + margins.auc:
+        return "forgotten (weak)", [f"the loss does not tell the samples to forget from unseen ones: {shown}."]
+    return "not enough evidence", [
+        f"the interval of the attack is too wide: {shown}; one half +- {margins.auc:g} is none."
+    ]
+
+
+def _side(one: Comparison, original: float) -> str:
+    """What a clear difference means."""
+    if one.name in UTILITY:
+        return "damaged" if one.difference < 0 else ""
+    toward = np.sign(original - one.reference)
+    return "not forgotten" if toward != 0 and np.sign(one.difference) == toward else "over-forgotten"
+
+
+def _holm(p: Sequence[float]) -> list[float]:
+    order = np.argsort(p, kind="stable")
+    adjusted, worst = [0.0] * len(p), 0.0
+    for at, index in enumerate(order):
+        worst = max(worst, min(1.0, (len(p) - at) * p[index]))
+        adjusted[index] = worst
+    return adjusted

@@ -12,15 +12,17 @@ from torch import nn
 
 from expunge import api
 from expunge.api.evaluate import check_metrics
-from expunge.api.result import Result, write_text
+from expunge.api.result import Result, versions, write_text
 from expunge.cli import console, inputs, tables
 from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
 from expunge.cli.folder import STATE, WEIGHTS, claim, finished
-from expunge.cli.jobs import Evaluate, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
 from expunge.core.errors import DivergedError, UsageError
 from expunge.core.options import option_names, to_dict
 from expunge.data.cache import cache_root
+from expunge.evidence import audit as evidence
+from expunge.evidence.verdict import Margins
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.scenarios.base import Forgetting
@@ -132,7 +134,7 @@ def unlearn(job: Unlearn) -> None:
     models: dict[str, nn.Module] = {"original": original, "unlearned": unlearned}
     records = {"unlearned": record}
     if job.retrain:
-        reference = _retrained(job, original, split, start if training.pretrained else None, common)
+        reference = _retrained(original, split, start if training.pretrained else None, common)
         models["retrained"], records["retrained"] = reference.model, reference.record()
     scores = api.evaluate(
         models,
@@ -186,6 +188,54 @@ def evaluate(job: Evaluate) -> None:
         console.say(f"written: {job.csv}")
 
 
+def audit(job: Audit) -> None:
+    """Retrained references by name or made now, then the verdict; printed and written."""
+    training = inputs.Training.beside(job.original)
+    recipe = training.recipe(job.recipe)
+    if job.retrain and recipe is None:
+        raise UsageError(
+            "references cannot be trained without the recipe of the original; give --recipe file.yaml, or an original "
+            "that `expunge train` made."
+        )
+    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
+    if data.test is None:
+        raise UsageError("an audit needs samples that no model has seen; give --test.")
+    split = inputs.split_data(job, data.train)
+    original = inputs.build(job, data.train, weights=job.original)
+    unlearned = inputs.build(job, data.train, weights=job.unlearned)
+    again: list[Any] = [inputs.build(job, data.train, weights=path) for path in _weights_in(job.retrained)]
+    start = training.start(job, data.train) if training.pretrained else None  # fresh ones differ in their start, too
+    for seed in range(job.seed + 1, job.seed + 1 + job.retrain):
+        common = {"recipe": recipe, "device": job.device, "seed": seed}
+        again.append(_retrained(original, split, start, common))
+    verdict = evidence.audit(
+        original, unlearned, forget=split.forget, retain=split.retain, test=data.test, retrained=again,
+        margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
+    )  # fmt: skip
+    record = {
+        "word": verdict.word, "basis": verdict.basis, "reasons": verdict.reasons, "forgotten": split.describe(),
+        "retrained": len(again), "settings": to_dict(job), "versions": versions(), **verdict.details,
+    }  # fmt: skip
+    write_text(job.out / "attacks.csv", verdict.frame().to_csv(index=False))
+    if verdict.comparisons:
+        write_text(job.out / "tests.csv", verdict.tests().to_csv(index=False))
+    write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
+    _print_forgetting(split)
+    console.out().print(tables.attacks_table(verdict))
+    console.out().print(str(verdict), soft_wrap=True)
+    console.say(f"written: {job.out}")
+
+
+def _weights_in(folder: Path | None) -> list[Path]:
+    """Checkpoints of a folder, also one level down, as `expunge train --out folder/1` leaves them."""
+    if folder is None:
+        return []
+    found = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
+    if not found:
+        raise UsageError(f"{folder} holds no .safetensors; name a folder of models trained without the forget set.")
+    return found
+
+
 def _check_first(
     job: Unlearn, method: Method, recipe: Recipe | None, data: inputs.Data, split: Forgetting, original: nn.Module
 ) -> None:
@@ -206,7 +256,7 @@ def _check_first(
         check_metrics(job.metrics, dict.fromkeys(names, original), splits)
 
 
-def _retrained(job: Unlearn, original: nn.Module, split: Forgetting, start: Any, common: dict[str, Any]) -> Result:
+def _retrained(original: nn.Module, split: Forgetting, start: Any, common: dict[str, Any]) -> Result:
     """The exact reference; kept by content, so it is trained once per data, recipe and seed."""
     with console.progress() as progress:
         return api.unlearn(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.cli.fields import read_yaml, typed_options
-from expunge.cli.jobs import Evaluate, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
 from expunge.core.errors import CheckpointError, DataError, UsageError
 from expunge.core.seeds import torch_generator
 from expunge.data.sources import load_pair
@@ -21,7 +21,7 @@ from expunge.models.checkpoint import load_weights, weights_hash
 from expunge.scenarios.base import Forgetting, parse_scenario
 from expunge.training.recipe import Recipe
 
-Job = Train | Unlearn | Evaluate
+Job = Train | Unlearn | Evaluate | Audit
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,11 @@ class Training:
                 raise UsageError(f"{given}: {error}") from None
         return Recipe(**self.facts["recipe"]) if "recipe" in self.facts else None
 
-    def start(self, job: Unlearn, train: Split) -> dict[str, Tensor] | None:
+    def start(self, job: Unlearn | Audit, train: Split) -> dict[str, Tensor] | None:
         """The weights training started from: --initial, or rebuilt from the facts and verified by their hash."""
-        if job.initial is not None:
-            return build(job, train, weights=job.initial).state_dict()
+        given = getattr(job, "initial", None)
+        if given is not None:
+            return build(job, train, weights=given).state_dict()
         if "start" not in self.facts:
             return None
         pretrained = self.facts.get("checkpoint")

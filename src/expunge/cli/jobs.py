@@ -88,4 +88,27 @@ class Evaluate:
     device: str = Field("auto", description=_DEVICE)
 
 
+@options
+class Audit:
+    """Settings of `expunge audit`."""
+
+    model: str = Field(..., description=_MODEL)
+    model_options: dict[str, Any] = Field(default_factory=dict, description=_MODEL_OPTIONS)
+    original: Path = Field(..., description="weights before unlearning")
+    unlearned: Path = Field(..., description="weights after it")
+    data: str = Field(..., description=f"what the original was trained on: {_DATA}")
+    data_options: dict[str, Any] = Field(default_factory=dict, description=_DATA_OPTIONS)
+    forget: str = Field(..., description=_FORGET)
+    out: Path = Field(..., description="folder for verdict.json and the tables")
+    test: str | None = Field(None, description=_TEST)
+    retrained: Path | None = Field(None, description="folder of .safetensors of models trained without the forget set")
+    retrain: int = Field(0, ge=0, description="train so many references now (kept in the cache); 5 say something")
+    recipe: Path | None = Field(None, description="YAML of the training; default: result.json beside the original")
+    margin_accuracy: float = Field(0.05, gt=0, lt=0.5, description="difference in accuracy that counts as none")
+    margin_auc: float = Field(0.05, gt=0, lt=0.5, description="difference in the attack's AUC that counts as none")
+    seed: int = Field(0, ge=0, description="of the audit, and the first of the references")
+    split_seed: int = Field(0, ge=0, description="of `forget`")
+    device: str = Field("auto", description=_DEVICE)
+
+
 NESTED = ("options", "model_options", "data_options")  # written name=value on the command line, a block in a file

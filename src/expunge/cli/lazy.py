@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-HOMES = {name: "expunge.cli.work" for name in ("train", "unlearn", "evaluate")}
+HOMES = {name: "expunge.cli.work" for name in ("train", "unlearn", "evaluate", "audit")}
 
 
 class LazyGroup(TyperGroup):

@@ -108,6 +108,11 @@ def evaluate() -> None:
     """Measure models side by side on forget, retain and test data."""
 
 
+@app.command()
+def audit() -> None:
+    """Judge how well a model forgot: attacks, tests against retrained models, a verdict in one word."""
+
+
 studies.register(app)
 
 

@@ -17,6 +17,7 @@ from expunge.metrics.base import Value
 if TYPE_CHECKING:
     import pandas as pd
 
+    from expunge.evidence.verdict import Verdict
     from expunge.report.comparison import Ranks
 
 HEADERS = {
@@ -79,6 +80,25 @@ def requests_table(rows: Sequence[Mapping[str, float]]) -> Table:
     for row in rows:
         numbers = [_number([row[name]], percent=name not in _PLAIN, spread=False) for name in shown]
         grid.add_row(f"{row['request']:.0f}", f"{row['samples']:.0f}", *numbers)
+    return grid
+
+
+def attacks_table(verdict: Verdict) -> Table:
+    """AUC of every attack on the original, the unlearned and, over them, the retrained models."""
+    frame = verdict.frame()
+    if frame.empty:
+        return console.table("attack")
+    again = frame["model"].str.startswith("retrained")
+    grid = console.table("attack", "original", "unlearned", "95 %", "retrained", right=("original", "unlearned"))
+    grid.caption = "AUC in %: 50 tells nothing; above, the samples still look known; below, they stick out"
+    grid.caption_justify = "left"
+    for signal, rows in frame.groupby("signal", sort=False):
+        one = rows.set_index("model")
+        mine = one.loc["unlearned"]
+        theirs = rows[again.loc[rows.index]]["auc"]
+        span = "-" if theirs.empty else f"{100 * theirs.min():.1f} .. {100 * theirs.max():.1f}"
+        interval = f"{100 * mine['auc_low']:.1f} .. {100 * mine['auc_high']:.1f}"
+        grid.add_row(str(signal), f"{100 * one.loc['original', 'auc']:.1f}", f"{100 * mine['auc']:.1f}", interval, span)
     return grid
 
 

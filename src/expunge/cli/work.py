@@ -1,4 +1,4 @@
-"""`train`, `unlearn`, `evaluate`: one command per settings class; the work is in `execute`."""
+"""`train`, `unlearn`, `evaluate`, `audit`: one command per settings class; the work is in `execute`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from expunge.cli.fields import job_command
-from expunge.cli.jobs import Evaluate, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
 
 
 def recipe_class(values: Mapping[str, Any]) -> type:
@@ -50,12 +50,21 @@ EVALUATE = """Examples:\n
   expunge evaluate ... --retrained reference/model.safetensors --metrics accuracy --metrics mia-auc --csv scores.csv"""
 
 
+AUDIT = """Examples:\n
+  expunge audit --model cnn --original run/model.safetensors --unlearned forgot/model.safetensors
+  --data mnist --forget class:3 --retrain 5 --out audit/\n
+  expunge audit ... --forget ids:requests.csv --retrained references/ --out audit/\n
+Without --retrain and --retrained the verdict is the weaker one, against unseen samples.
+Writes verdict.json, attacks.csv and tests.csv."""
+
+
 def register(app: typer.Typer, name: str) -> None:
-    """Add one of the three commands, with its options, to an application."""
+    """Add one of these commands, with its options, to an application."""
     cls, inner, epilog = {
         "train": (Train, recipe_class, TRAIN),
         "unlearn": (Unlearn, method_class, UNLEARN),
         "evaluate": (Evaluate, None, EVALUATE),
+        "audit": (Audit, None, AUDIT),
     }[name]
 
     @job_command(app, cls, inner=inner, epilog=epilog)

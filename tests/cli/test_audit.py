@@ -1,0 +1,52 @@
+"""`expunge audit`: a verdict with and without references, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+
+@pytest.fixture
+def audit(expunge, rows, trained, tmp_path):
+    """Arguments -> result; the original judged as if it were the unlearned model."""
+    weights = trained / "model.safetensors"
+
+    def run(*more: object):
+        base = ["audit", "--model", "mlp", "--original", weights, "--unlearned", weights, "--data", rows]
+        return expunge(*base, "--forget", "random:0.3", "--out", tmp_path / "audit", *more)
+
+    return run
+
+
+def test_references_made_now_give_the_strong_verdict(audit, tmp_path):
+    result = audit("--retrain", 3)
+    assert result.code == 0, result.err
+    assert "against retrained models" in result.out
+    record = json.loads((tmp_path / "audit" / "verdict.json").read_text())
+    assert record["retrained"] == 3
+    assert record["basis"] == "retrained"
+    assert set(record["statistics"]) == {"original", "unlearned", "retrained 1", "retrained 2", "retrained 3"}
+    assert len(pd.read_csv(tmp_path / "audit" / "tests.csv")) == 4
+    assert set(pd.read_csv(tmp_path / "audit" / "attacks.csv")["signal"]) >= {"loss", "margin", "entropy"}
+
+
+def test_without_references_the_verdict_is_the_weaker_one(audit, tmp_path):
+    result = audit()
+    assert result.code == 0, result.err
+    assert "against held-out samples" in result.out
+    assert not (tmp_path / "audit" / "tests.csv").exists()
+
+
+def test_what_cannot_be_audited_is_said(audit, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for more, phrase in (
+        (["--retrained", tmp_path / "empty"], "holds no .safetensors"),
+        (["--retrain", 1], "one retrained model has no spread"),
+        (["--margin-auc", 0.7], "margin_auc"),
+    ):
+        result = audit(*more)
+        assert result.code == 2
+        assert phrase in result.err
+    assert not (tmp_path / "audit" / "verdict.json").exists()

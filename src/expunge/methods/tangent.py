@@ -12,7 +12,7 @@ is cheaper. G v is the gradient of sum v_nc f_c(x_n): one ordinary backward pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +39,14 @@ def gram_matrix(model: nn.Module, splits: list[Split], run: Run, *, memory: floa
         columns = classes * sum(len(split) for split in splits)
         kernel = torch.zeros(columns, columns, dtype=torch.float64, device=run.device)
         budget = memory * 2**20 / 4 - 3 * columns**2  # floats: the kernel itself and one float32 block of it
-        plan = list(groups(tapped, first, columns, 0.5 * budget))
-        _small_parameters(tapped, splits, run, kernel)
+        plan = list(groups(tapped, first, columns, 0.5 * budget)) or [[]]
         for number, pieces in enumerate(plan, 1):
-            for layer in _collect(tapped, splits, run, pieces, classes):
+            # The first sweep takes the small parameters along: a sweep is a backward pass per sample and class.
+            small = Small(tapped) if number == 1 else None
+            for layer in _collect(tapped, splits, run, pieces, classes, small):
                 layer.add_to(kernel, 0.4 * budget)
+            if small is not None:
+                add_gram(kernel, torch.cat(small.rows))
             run.report(f"{run.label}: kernel", number, len(plan))
     return kernel
 
@@ -207,18 +210,24 @@ def _sizes(tapped: Tapped, sample: Tensor, columns: int) -> Iterator[tuple[Tap, 
         if tap.has_matrix:
             out = tap.outputs(g)
             outputs, weight = out.shape[2], tap.module.get_parameter("weight").numel()
-            if _keeps_rows(tap):
+            if _keeps_rows(tap, out):
                 yield tap, outputs, 0, columns * weight // outputs
             else:
                 yield tap, outputs, tap.a.numel() * samples, columns * out.numel() // outputs
 
 
-def _keeps_rows(tap: Tap) -> bool:
-    """Whether a layer has so few inputs per position that its gradients are smaller than what they are made of."""
-    return tap.patches.shape[2] <= tap.patches.shape[3]
+def _keeps_rows(tap: Tap, out: Tensor) -> bool:
+    """Whether a layer has so few inputs per position that its gradients are smaller than what they are made of.
+
+    out (n, groups, O, L). Told from the weight: unfolding the inputs only to count them takes longer than the rest.
+    """
+    inner = tap.module.get_parameter("weight")[0].numel()
+    return inner <= out.shape[3]
 
 
-def _collect(tapped: Tapped, splits: list[Split], run: Run, pieces: list[Piece], classes: int) -> Iterator[Collected]:
+def _collect(
+    tapped: Tapped, splits: list[Split], run: Run, pieces: list[Piece], classes: int, small: Small | None
+) -> Iterator[Collected]:
     """One sweep over all samples, one backward pass per class and batch; the layers are released one by one."""
     total = sum(len(split) for split in splits)
     modules = dict(tapped.model.named_modules())
@@ -226,11 +235,17 @@ def _collect(tapped: Tapped, splits: list[Split], run: Run, pieces: list[Piece],
     names = [piece.name for piece in pieces]
     done = 0
     for batch in (batch for split in splits for batch in split.batches(BATCH, device=run.device)):
-        seen = tapped.forward(batch.x, names)
+        seen = tapped.forward(batch.x, names if small is None else None)
         for c, vectors in enumerate(_unit_vectors(seen.logits)):
             gradients = seen.backward(vectors, last=c == classes - 1)
-            for layer, piece, tap, g in zip(kept, pieces, seen.taps, gradients, strict=True):
+            found = {tap.name: (tap, g) for tap, g in zip(seen.taps, gradients, strict=True)}
+            for layer, piece in zip(kept, pieces, strict=True):
+                tap, g = found[piece.name]
                 _keep(layer, tap, tap.outputs(g)[:, :, piece.low : piece.high], done, c, classes, total)
+            if small is not None:
+                small.add(seen.taps, gradients)
+        if small is not None:
+            small.close(batch.x, classes)
         done += len(batch)
     while kept:
         yield kept.pop()
@@ -240,7 +255,7 @@ def _keep(layer: Collected, tap: Tap, out: Tensor, done: int, c: int, classes: i
     """Write what one backward pass gave; memory is taken once, at its final size."""
     n = len(out)
     at = slice(done * classes + c, (done + n) * classes, classes)
-    if _keeps_rows(tap):
+    if _keeps_rows(tap, out):
         rows = (out @ tap.patches.transpose(2, 3)).flatten(1)
         if layer.rows is None:
             layer.rows = rows.new_empty(total * classes, rows.shape[1])
@@ -254,20 +269,26 @@ def _keep(layer: Collected, tap: Tap, out: Tensor, done: int, c: int, classes: i
         layer.a[done : done + n] = tap.a
 
 
-def _small_parameters(tapped: Tapped, splits: list[Split], run: Run, kernel: Tensor) -> None:
-    """Biases, BatchNorm, and what is left to `torch.func`: their gradients fit in memory as they are."""
-    rows = []
-    for batch in (batch for split in splits for batch in split.batches(BATCH, device=run.device)):
-        seen = tapped.forward(batch.x)
-        per_class = []
-        for c, vectors in enumerate(_unit_vectors(seen.logits)):
-            gradients = seen.backward(vectors, last=c == seen.logits.shape[1] - 1)
-            found = [v for tap, g in zip(seen.taps, gradients, strict=True) for v in tap.vectors(g).values()]
-            per_class.append(torch.cat(found, 1) if found else seen.logits.new_empty(len(batch), 0))
-        parts = [torch.stack(per_class, 1)]
-        parts += [value.detach().flatten(2) for value in tapped.rest_rows(batch.x).values()]
-        rows.append(torch.cat(parts, 2).flatten(0, 1))
-    add_gram(kernel, torch.cat(rows))
+class Small:
+    """Rows of biases, BatchNorm, and what is left to `torch.func`: their gradients fit in memory as they are."""
+
+    def __init__(self, tapped: Tapped) -> None:
+        self.rows: list[Tensor] = []
+        self._tapped = tapped
+        self._per_class: list[Tensor] = []
+
+    def add(self, taps: Sequence[Tap], gradients: Sequence[Tensor]) -> None:
+        """One class of one batch."""
+        found = [v for tap, g in zip(taps, gradients, strict=True) for v in tap.vectors(g).values()]
+        if found:
+            self._per_class.append(torch.cat(found, 1))
+
+    def close(self, x: Tensor, classes: int) -> None:
+        """The end of a batch: rows (n classes, P), sample-major."""
+        parts = [torch.stack(self._per_class, 1)] if self._per_class else []
+        parts += [value.detach().flatten(2) for value in self._tapped.rest_rows(x).values()]
+        self.rows.append(torch.cat(parts, 2).flatten(0, 1) if parts else x.new_zeros(len(x) * classes, 1))
+        self._per_class = []
 
 
 def _unit_vectors(logits: Tensor) -> Iterator[Tensor]:

@@ -52,8 +52,10 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
     key = training_key(model, data, recipe, run.seed, purpose, run.precision)
     weights = run.cache / "models" / f"{key}.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
-    # Two workers that need the same model: one trains, the other waits and loads.
+    # Two workers that need the same model: one trains, the other waits and loads; waiting is nobody's cost.
+    before = run.elapsed()
     with FileLock(weights.with_suffix(".lock")):
+        run.borrow(before - run.elapsed())
         if not _load(model, weights, run):
             _train_and_keep(model, data, recipe, run, purpose, weights)
     return model.to(run.device)

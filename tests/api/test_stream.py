@@ -131,3 +131,11 @@ def test_a_scenario_cuts_its_forget_set_into_requests(toy: ToyProblem) -> None:
     assert [part.index.tolist() for part in parts] == [part.index.tolist() for part in again]
     with pytest.raises(DataError, match="11 requests for 10 samples"):
         expunge.scenario("random", train, amount=10, requests=11).requests()
+
+
+def test_what_trains_anew_starts_from_the_given_model_every_time(toy: ToyProblem) -> None:
+    """An ensemble of the first request must not become the architecture of the second."""
+    result = stream(toy, method="sisa", shards=2, slices=1, recipe=RECIPE)
+    assert len(result.model.models) == 2
+    assert not any(isinstance(member, type(result.model)) for member in result.model.models)
+    assert all(row["drift"] != row["drift"] for row in result.details["requests"])  # NaN: other tensors

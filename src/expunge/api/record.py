@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from expunge.api.evaluate import Scores
-from expunge.metrics.base import Value
+from expunge.metrics.base import Direction, Unit, Value
 
 SAMPLED_LOSSES = 1000  # per split and model: enough for a histogram, small enough for a page
 
@@ -59,6 +59,9 @@ def score_rows(scores: Scores, model: str) -> list[dict[str, Any]]:
     return [asdict(value) for value in scores.values[model]]
 
 
+_REQUEST_UNITS: dict[str, tuple[Unit, Direction]] = {"seconds": ("seconds", "lower"), "drift": ("ratio", "lower")}
+
+
 def request_rows(details: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a stream measured after each request, as rows of metrics whose group is the number of the request."""
     rows = []
@@ -66,10 +69,8 @@ def request_rows(details: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, value in request.items():
             if name in ("request", "samples") or not math.isfinite(value):
                 continue
-            unit, direction = {"seconds": ("seconds", "lower"), "drift": ("ratio", "lower")}.get(
-                name, ("fraction", "reference")
-            )
-            found = Value(f"request_{name}", float(value), unit, direction, group=f"{int(request['request'])}")  # type: ignore[arg-type]
+            unit, direction = _REQUEST_UNITS.get(name, ("fraction", "reference"))
+            found = Value(f"request_{name}", float(value), unit, direction, group=f"{int(request['request'])}")
             rows.append(asdict(found))
     return rows
 

@@ -9,7 +9,8 @@ and, if it needs them, those to retain: all that no request so far has named. Ea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +27,8 @@ from expunge.data.join import joined
 from expunge.data.split import Split
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
+from expunge.metrics.base import Evaluation
 from expunge.metrics.distance import relative_distance
-from expunge.training.inference import predict
 
 _WORST_FIRST = ("budget", "limit", "stopped", "finished", "reached", "already")
 
@@ -70,7 +71,7 @@ def unlearn_stream(
         # A method that trains anew depends on no earlier request, so neither do its draws.
         own = derive(seed, "request", number) if chosen.needs.weights else seed
         result = unlearn(
-            current,
+            current if chosen.needs.weights else first,
             forget=splits[name].named("forget"),
             retain=joined([*kept, *(splits[later] for later in names[number + 1 :])], "retain") if kept else None,
             method=chosen,
@@ -81,6 +82,7 @@ def unlearn_stream(
         current = result.model
         results.append(result)
         past = joined([splits[n] for n in names[: number + 1]], "past")
+        moved = relative_distance(current, first)
         measured: dict[str, Split] = {"current": splits[name], "past": past}
         measured |= {k: splits[k] for k in ("retain", "test") if k in splits}
         rows.append(
@@ -88,21 +90,18 @@ def unlearn_stream(
                 "request": float(number + 1),
                 "samples": float(len(splits[name])),
                 "seconds": result.seconds,
-                **{f"{key}_accuracy": accuracy(current, split, target) for key, split in measured.items()},
-                "drift": relative_distance(current, first) or 0.0,
+                **accuracies(current, measured, target),
+                "drift": math.nan if moved is None else moved,
             }
         )
     return _together(results, rows, seed)
 
 
-def accuracy(model: nn.Module, split: Split, device: torch.device) -> float:
-    """Share of arg-max predictions that equal the label; NaN without labels."""
-    if not split.has_labels:
-        return float("nan")
-    home = next((p.device for p in model.parameters()), device)
-    right = predict(model.to(device), split, device).argmax(1).cpu() == split.y
-    model.to(home)
-    return float(right.double().mean())
+def accuracies(model: nn.Module, splits: Mapping[str, Split], device: torch.device) -> dict[str, float]:
+    """<split>_accuracy of every split that has labels."""
+    seen = Evaluation({"now": model}, splits, device=device)
+    labelled = [name for name, split in splits.items() if split.has_labels]
+    return {f"{name}_accuracy": float(seen.correct("now", name).double().mean()) for name in labelled}
 
 
 def _options(method: str | Method) -> Sequence[str]:

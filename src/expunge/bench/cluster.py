@@ -22,7 +22,7 @@ from expunge.bench.engines import ATTEMPTS, Work
 from expunge.bench.reading import parse_study
 from expunge.bench.store import Store
 from expunge.bench.workbench import Workbench
-from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.errors import UsageError
 from expunge.data.cache import cache_root
 
 _POLL = 0.5  # seconds between looks
@@ -42,15 +42,10 @@ def answer(study: str, cell: str) -> Answer:
     bench, known = _bench(study)
     if cell not in known:
         return Answer("", "the data of this machine differ from those of the machine that planned the study.", {})
-    try:
-        found, error = bench.record(known[cell]).model_dump_json(), ""
-    except ExpungeError as fault:
-        found, error = "", str(fault)
-    except Exception as fault:  # noqa: BLE001  # one broken cell must not cost a study its other cells
-        found, error = "", f"{type(fault).__name__}: {fault}"
+    found = bench.attempt(known[cell])
     stages = dict(bench.stages)
     bench.stages.clear()
-    return Answer(found, error, stages)
+    return Answer("", found, stages) if isinstance(found, str) else Answer(found.model_dump_json(), "", stages)
 
 
 @functools.lru_cache(maxsize=1)

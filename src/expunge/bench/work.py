@@ -18,7 +18,7 @@ from expunge.bench.cells import expand
 from expunge.bench.reading import parse_study
 from expunge.bench.store import Store
 from expunge.bench.workbench import Workbench
-from expunge.core.errors import Cancelled, ExpungeError
+from expunge.core.errors import ExpungeError
 from expunge.core.run import Progress
 from expunge.data.cache import cache_root
 
@@ -43,16 +43,11 @@ def run_cells(
             if cell not in by_id:
                 raise ExpungeError("the data or a file of the recipe changed while the study ran; start it again.")
             store.start(cell)
-            try:
-                record = bench.record(by_id[cell])
-            except Cancelled:
-                raise
-            except ExpungeError as error:
-                store.fail(cell, str(error))
-            except Exception as error:  # noqa: BLE001  # one broken cell must not cost a study its other cells
-                store.fail(cell, f"{type(error).__name__}: {error}")
+            found = bench.attempt(by_id[cell])
+            if isinstance(found, str):
+                store.fail(cell, found)
             else:
-                store.finish(cell, record)
+                store.finish(cell, found)
             store.keep_stages(bench.stages)
             bench.stages.clear()
             tick()

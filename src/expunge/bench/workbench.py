@@ -25,7 +25,7 @@ from expunge.bench.cells import Cell
 from expunge.bench.projection import projection
 from expunge.bench.recipe import DataPart, Study
 from expunge.bench.samples import load_source, parts, sized
-from expunge.core.errors import ExpungeError
+from expunge.core.errors import Cancelled, ExpungeError
 from expunge.core.options import build, to_dict
 from expunge.core.run import Progress, Run
 from expunge.data.split import Split
@@ -149,6 +149,17 @@ class Workbench:
         if cell.scenario.requests > 1:
             return unlearn_stream(original, requests=forgetting.requests(), test=test, **common)
         return unlearn(original, forget=forgetting.forget, **common)
+
+    def attempt(self, cell: Cell) -> CellRecord | str:
+        """`record`, or the sentence of its failure: one broken cell must not cost a study its other cells."""
+        try:
+            return self.record(cell)
+        except Cancelled:
+            raise
+        except ExpungeError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  # a method of a third party may fail in any way
+            return f"{type(error).__name__}: {error}"
 
     def record(self, cell: Cell) -> CellRecord:
         """Run one cell, whatever it takes of shared stages, and measure it."""

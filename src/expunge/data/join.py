@@ -23,16 +23,12 @@ def joined(splits: Sequence[Split], name: str) -> Split:
         return first.named(name)
     if all(split.store is first.store and split.labels is first.labels for split in splits):
         return first.take(torch.cat([split.index for split in splits]), name)
-    stores = [split.store for split in splits]
-    alike = all(
-        isinstance(store, ResidentStore)
-        and store.samples.shape[1:] == stores[0].samples.shape[1:]  # type: ignore[attr-defined]
-        and store.samples.dtype == stores[0].samples.dtype  # type: ignore[attr-defined]
-        and store.normalisation == stores[0].normalisation
-        and store.resize == stores[0].resize
+    stores = [split.store for split in splits if isinstance(split.store, ResidentStore) and split.has_labels]
+    kinds = {
+        (store.samples.shape[1:], store.samples.dtype, store.normalisation, store.resize, store.classes)
         for store in stores
-    )
-    if not alike or not all(split.has_labels for split in splits):
+    }
+    if len(stores) < len(splits) or len(kinds) > 1:
         raise DataError(f"the {name} set would mix data sets that differ in kind; make all requests of one data set.")
     here = torch.device("cpu")
     samples = torch.cat([raw for split in splits for raw in split.store.fetch([split.index], here)])

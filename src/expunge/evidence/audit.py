@@ -11,10 +11,11 @@ from torch import nn
 
 from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
 from expunge.core.errors import UsageError
+from expunge.core.options import build, to_dict
 from expunge.core.seeds import numpy_generator
 from expunge.evidence.distances import jsd, tug_of_war
 from expunge.evidence.rates import Separation, separation
-from expunge.evidence.signals import LABEL_FREE, SIGNALS, gradient
+from expunge.evidence.signals import SIGNALS, gradient
 from expunge.evidence.verdict import Margins, Verdict, against_held_out, against_retrained
 from expunge.metrics.agreement import representation
 from expunge.metrics.base import Evaluation
@@ -48,7 +49,7 @@ def audit(
     target = pick_device(device)
     if len(retrained) == 1:
         raise UsageError("one retrained model has no spread; pass at least two, or none for the weaker verdict.")
-    limits = margins if isinstance(margins, Margins) else Margins(**(margins or {}))
+    limits = margins if isinstance(margins, Margins) else build(Margins, dict(margins or {}), "margins")
     splits = as_splits({"forget": forget, "retain": retain, "test": test})
     check_disjoint(splits)
     for name in ("forget", "test"):
@@ -62,7 +63,7 @@ def audit(
     attacks = {name: population_attacks(evaluation, name, resamples) for name in names}
     numbers = {name: statistics(evaluation, name, attacks[name]) for name in names}
     again = [numbers[name] for name in names if name.startswith("retrained")]
-    details: dict[str, Any] = {"statistics": numbers, "margins": vars(limits)}
+    details: dict[str, Any] = {"statistics": numbers, "margins": to_dict(limits)}
     if again:
         details["jsd"] = distances(evaluation, [name for name in names if name.startswith("retrained")])
         mean = {key: float(np.mean([one[key] for one in again])) for key in again[0]}
@@ -110,11 +111,6 @@ def population_attacks(evaluation: Evaluation, model: str, resamples: int = 500)
         )
         for name, (members, others) in scores.items()
     }  # fmt: skip
-
-
-def label_free(attacks: Mapping[str, Separation]) -> dict[str, Separation]:
-    """The attacks that an attacker without labels can make."""
-    return {name: attacks[name] for name in LABEL_FREE if name in attacks}
 
 
 def distances(evaluation: Evaluation, retrained: Sequence[str]) -> dict[str, dict[str, float]]:

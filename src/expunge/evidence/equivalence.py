@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -64,4 +63,16 @@ def compare(name: str, value: float, retrained: Sequence[float], delta: float) -
     return Comparison(name, value, mean, spread, delta, d, d - half, d + half, p_equivalence, p_difference)
 
 
-Word = Literal["forgotten", "not forgotten", "over-forgotten", "damaged", "not enough evidence"]
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down adjustment; NaN stays NaN.
+
+    >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = np.full(len(p), np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    worst = 0.0
+    for at, index in enumerate(known[np.argsort(p[known], kind="stable")]):
+        worst = max(worst, min(1.0, (len(known) - at) * float(p[index])))
+        adjusted[index] = worst
+    return adjusted

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from expunge.core.errors import UsageError
-from expunge.evidence.equivalence import ALPHA, Comparison, compare
+from expunge.core.options import Field, options
+from expunge.evidence.equivalence import ALPHA, Comparison, compare, holm
 from expunge.evidence.rates import Separation
+from expunge.evidence.signals import LABEL_FREE
 
 WORDS = ("not forgotten", "over-forgotten", "damaged")
 FORGETTING = ("forget accuracy", "loss attack AUC")
@@ -38,17 +39,12 @@ EXPLAIN = {
 }
 
 
-@dataclass(frozen=True)
+@options
 class Margins:
     """How large a difference still counts as none."""
 
-    accuracy: float = 0.05
-    auc: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("accuracy", "auc"):
-            if not 0 < getattr(self, name) < 0.5:
-                raise UsageError(f"the margin of {name} must be between 0 and 0.5, got {getattr(self, name)}.")
+    accuracy: float = Field(0.05, gt=0, lt=0.5, description="of accuracies")
+    auc: float = Field(0.05, gt=0, lt=0.5, description="of the AUC of an attack")
 
     def of(self, statistic: str) -> float:
         return self.auc if statistic.endswith("AUC") else self.accuracy
@@ -73,7 +69,8 @@ class Verdict:
         rows = []
         for model, signals in self.attacks.items():
             for signal, found in signals.items():
-                row: dict[str, Any] = {"model": model, "signal": signal, **_interval("auc", found.auc)}
+                row: dict[str, Any] = {"model": model, "signal": signal, "label_free": signal in LABEL_FREE}
+                row |= _interval("auc", found.auc)
                 for rate, value in found.tpr.items():
                     row |= _interval(f"tpr_at_{rate:g}", value)
                 rows.append(row)
@@ -105,7 +102,7 @@ def against_retrained(
     """Word, reasons and comparisons from statistics by name; `retrained` holds at least two."""
     names = [name for name in (*FORGETTING, *UTILITY) if name in unlearned]
     found = [compare(n, unlearned[n], [one[n] for one in retrained], margins.of(n)) for n in names]
-    adjusted = _holm([one.p_difference for one in found])
+    adjusted = holm(np.array([one.p_difference for one in found]))
     words: dict[str, list[str]] = {}
     for one, p in zip(found, adjusted, strict=True):
         if one.equivalent or p >= ALPHA:
@@ -166,12 +163,3 @@ def _side(one: Comparison, original: float) -> str:
         return "damaged" if one.difference < 0 else ""
     toward = np.sign(original - one.reference)
     return "not forgotten" if toward != 0 and np.sign(one.difference) == toward else "over-forgotten"
-
-
-def _holm(p: Sequence[float]) -> list[float]:
-    order = np.argsort(p, kind="stable")
-    adjusted, worst = [0.0] * len(p), 0.0
-    for at, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(p) - at) * p[index]))
-        adjusted[index] = worst
-    return adjusted

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from expunge.core.options import Field
 from expunge.data.split import Split
@@ -116,7 +117,7 @@ def layer_outputs(model: nn.Module, split: Split, device: torch.device) -> dict[
     x = split.inputs(device)
     parts = anatomy(model, x[:2])
 
-    def keep(name: str) -> object:
+    def keep(name: str) -> RemovableHandle:
         def hook(_: nn.Module, __: object, output: object) -> None:
             if isinstance(output, Tensor):
                 rows = output.detach().flatten(1)
@@ -130,7 +131,7 @@ def layer_outputs(model: nn.Module, split: Split, device: torch.device) -> dict[
             model(x)
     finally:
         for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+            handle.remove()
         model.to(home)
     return found
 

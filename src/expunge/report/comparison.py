@@ -23,10 +23,10 @@ import pandas as pd
 
 from expunge.api.record import CellRecord
 from expunge.core.errors import UsageError, nearest
+from expunge.evidence.equivalence import ALPHA, holm
 from expunge.report.summarise import ORIGINAL, REFERENCE, ScenarioBlock
 
 FEWEST_BLOCKS = 4  # below, neither ranks nor tests say anything
-ALPHA = 0.05
 
 
 def table(cells: Sequence[CellRecord], metric: str) -> pd.DataFrame:
@@ -113,21 +113,6 @@ def pairs(values: pd.DataFrame) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=["first", "second", "n", "difference", "low", "high", "p"])
     frame["p"] = holm(frame["p"].to_numpy())
     return frame
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down adjustment; NaN stays NaN.
-
-    >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    adjusted = np.full(len(p), np.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    worst = 0.0
-    for at, index in enumerate(known[np.argsort(p[known], kind="stable")]):
-        worst = max(worst, min(1.0, (len(known) - at) * float(p[index])))
-        adjusted[index] = worst
-    return adjusted
 
 
 def unbeaten(block: ScenarioBlock) -> list[str]:

@@ -145,7 +145,7 @@ def curves(block: ScenarioBlock) -> str | None:
             epochs = np.arange(1, len(values) + 1)
             axes.plot(
                 epochs, np.asarray(values) / (top or 1.0), color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
+                marker=MARKERS[i % len(MARKERS)] if len(values) <= 30 else None,  # each is an element of the page
                 markersize=3, linewidth=1.2, label=f"{name.replace('_', ' ')} (max {top:.2g})",
             )  # fmt: skip
         axes.legend(fontsize=7, loc="best")

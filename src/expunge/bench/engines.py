@@ -87,7 +87,7 @@ class LocalProcesses:
                 while waiting and len(running) < self.jobs:
                     item = waiting.pop(0)
                     process = context.Process(target=_worker, args=(item,), daemon=True)
-                    with _no_main_module():
+                    with without_main_module():
                         process.start()
                     running[process] = item
                 wait([process.sentinel for process in running], timeout=_POLL)
@@ -128,7 +128,7 @@ class LocalProcesses:
 
 
 @contextmanager
-def _no_main_module() -> Iterator[None]:
+def without_main_module() -> Iterator[None]:
     """Workers need nothing of the caller's `__main__`: re-importing it would run an unguarded script once more."""
     main = sys.modules["__main__"]
     space = vars(main)

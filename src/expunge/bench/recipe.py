@@ -99,6 +99,42 @@ class Seeds(_Part):
         return [{name: columns[name][i] for name in SEEDS} for i in range(length)]
 
 
+class Space(_Part):
+    """Values that tuning may choose from: a list, or a range. Bounds that are whole numbers give whole numbers."""
+
+    values: tuple[Any, ...] | None = Field(None, min_length=1, description="a list, instead of low and high")
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = Field(False, description="draw evenly on a logarithmic scale")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """A plain list is a list of values."""
+        return {"values": tuple(value)} if isinstance(value, (list, tuple)) else value
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_two(self) -> Space:
+        if (self.values is None) == (self.low is None or self.high is None):
+            raise ValueError("give either `values` (or a plain list), or `low` and `high`")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"`low` must be below `high`, got {self.low} and {self.high}")
+        if self.log and self.low is not None and self.low <= 0:
+            raise ValueError(f"with `log`, `low` must be positive, got {self.low}")
+        return self
+
+
+class TunePart(_Part):
+    """What `expunge tune` may try. Part of no result."""
+
+    trials: int = Field(12, ge=1, description="per method, the recipe's own options included")
+    seeds: tuple[int, ...] = Field((100,), min_length=1, description="of data and training; not those of the study")
+    spaces: dict[str, dict[str, Space]] = Field(
+        default_factory=dict,
+        description="method label -> option -> values; a method without: its rates within a factor of ten, its epochs",
+    )
+
+
 class Study(_Part):
     """A grid: data x model x scenarios x methods x seeds, always with a retrained reference."""
 
@@ -125,6 +161,7 @@ class Study(_Part):
     )
     curves: bool = Field(True, description="keep sampled losses and confusion counts for the plots of the report")
     projection: bool = Field(False, description="keep representations in two dimensions for a plot of the report")
+    tune: TunePart = Field(default_factory=lambda: TunePart(), description="search spaces of `expunge tune`")
     device: str = "auto"
     precision: Precision = "float32"
 
@@ -164,6 +201,18 @@ class Study(_Part):
 
     def named_methods(self) -> list[tuple[str, Method]]:
         """(label, method); `retrain` comes first and is always there, unless the study goes without a reference."""
+        found = []
+        for where, label, name, given in self.method_items():
+            with _within(where):
+                cls = METHODS.load(name.partition("/")[0])
+            _check_keys(where, cls, given)
+            with _within(where):
+                found.append((label, make_method(name, **given)))
+        found.sort(key=lambda pair: pair[1].card.name != "retrain")
+        return _distinct("method", found)
+
+    def method_items(self) -> list[tuple[str, str, str, dict[str, Any]]]:
+        """(place in the recipe, label, name, options as written) of every method, not checked yet."""
         items = list(self._listed_methods())
         listed = any(_name(item) == "retrain" for _, item in items)
         if listed and not self.retrain:
@@ -175,13 +224,8 @@ class Study(_Part):
             name, label, given = (item, item, {}) if isinstance(item, str) else _parts(where, item)
             if isinstance(item, str) and item in self.options:
                 where, given = f"options.{item}", self.options[item]
-            with _within(where):
-                cls = METHODS.load(name.partition("/")[0])
-            _check_keys(where, cls, given)
-            with _within(where):
-                found.append((label or _label(name, given), make_method(name, **given)))
-        found.sort(key=lambda pair: pair[1].card.name != "retrain")
-        return _distinct("method", found)
+            found.append((where, label or _label(name, given), name, given))
+        return found
 
     def reference(self) -> Method | None:
         """The method whose result the others are compared with."""

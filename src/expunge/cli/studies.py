@@ -1,4 +1,4 @@
-"""`demo`, `run`, `status`, `report`, `export`, `reproduce`: studies, done by `expunge.bench` and `expunge.report`.
+"""`demo`, `run`, `status`, `report`, `export`, `tune`, `compare`, `reproduce`: studies, done by `expunge.bench` and `expunge.report`.
 
 What is called: bench.run.run_study(recipe, out=, jobs=, progress=), bench.run.status(folder) -> {state: count},
 bench.run.export(folder, csv=, time=), bench.run.cells(folder), and bench.library.recipes() -> {name: path}.
@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
         (status, "Example: expunge status runs/smoke"),
         (report, "Examples: expunge report runs/smoke; expunge report forgot/ forgot-1/ --out both.html"),
         (export, "Example: expunge export runs/smoke --csv table.csv --no-time"),
+        (tune, "Example: expunge tune recipes/laf-mnist-random.yaml --jobs 2 --out tuned/laf-mnist-random"),
         (compare, "Example: expunge compare runs/smoke --metric average_gap"),
         (
             reproduce,
@@ -112,6 +113,36 @@ def export(
         raise UsageError("nothing to write: give --csv, --parquet or --latex with a file.")
     write(folder, csv=csv, parquet=parquet, latex=latex, time=time)
     console.say(f"written: {', '.join(map(str, files))}")
+
+
+def tune(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML), or the name of one in the library.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the search; default: tuned/NAME.", show_default=False)
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Methods searched at the same time.")] = 1,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Show beside it what tuning against a retrained model would have gained.")
+    ] = False,
+    change: Changes = None,
+) -> None:
+    """Search options for every method with one budget, on validation data, without a retrained model.
+
+    Writes tuned.yaml, a recipe with what was found. Ctrl-C is safe, the same command goes on.
+    """
+    from expunge.bench.tuning import tune as search
+    from expunge.cli.faults import Interrupted
+    from expunge.cli.tables import tuned_table
+
+    file = recipe if recipe.is_file() or recipe.suffix in (".yaml", ".yml") else _from_library(str(recipe))
+    folder = out or Path("tuned") / file.stem
+    try:
+        with console.progress() as progress:
+            found = search(file, folder, jobs=jobs, oracle=oracle, progress=progress, overrides=change or ())
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; trials are kept in {folder}; run the same command again to go on.") from None
+    console.out().print(tuned_table(found, oracle))
+    console.out().print(f"recipe: {folder / 'tuned.yaml'}", soft_wrap=True)
 
 
 def compare(

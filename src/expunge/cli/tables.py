@@ -17,6 +17,7 @@ from expunge.metrics.base import Value
 if TYPE_CHECKING:
     import pandas as pd
 
+    from expunge.bench.tuning import Tuned
     from expunge.evidence.verdict import Verdict
     from expunge.report.comparison import Ranks
 
@@ -131,6 +132,24 @@ def pairs_table(rows: pd.DataFrame, best: str, better: str) -> Table:
         p = "-" if math.isnan(row.p) else f"{row.p:.3f}"
         other = row.first if turned else row.second
         grid.add_row(other, str(row.n), f"{sign * row.difference:.3g}", interval, p)
+    return grid
+
+
+def tuned_table(found: Sequence[Tuned], oracle: bool) -> Table:
+    """One row per method: the rule's score of the recipe's options and of the chosen ones, and what was chosen."""
+    titles = ["method", "as written", "tuned", *(["gap", "regret"] if oracle else []), "options"]
+    note = "score of the validation-matched rule, in points, lower is better"
+    if oracle:
+        note += "; gap: of the chosen one to retraining; regret: against the best of the same trials by an oracle"
+    grid = Table(*titles, title="tuned without a retrained model", caption=note)
+    for one in found:
+        first, best = one.trials[0], one.best
+        if best is None or best.score is None:
+            grid.add_row(one.label, "failed", "failed", *(["", ""] if oracle else []), one.trials[0].failed)
+            continue
+        numbers = [first.score, best.score, *([best.gap, one.regret] if oracle else [])]
+        chosen = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in best.options.items())
+        grid.add_row(one.label, *("failed" if n is None else f"{100 * n:.1f}" for n in numbers), chosen)
     return grid
 
 

@@ -1,0 +1,349 @@
+"""Choosing options without an oracle: the same budget for every method, by a rule that needs no retrained model.
+
+Data       the recipe's, with seeds of its own (`tune.seeds`) and a validation set held out; test data are never read
+Trials     the first one has the recipe's own options; the others are Optuna's (TPE). A trial's number is its score
+           averaged over the recipe's scenarios and the tuning seeds; lower is better
+Rule       |forget accuracy - what a model that never saw the samples would reach|, plus what the retained and the
+           validation samples (of the classes that stay) lost against the original model, each counted where positive.
+           What such a model would reach: 0 for classes that go as a whole; for samples with a wrong label the share of
+           validation errors that happen to hit it, error / (classes - 1); otherwise the same model's accuracy on
+           validation samples of the same classes ("validation-matched")
+Regret     with `oracle`, a retrained model of the same tuning seeds gives every trial its gap: the mean of |difference|
+           of forget, retained and validation accuracy. regret = gap of the chosen trial - smallest gap of all trials.
+           It is printed beside the choice and never makes one
+
+Trials are kept in Optuna's journal, so that the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import yaml
+from torch import nn
+
+from expunge.api.prepare import pick_device
+from expunge.api.result import write_text
+from expunge.bench.cells import Cell, address, expand
+from expunge.bench.engines import PRELOAD, without_main_module
+from expunge.bench.reading import load_study, parse_study
+from expunge.bench.recipe import Space, Study
+from expunge.bench.workbench import Workbench
+from expunge.core.errors import ExpungeError, UsageError, nearest
+from expunge.core.options import to_dict
+from expunge.core.run import Progress
+from expunge.core.seeds import derive
+from expunge.data.cache import cache_root
+from expunge.methods.base import make_method
+from expunge.methods.rewind import matched_error
+from expunge.metrics.base import Evaluation
+
+if TYPE_CHECKING:
+    import optuna
+
+HELD_OUT = 0.1  # of the training samples, where the recipe holds out none
+JOURNAL = "trials.journal"
+NOT_TUNED = ("original", "retrain")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of one method. score: by the rule; gap: to retraining, None without an oracle; failed: why."""
+
+    options: dict[str, Any]
+    score: float | None
+    gap: float | None
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was tried for one method. The first trial has the recipe's options."""
+
+    label: str
+    trials: list[Trial]
+
+    @property
+    def best(self) -> Trial | None:
+        """By the rule alone; None where every trial failed. The earliest on ties."""
+        return min(
+            (t for t in self.trials if t.score is not None), key=lambda t: cast(float, t.score), default=None
+        )
+
+    @property
+    def regret(self) -> float | None:
+        """How much closer to retraining an oracle would have come with the same trials."""
+        gaps = [t.gap for t in self.trials if t.gap is not None]
+        if not gaps or self.best is None or self.best.gap is None:
+            return None
+        return self.best.gap - min(gaps)
+
+
+def tune(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    oracle: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Tuned]:
+    """Search options for every method of a recipe and write `tuned.yaml`, a recipe with what was found.
+
+    jobs: methods searched at the same time, one thread each. oracle: also print regret (trains the reference).
+    Raises `UsageError` for a recipe, a space or a folder that does not fit.
+    """
+    _optuna()
+    study = load_study(recipe, overrides)
+    part, folder = study.tune, Path(out)
+    tuning = parse_study(
+        {
+            **study.model_dump(mode="json"),
+            "seeds": list(part.seeds),
+            "data": {
+                **study.data.model_dump(mode="json"),
+                "validation": study.data.validation or HELD_OUT,
+                "resample": True,
+            },
+        }
+    )
+    labels = [label for label, method in tuning.named_methods() if method.card.name not in NOT_TUNED]
+    for label in part.spaces:
+        if label not in labels:
+            raise UsageError(f"tune.spaces: no method is labelled `{label}`; {nearest(label, labels)}.")
+    searched = {label: space for label in labels if (space := space_of(tuning, label))}
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = address({**tuning.model_dump(mode="json"), "oracle": oracle})
+    _check_folder(folder, identity)
+    text = tuning.model_dump_json()
+    items = [(text, str(folder), label, oracle) for label in searched]
+    done: list[Tuned] = []
+
+    def tell() -> None:
+        if progress is not None:
+            progress(Progress("methods", len(done), len(items), {}))
+
+    tell()
+    for found in _searches(items, jobs):
+        done.append(found)
+        tell()
+    done.sort(key=lambda one: labels.index(one.label))
+    write_text(folder / "tuned.yaml", _as_recipe(study, Path(recipe), folder, done))
+    write_text(folder / "trials.json", json.dumps([asdict(one) for one in done], indent=1))
+    return done
+
+
+def space_of(study: Study, label: str) -> dict[str, Space]:
+    """Option -> what is tried: the recipe's space, else every rate within a factor of ten, and epochs by halves.
+
+    The recipe's own value always belongs. Raises `UsageError` for an option that the method lacks.
+    """
+    method = dict(study.named_methods())[label]
+    options = to_dict(method)
+    given = study.tune.spaces.get(label)
+    if given is not None:
+        for name in given:
+            if name not in options:
+                raise UsageError(f"tune.spaces.{label}: unknown option `{name}`; {nearest(name, list(options))}.")
+        return {name: _with_own(space, options[name]) for name, space in given.items()}
+    found: dict[str, Space] = {}
+    for name, value in options.items():
+        if (name in ("lr", "scale") or name.startswith("lr_")) and isinstance(value, float):
+            found[name] = Space(low=value / 10, high=value * 10, log=True)
+        if name == "epochs" and isinstance(value, int) and value > 0:
+            found[name] = Space(values=tuple(sorted({max(1, value // 2), value, 2 * value})))
+    return found
+
+
+def score_of(numbers: Mapping[str, float]) -> float:
+    """The rule, from accuracies of one model: `forget` and its `target`, and of `retain` and `validation` what was lost.
+
+    >>> round(score_of({"forget": 0.9, "target": 0.8, "retain lost": 0.05, "validation lost": -0.2}), 3)
+    0.15
+    """
+    lost = (max(0.0, numbers[f"{split} lost"]) for split in ("retain", "validation"))
+    return abs(numbers["forget"] - numbers["target"]) + sum(lost)
+
+
+class Judge:
+    """Measures models of one tuning study on forget, retained and validation data."""
+
+    def __init__(self, bench: Workbench, cell: Cell) -> None:
+        self.bench, self.cell = bench, cell
+        forgetting = bench.forgetting(cell)
+        validation = bench.data(cell.seeds["data"])[1]
+        if validation is None:
+            raise ExpungeError("tuning needs a validation set")
+        self.forget, self.retain = forgetting.forget, forgetting.retain
+        gone = self.forget.y.unique()
+        gone = gone[~torch.isin(gone, self.retain.y)]
+        self.gone, self.validation = gone, validation
+        kept = ~torch.isin(validation.y, gone)
+        self.kept = validation.take(validation.index[kept])
+        self.wrong = bool((forgetting.true_labels[self.forget.index] != self.forget.y).all())
+        self.before = self.accuracies(bench.original(cell).model)
+
+    def accuracies(self, model: nn.Module) -> dict[str, float]:
+        splits = {"forget": self.forget, "retain": self.retain, "validation": self.kept}
+        seen = Evaluation({"model": model}, splits, device=pick_device(self.bench.study.device))
+        found = {name: float(seen.correct("model", name).double().mean()) for name in splits}
+        if self.wrong:
+            target = (1 - found["validation"]) / (self.forget.num_classes - 1)
+        elif len(self.gone) == len(self.forget.y.unique()):
+            target = 0.0
+        else:
+            target = 1 - matched_error(seen.logits("model", "validation"), self.kept.y, self.forget.y)
+        return {**found, "target": target}
+
+    def numbers(self, model: nn.Module) -> dict[str, float]:
+        found = self.accuracies(model)
+        return {**found, **{f"{s} lost": self.before[s] - found[s] for s in ("retain", "validation")}}
+
+    def gap(self, numbers: Mapping[str, float]) -> float:
+        """Mean |difference| to the retrained model of this cell."""
+        reference = self.bench.reference(self.cell)
+        if reference is None:
+            raise UsageError("regret needs the retrained model, but the recipe says `retrain: false`.")
+        exact = self.accuracies(reference.model)
+        return sum(abs(numbers[s] - exact[s]) for s in ("forget", "retain", "validation")) / 3
+
+
+def search(study: Study, folder: Path, label: str, *, oracle: bool) -> Tuned:
+    """All trials of one method, those that the journal holds included."""
+    optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    bench = Workbench(study, cache_root())
+    method = dict(study.named_methods())[label]
+    cells = [cell for cell in expand(study, bench.fingerprint()) if cell.method_label == label]
+    space, own = space_of(study, label), to_dict(method)
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    trials = optuna.create_study(
+        study_name=label,
+        storage=optuna.storages.JournalStorage(backend),
+        sampler=optuna.samplers.TPESampler(seed=derive(study.tune.seeds[0], "tuning", label) % 2**32),
+        load_if_exists=True,
+        direction="minimize",
+    )
+    if not trials.trials:
+        trials.enqueue_trial({name: own[name] for name in space if own[name] is not None})
+    judges: dict[str, Judge] = {}
+    while len(_finished(trials)) < study.tune.trials:
+        trial = trials.ask()
+        chosen = {name: _suggest(trial, name, one) for name, one in space.items()}
+        try:
+            scores, gaps = [], []
+            for cell in cells:
+                judge = judges.setdefault(str(cell.group), Judge(bench, cell))
+                result = bench.apply(cell, make_method(method.card.name, **{**own, **chosen}), cell.seeds["unlearn"])
+                numbers = judge.numbers(result.model)
+                scores.append(score_of(numbers))
+                if oracle:
+                    gaps.append(judge.gap(numbers))
+        except UsageError:
+            raise
+        except ExpungeError as error:  # it diverged: such a setting is out, and has used its share of the budget
+            trial.set_user_attr("failed", str(error))
+            trials.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
+        if gaps:
+            trial.set_user_attr("gap", sum(gaps) / len(gaps))
+        trials.tell(trial, sum(scores) / len(scores))
+    return Tuned(label, [_trial(one) for one in _finished(trials)[: study.tune.trials]])
+
+
+def _searches(items: list[tuple[str, str, str, bool]], jobs: int) -> Any:
+    if jobs == 1 or len(items) < 2:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers
+        try:
+            yield from map(_search, items)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with without_main_module():
+        pool = context.Pool(min(jobs, len(items)), initializer=_quiet_worker)
+    with pool:  # leaving it, by Ctrl-C too, ends the workers
+        yield from pool.imap_unordered(_search, items)
+
+
+def _search(item: tuple[str, str, str, bool]) -> Tuned:
+    text, folder, label, oracle = item
+    return search(parse_study(json.loads(text)), Path(folder), label, oracle=oracle)
+
+
+def _quiet_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _suggest(trial: optuna.Trial, name: str, space: Space) -> Any:
+    if space.values is not None:
+        return trial.suggest_categorical(name, list(space.values))
+    low, high = cast(float, space.low), cast(float, space.high)
+    if isinstance(space.low, int) and isinstance(space.high, int):
+        return trial.suggest_int(name, space.low, space.high, log=space.log)
+    return trial.suggest_float(name, low, high, log=space.log)
+
+
+def _with_own(space: Space, value: Any) -> Space:
+    """The space with the recipe's own value in it."""
+    if space.values is not None:
+        return space if value in space.values else Space(values=(value, *space.values))
+    if value is None:
+        return space
+    low, high = cast(float, space.low), cast(float, space.high)
+    return Space(low=min(low, value), high=max(high, value), log=space.log)
+
+
+def _finished(trials: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [one for one in trials.get_trials(deepcopy=False) if one.state.name in ("COMPLETE", "FAIL") and
+            (one.state.name == "COMPLETE" or "failed" in one.user_attrs)]  # fmt: skip
+
+
+def _trial(one: optuna.trial.FrozenTrial) -> Trial:
+    return Trial(dict(one.params), one.value, one.user_attrs.get("gap"), one.user_attrs.get("failed", ""))
+
+
+def _check_folder(folder: Path, identity: str) -> None:
+    """Trials of another recipe or budget must not count for this one."""
+    marker = folder / "tuning.id"
+    if marker.is_file():
+        if marker.read_text(encoding="utf-8").strip() != identity:
+            raise UsageError(f"{folder} holds trials of other settings; choose another folder with --out.")
+    elif (folder / JOURNAL).exists():
+        raise UsageError(f"{folder} holds trials of an unknown study; choose another folder with --out.")
+    write_text(marker, identity + "\n")
+
+
+def _as_recipe(study: Study, recipe: Path, folder: Path, found: Sequence[Tuned]) -> str:
+    """The methods of the recipe with the chosen options, as a recipe that extends it."""
+    chosen = {one.label: one.best.options for one in found if one.best is not None}
+    methods: list[Any] = []
+    for _, label, name, given in study.method_items():
+        options = {**given, **chosen.get(label, {})}
+        methods.append({"name": name, "label": label, **options} if options or label != name else name)
+    base = os.path.relpath(recipe.resolve(), folder.resolve())
+    content = {"name": f"{study.name}-tuned", "extends": base, "methods": methods}
+    head = (
+        f"# `expunge tune {recipe.name}`: {study.tune.trials} trials per method, seeds {list(study.tune.seeds)},\n"
+        "# by the validation-matched rule, without a retrained model.\n"
+    )
+    return head + str(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True, width=120))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise UsageError(f"tuning needs the extra `tune`: pip install 'expunge[tune]' ({error}).") from None
+    return optuna

@@ -11,8 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -23,6 +22,7 @@ from typing import Protocol
 from expunge.bench.store import Store
 from expunge.core.errors import ExpungeError
 from expunge.core.run import Progress
+from expunge.core.workers import without_main_module
 
 PRELOAD = ["expunge.bench.work"]
 ATTEMPTS = 3  # a cell that took its worker down so often has failed
@@ -125,19 +125,6 @@ class LocalProcesses:
         if rest == item.cells and store.attempts(rest[0]) == 0:
             raise ExpungeError(f"a worker ended (exit code {exitcode}) before it could start; its lines above say why.")
         return Work(item.study, item.folder, rest) if rest else None
-
-
-@contextmanager
-def without_main_module() -> Iterator[None]:
-    """Workers need nothing of the caller's `__main__`: re-importing it would run an unguarded script once more."""
-    main = sys.modules["__main__"]
-    space = vars(main)
-    hidden: dict[str, object] = {name: space.pop(name) for name in ("__file__", "__spec__") if name in space}
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        space.update(hidden)
 
 
 def _worker(item: Work) -> None:

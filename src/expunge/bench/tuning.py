@@ -18,9 +18,7 @@ Trials are kept in Optuna's journal, so that the same command goes on where it s
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ from torch import nn
 from expunge.api.prepare import pick_device
 from expunge.api.result import write_text
 from expunge.bench.cells import Cell, address, expand
-from expunge.bench.engines import PRELOAD, without_main_module
+from expunge.bench.engines import PRELOAD
 from expunge.bench.reading import load_study, parse_study
 from expunge.bench.recipe import Space, Study
 from expunge.bench.workbench import Workbench
@@ -41,6 +39,7 @@ from expunge.core.errors import ExpungeError, UsageError, nearest
 from expunge.core.options import to_dict
 from expunge.core.run import Progress
 from expunge.core.seeds import derive
+from expunge.core.workers import in_processes
 from expunge.data.cache import cache_root
 from expunge.methods.base import make_method
 from expunge.methods.rewind import matched_error
@@ -74,9 +73,7 @@ class Tuned:
     @property
     def best(self) -> Trial | None:
         """By the rule alone; None where every trial failed. The earliest on ties."""
-        return min(
-            (t for t in self.trials if t.score is not None), key=lambda t: cast(float, t.score), default=None
-        )
+        return min((t for t in self.trials if t.score is not None), key=lambda t: cast(float, t.score), default=None)
 
     @property
     def regret(self) -> float | None:
@@ -132,7 +129,7 @@ def tune(
             progress(Progress("methods", len(done), len(items), {}))
 
     tell()
-    for found in _searches(items, jobs):
+    for found in in_processes(_search, items, jobs=jobs, preload=PRELOAD):
         done.append(found)
         tell()
     done.sort(key=lambda one: labels.index(one.label))
@@ -164,7 +161,7 @@ def space_of(study: Study, label: str) -> dict[str, Space]:
 
 
 def score_of(numbers: Mapping[str, float]) -> float:
-    """The rule, from accuracies of one model: `forget` and its `target`, and of `retain` and `validation` what was lost.
+    """The rule, from accuracies of one model: `forget` and its `target`, and what `retain` and `validation` lost.
 
     >>> round(score_of({"forget": 0.9, "target": 0.8, "retain lost": 0.05, "validation lost": -0.2}), 3)
     0.15
@@ -259,31 +256,9 @@ def search(study: Study, folder: Path, label: str, *, oracle: bool) -> Tuned:
     return Tuned(label, [_trial(one) for one in _finished(trials)[: study.tune.trials]])
 
 
-def _searches(items: list[tuple[str, str, str, bool]], jobs: int) -> Any:
-    if jobs == 1 or len(items) < 2:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the workers
-        try:
-            yield from map(_search, items)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    with without_main_module():
-        pool = context.Pool(min(jobs, len(items)), initializer=_quiet_worker)
-    with pool:  # leaving it, by Ctrl-C too, ends the workers
-        yield from pool.imap_unordered(_search, items)
-
-
-def _search(item: tuple[str, str, str, bool]) -> Tuned:
+def _search(_: None, item: tuple[str, str, str, bool]) -> Tuned:
     text, folder, label, oracle = item
     return search(parse_study(json.loads(text)), Path(folder), label, oracle=oracle)
-
-
-def _quiet_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _suggest(trial: optuna.Trial, name: str, space: Space) -> Any:

@@ -1,7 +1,6 @@
-"""`demo`, `run`, `status`, `report`, `export`, `tune`, `compare`, `reproduce`: studies, done by `expunge.bench` and `expunge.report`.
+"""`demo`, `run`, `status`, `report`, `export`, `tune`, `compare`, `reproduce`: studies.
 
-What is called: bench.run.run_study(recipe, out=, jobs=, progress=), bench.run.status(folder) -> {state: count},
-bench.run.export(folder, csv=, time=), bench.run.cells(folder), and bench.library.recipes() -> {name: path}.
+Done by `expunge.bench` (run_study, status, export, tuning.tune, library.recipes) and `expunge.report`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,24 @@ import torch
 from torch import nn
 
 from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
+from expunge.api.result import Result
+from expunge.api.train import make_recipe
 from expunge.core.errors import UsageError
 from expunge.core.options import build, to_dict
-from expunge.core.seeds import numpy_generator
-from expunge.evidence.distances import jsd, tug_of_war
+from expunge.core.seeds import derive, numpy_generator
+from expunge.evidence.distances import jsd, tug_of_war, zrf
 from expunge.evidence.rates import Separation, separation
+from expunge.evidence.shadow_audit import shadow_audit
+from expunge.evidence.shadows import Design
 from expunge.evidence.signals import SIGNALS, gradient
 from expunge.evidence.verdict import Margins, Verdict, against_held_out, against_retrained
+from expunge.methods.base import Method, make_method
 from expunge.metrics.agreement import representation
 from expunge.metrics.base import Evaluation
 from expunge.metrics.membership import histogram_weights
+from expunge.models.anatomy import reset_parameters
 from expunge.models.modes import evaluation_mode
+from expunge.training.recipe import Recipe
 
 _TOO_FEW = 5  # samples to forget, or unseen ones of their classes, below which no attack is measured
 _BATCH = 512
@@ -38,13 +47,25 @@ def audit(
     seed: int = 0,
     device: str = "auto",
     resamples: int = 500,
+    shadows: int = 0,
+    method: str | Method | None = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    design: Design = "matched",
+    requests: int = 1,
+    jobs: int = 1,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Verdict:
     """How well `unlearned` forgot `forget`, in one word with its reasons.
 
     original, unlearned, retrained: modules or results. retrained: models trained again without the forget set, with
     different seeds; two or more give the strong verdict, five or more usually something to say. test: samples no model
     has seen, with those of the forgotten classes. margins: differences that count as none (accuracy and AUC, 0.05).
-    resamples: of the bootstrap. Raises `UsageError` for a single retrained model.
+    resamples: of the bootstrap.
+
+    shadows: so many shadow models for attacks on single samples (see `shadows`; `design`, `requests`, `jobs`, `cache`
+    and `progress` are theirs). They are trained by `recipe` and forget by `method`, which results of `train` and
+    `unlearn` know; for bare modules give both. Raises `UsageError` for a single retrained model.
     """
     target = pick_device(device)
     if len(retrained) == 1:
@@ -64,18 +85,32 @@ def audit(
     numbers = {name: statistics(evaluation, name, attacks[name]) for name in names}
     again = [numbers[name] for name in names if name.startswith("retrained")]
     details: dict[str, Any] = {"statistics": numbers, "margins": to_dict(limits)}
+    details["zrf"] = ignorance(evaluation, names)
+    found_by_shadows, per_sample = None, {}
+    if shadows:
+        chosen, known = _how(original, unlearned, method, recipe)
+        found_by_shadows = shadow_audit(
+            names["original"], names["unlearned"], splits, shadows=shadows, method=chosen, recipe=known, design=design,
+            requests=requests, seed=seed, device=target, jobs=jobs, cache=cache, progress=progress,
+        )  # fmt: skip
+        per_sample = dict(found_by_shadows.per_sample)
+        details["shadows"] = {"count": shadows, "method": chosen.card.name, **found_by_shadows.details}
     if again:
         details["jsd"] = distances(evaluation, [name for name in names if name.startswith("retrained")])
         mean = {key: float(np.mean([one[key] for one in again])) for key in again[0]}
         details["tow"] = tug_of_war(*({k.removesuffix(" accuracy"): v for k, v in d.items()} for d in
                                       (numbers["unlearned"], mean)))  # fmt: skip
-        word, reasons, found = against_retrained(numbers["original"], numbers["unlearned"], again, limits)
-        return Verdict(word, "retrained", reasons, found, attacks, details)
+        word, reasons, found = against_retrained(
+            numbers["original"], numbers["unlearned"], again, limits, found_by_shadows
+        )
+        return Verdict(word, "retrained", reasons, found, attacks, details, per_sample)
     if "loss" not in attacks["unlearned"]:
         few = f"fewer than {_TOO_FEW} samples to forget, or unseen ones of their classes"
         return Verdict("not enough evidence", "held-out", [f"{few}: no attack can be measured."], [], attacks, details)
-    word, reasons = against_held_out(numbers["original"], numbers["unlearned"], attacks["unlearned"]["loss"], limits)
-    return Verdict(word, "held-out", reasons, [], attacks, details)
+    word, reasons, found = against_held_out(
+        numbers["original"], numbers["unlearned"], attacks["unlearned"]["loss"], limits, found_by_shadows
+    )
+    return Verdict(word, "held-out", reasons, found, attacks, details, per_sample)
 
 
 def statistics(evaluation: Evaluation, model: str, attacks: Mapping[str, Separation]) -> dict[str, float]:
@@ -111,6 +146,30 @@ def population_attacks(evaluation: Evaluation, model: str, resamples: int = 500)
         )
         for name, (members, others) in scores.items()
     }  # fmt: skip
+
+
+def ignorance(evaluation: Evaluation, names: Iterable[str]) -> dict[str, float]:
+    """ZRF of every model against one freshly drawn one; empty where the architecture cannot be drawn anew."""
+    fresh = copy.deepcopy(evaluation.models["original"])
+    try:
+        reset_parameters(fresh, seed=derive(evaluation.seed, "ignorant"))
+    except UsageError:
+        return {}
+    ignorant = Evaluation({"fresh": fresh}, evaluation.splits, device=evaluation.device).logits("fresh", "forget")
+    return {name: zrf(evaluation.logits(name, "forget"), ignorant) for name in names}
+
+
+def _how(original: Any, unlearned: Any, method: Any, recipe: Any) -> tuple[Method, Recipe]:
+    """The method and the recipe of the audited models, from what is given or from what results remember."""
+    facts = unlearned.facts if isinstance(unlearned, Result) else {}
+    if method is None and "method" in facts:
+        method = make_method(str(facts["method"]), **facts["options"])
+    if recipe is None and isinstance(original, Result):
+        recipe = original.facts.get("recipe")
+    if method is None or recipe is None:
+        missing = " and ".join(name for name, value in (("method", method), ("recipe", recipe)) if value is None)
+        raise UsageError(f"shadow models must be trained and unlearned as the audited ones were; pass {missing}=...")
+    return make_method(method), make_recipe(recipe)
 
 
 def distances(evaluation: Evaluation, retrained: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -8,6 +8,7 @@ With at least two retrained models (see `equivalence`):
     not enough evidence  neither is shown; more retrained models, or more samples to forget, are what helps
 Differences count at 5 %, by Holm over all statistics, and only where equivalence was not shown. The first word that
 applies, in the order not forgotten, over-forgotten, damaged, is the verdict; all that apply are among the reasons.
+With shadow models the AUC of U-LiRA is one more statistic, against one half; its direction says which of the two it is.
 
 Without retrained models the forget set is held against unseen samples of the same classes (`basis` is "held-out"): by
 the 95 % interval of the loss attack's AUC, within or outside one half +- delta. That is weaker: unseen samples may be
@@ -25,7 +26,9 @@ import pandas as pd
 
 from expunge.core.options import Field, options
 from expunge.evidence.equivalence import ALPHA, Comparison, compare, holm
+from expunge.evidence.persample import PerSample
 from expunge.evidence.rates import Separation
+from expunge.evidence.shadow_audit import U_LIRA, ShadowFindings
 from expunge.evidence.signals import LABEL_FREE
 
 WORDS = ("not forgotten", "over-forgotten", "damaged")
@@ -36,6 +39,7 @@ EXPLAIN = {
     "loss attack AUC": "how well the loss alone tells the samples to forget from unseen ones of the same classes",
     "retain accuracy": "share of the training samples that stay that are classified right",
     "test accuracy": "share of unseen samples of the classes that stay that are classified right",
+    U_LIRA: "how well an attack that trained the same models with and without each sample finds those to forget",
 }
 
 
@@ -54,7 +58,8 @@ class Margins:
 class Verdict:
     """word: see the module. basis: "retrained" or "held-out". reasons: sentences, the most important first.
 
-    attacks: model -> signal -> how well it separates; comparisons: one per statistic, empty for "held-out".
+    attacks: model -> signal -> how well it separates; comparisons: one per statistic, for "held-out" of U-LiRA alone.
+    per_sample: attacks calibrated by shadow models, by "model: attack"; empty without.
     """
 
     word: str
@@ -63,6 +68,7 @@ class Verdict:
     comparisons: list[Comparison]
     attacks: Mapping[str, Mapping[str, Separation]]
     details: Mapping[str, Any] = field(default_factory=dict)
+    per_sample: Mapping[str, PerSample] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
         """One row per (model, signal): AUC and TPR at low FPR with 95 % intervals; NaN where too few samples."""
@@ -74,6 +80,13 @@ class Verdict:
                 for rate, value in found.tpr.items():
                     row |= _interval(f"tpr_at_{rate:g}", value)
                 rows.append(row)
+        for name, attack in self.per_sample.items():
+            model, _, signal = name.partition(": ")
+            row = {"model": model, "signal": signal, "label_free": False, **_interval("auc", attack.auc)}
+            for rate, value in attack.separation.tpr.items():
+                row |= _interval(f"tpr_at_{rate:g}", value)
+            row |= {"balanced_accuracy": attack.balanced_accuracy, "accuracy_at_zero": attack.at_zero}
+            rows.append(row | {"epsilon_at_least": attack.epsilon, "epsilon_resolved": attack.largest})
         return pd.DataFrame(rows)
 
     def tests(self) -> pd.DataFrame:
@@ -98,14 +111,20 @@ def against_retrained(
     unlearned: Mapping[str, float],
     retrained: Sequence[Mapping[str, float]],
     margins: Margins,
+    shadows: ShadowFindings | None = None,
 ) -> tuple[str, list[str], list[Comparison]]:
     """Word, reasons and comparisons from statistics by name; `retrained` holds at least two."""
     names = [name for name in (*FORGETTING, *UTILITY) if name in unlearned]
     found = [compare(n, unlearned[n], [one[n] for one in retrained], margins.of(n)) for n in names]
+    if shadows is not None:
+        found.append(shadows.comparison(margins.auc))
     adjusted = holm(np.array([one.p_difference for one in found]))
     words: dict[str, list[str]] = {}
     for one, p in zip(found, adjusted, strict=True):
         if one.equivalent or p >= ALPHA:
+            continue
+        if one.name == U_LIRA and shadows is not None:
+            words.setdefault(shadows.side, []).append(_found_by_shadows(one, float(p)))
             continue
         word = _side(one, original[one.name])
         if word:
@@ -131,30 +150,49 @@ def against_retrained(
 
 
 def against_held_out(
-    original: Mapping[str, float], unlearned: Mapping[str, float], attack: Separation, margins: Margins
-) -> tuple[str, list[str]]:
-    """Word and reasons without a retrained model."""
+    original: Mapping[str, float],
+    unlearned: Mapping[str, float],
+    attack: Separation,
+    margins: Margins,
+    shadows: ShadowFindings | None = None,
+) -> tuple[str, list[str], list[Comparison]]:
+    """Word, reasons and the comparison of U-LiRA, without a retrained model."""
     auc = attack.auc
     shown = f"AUC {auc.value:.3f} ({auc.low:.3f} .. {auc.high:.3f})"
-    reasons = []
-    words = []
+    words: list[tuple[str, str]] = []
     if auc.low > 0.5 + margins.auc:
-        words.append("not forgotten")
-        reasons.append(f"the loss tells the samples to forget from unseen ones: {shown}.")
+        words.append(("not forgotten", f"the loss tells the samples to forget from unseen ones: {shown}."))
     elif auc.high < 0.5 - margins.auc:
-        words.append("over-forgotten")
-        reasons.append(f"the samples to forget are harder than unseen ones, so they stick out: {shown}.")
+        text = f"the samples to forget are harder than unseen ones, so they stick out: {shown}."
+        words.append(("over-forgotten", text))
+    found = [] if shadows is None else [shadows.comparison(margins.auc)]
+    if shadows is not None and found[0].low > margins.auc:
+        words.append((shadows.side, _found_by_shadows(found[0], found[0].p_difference)))
     for name in UTILITY:
         if name in unlearned and unlearned[name] < original[name] - margins.accuracy:
-            words.append("damaged")
-            reasons.append(f"{name} fell from {original[name]:.3f} to {unlearned[name]:.3f}.")
+            words.append(("damaged", f"{name} fell from {original[name]:.3f} to {unlearned[name]:.3f}."))
     if words:
-        return next(word for word in WORDS if word in words), reasons
-    if auc.low >= 0.5 - margins.auc and auc.high <= 0.5 + margins.auc:
-        return "forgotten (weak)", [f"the loss does not tell the samples to forget from unseen ones: {shown}."]
-    return "not enough evidence", [
-        f"the interval of the attack is too wide: {shown}; one half +- {margins.auc:g} is none."
-    ]
+        words.sort(key=lambda pair: WORDS.index(pair[0]))
+        return words[0][0], [f"{word}: {text}" for word, text in words], found
+    calm = auc.low >= 0.5 - margins.auc and auc.high <= 0.5 + margins.auc
+    if calm and all(one.equivalent for one in found):
+        more = "" if not found else f" Nor does U-LiRA: AUC {found[0].value:.3f}."
+        text = f"the loss does not tell the samples to forget from unseen ones: {shown}.{more}"
+        return "forgotten (weak)", [text], found
+    open_ones = (
+        [] if calm else [f"the interval of the attack is too wide: {shown}; one half +- {margins.auc:g} is none."]
+    )
+    for one in found:
+        if not one.equivalent:
+            open_ones.append(
+                f"U-LiRA's AUC less one half lies in {one.low:+.3f} .. {one.high:+.3f}, not within {one.delta:g}: more "
+                "samples to forget, or more shadow models, would tell."
+            )
+    return "not enough evidence", open_ones, found
+
+
+def _found_by_shadows(one: Comparison, p: float) -> str:
+    return f"{one.name} is {one.value:.3f}, guessing is 0.5 (p {p:.3g}): {EXPLAIN[U_LIRA]}."
 
 
 def _side(one: Comparison, original: float) -> str:

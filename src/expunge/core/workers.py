@@ -1,0 +1,96 @@
+"""A few processes for independent work: one thread each, from a fork server that has loaded what they need.
+
+On a CPU, small models side by side in processes of one thread are the fastest way to train many (several threads per
+model, or `vmap` over stacked convolutions, are slower).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from expunge.core.errors import ExpungeError
+
+I = TypeVar("I")  # noqa: E741  # item
+R = TypeVar("R")
+
+_shared: dict[str, Any] = {}
+
+
+def in_processes(
+    function: Callable[[Any, I], R],
+    items: Sequence[I],
+    *,
+    shared: Any = None,
+    jobs: int = 1,
+    preload: Sequence[str] = (),
+) -> Iterator[R]:
+    """`function(shared, item)` of every item, in the order in which they finish; with jobs=1 here, in order.
+
+    function: of a module, so that workers can import it. shared: handed to every worker once. preload: modules that the
+    fork server loads once for all. Leaving the iteration early, by Ctrl-C too, ends the workers. An error of one item
+    is raised here and ends the rest, and so does a worker that is killed (`ExpungeError`).
+    """
+    import torch
+
+    if jobs == 1 or len(items) < 2:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers: results do not depend on the number of jobs
+        try:
+            for item in items:
+                yield function(shared, item)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *preload])
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(min(jobs, len(items)), mp_context=context, initializer=_begin, initargs=(shared,))
+    finished = False
+    try:
+        with without_main_module():
+            waiting = [pool.submit(_call, function, item) for item in items]
+        for done in as_completed(waiting):
+            yield done.result()
+        finished = True
+    except BrokenProcessPool:
+        raise ExpungeError(
+            "a worker was killed (out of memory?); what is finished is kept: run it again, perhaps with fewer jobs."
+        ) from None
+    finally:
+        if not finished:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.kill()
+        pool.shutdown()
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """Workers need nothing of the caller's `__main__`: re-importing it would run an unguarded script once more."""
+    main = sys.modules["__main__"]
+    space = vars(main)
+    hidden: dict[str, object] = {name: space.pop(name) for name in ("__file__", "__spec__") if name in space}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        space.update(hidden)
+
+
+def _begin(shared: Any) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    torch.set_num_threads(1)
+    _shared["value"] = shared
+
+
+def _call(function: Callable[[Any, Any], Any], item: Any) -> Any:
+    return function(_shared["value"], item)

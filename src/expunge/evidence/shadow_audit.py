@@ -1,0 +1,131 @@
+"""What shadow models add to an audit: attacks on single samples, and distances between populations of models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from expunge.core.errors import UsageError
+from expunge.core.seeds import numpy_generator
+from expunge.data.split import Split
+from expunge.evidence.distances import forgetting_score, klom
+from expunge.evidence.equivalence import Comparison
+from expunge.evidence.persample import PerSample, attack_plain, attack_unlearned
+from expunge.evidence.shadows import Design, ShadowScores, make_plan, score, shadow_scores
+from expunge.methods.base import Method
+from expunge.training.recipe import Recipe
+
+U_LIRA = "U-LiRA AUC"
+
+
+@dataclass(frozen=True, eq=False)
+class ShadowFindings:
+    """per_sample: "original: LiRA", "original: RMIA", "unlearned: U-LiRA" -> attack. scores: of all shadow models."""
+
+    per_sample: Mapping[str, PerSample]
+    scores: ShadowScores
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def attack(self) -> PerSample:
+        return self.per_sample["unlearned: U-LiRA"]
+
+    def comparison(self, delta: float) -> Comparison:
+        """The AUC of U-LiRA against one half, by the normal approximation of its bootstrap."""
+        from scipy.stats import norm
+
+        auc = self.attack.auc
+        error = max((auc.high - auc.low) / (2 * float(norm.ppf(0.975))), 1e-9)
+        d = auc.value - 0.5
+        p_equivalence = max(float(norm.sf((d + delta) / error)), float(norm.sf((delta - d) / error)))
+        half = float(norm.ppf(0.95)) * error
+        return Comparison(
+            U_LIRA,
+            auc.value,
+            0.5,
+            error,
+            delta,
+            d,
+            d - half,
+            d + half,
+            p_equivalence,
+            2 * float(norm.sf(abs(d) / error)),
+        )
+
+    @property
+    def side(self) -> str:
+        """What a clear difference of that AUC means."""
+        return "not forgotten" if (self.attack.direction or 0.0) > 0 else "over-forgotten"
+
+
+def shadow_audit(
+    original: nn.Module,
+    unlearned: nn.Module,
+    splits: Mapping[str, Split],
+    *,
+    shadows: int,
+    method: Method,
+    recipe: Recipe,
+    design: Design = "matched",
+    requests: int = 1,
+    seed: int = 0,
+    device: torch.device,
+    jobs: int = 1,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShadowFindings:
+    """Train shadows by `recipe`, let them forget by `method`, and attack both models with them.
+
+    splits: forget, retain and test, with labels. See `shadows.make_plan` for the design.
+    """
+    for name in ("forget", "retain", "test"):
+        if name not in splits or not splits[name].has_labels:
+            raise UsageError(f"shadow models need {name} data with labels; pass {name}=...")
+    plan = make_plan(
+        splits["forget"], splits["retain"], splits["test"], shadows, seed=seed, design=design, requests=requests
+    )
+    scores = shadow_scores(
+        original, plan, recipe=recipe, method=method, seed=seed, device=str(device), jobs=jobs, cache=cache,
+        progress=progress,
+    )  # fmt: skip
+    count = len(plan.targets)
+    before, after = (score(model, plan, device) for model in (original, unlearned))
+    found = {f"original: {one.name}": one for one in attack_plain(before[:count], before[count:], scores, seed=seed)}
+    found["unlearned: U-LiRA"] = attack_unlearned(after[:count], scores, seed=seed)
+    return ShadowFindings(found, scores, _populations(scores, seed))
+
+
+def _populations(scores: ShadowScores, seed: int) -> dict[str, Any]:
+    """Unlearned models against models that never saw a sample, over the forget set's samples."""
+    members = np.flatnonzero(scores.plan.member)
+    unseen = scores.unseen & scores.first[:, None]
+    mine = [scores.unlearned[scores.forgot[:, t], t] for t in members]
+    theirs = [scores.unlearned[unseen[:, t], t] for t in members]
+    usable = [i for i in range(len(members)) if min(len(mine[i]), len(theirs[i])) >= 2]
+    if not usable:
+        return {}
+    mine, theirs = [mine[i] for i in usable], [theirs[i] for i in usable]
+    challenge = forgetting_score(mine, theirs, numpy_generator(seed, "forgetting score"))
+    finite = challenge.epsilon[np.isfinite(challenge.epsilon)]
+    divergences = np.array([float(klom(a[:, None], b[:, None])[0]) for a, b in zip(mine, theirs, strict=True)])
+    rng = numpy_generator(seed, "klom by chance")
+    chance = []
+    for a, b in zip(mine, theirs, strict=True):
+        both = rng.permutation(np.concatenate([a, b]))
+        chance.append(float(klom(both[: len(a), None], both[len(a) :, None])[0]))
+    return {
+        "models": [int(np.median([len(a) for a in mine])), int(np.median([len(b) for b in theirs]))],
+        "forgetting_score": {"score": challenge.score, "by chance": challenge.chance},
+        "sample_epsilon": {
+            "median": float(np.median(finite)) if len(finite) else math.inf,
+            "without error": float(np.isinf(challenge.epsilon).mean()),
+        },
+        "klom": {"mean": float(divergences.mean()), "by chance": float(np.mean(chance))},
+    }

@@ -1,0 +1,342 @@
+"""Shadow models: the same training, and the same unlearning, on other draws of who is in.
+
+One run of the plan, for shadow s and request j:
+
+    original_s      trained on pool[train[s]] by the recipe of the audited model, from weights of its own
+    unlearned_sj    original_s after it forgot pool[forget[s][j]] by the audited method, with the rest of its training
+                    samples as the retained ones
+
+`matched`  every shadow trains on all retained samples and on a random half of the targets: the samples to forget and
+           as many unseen ones of the same classes. So a shadow sees as many samples as the audited model, forgets as
+           many, and differs from it in nothing but the targets: the strongest attacker, one who knows all the rest.
+           Every target is in for exactly half of the shadows
+`halves`   Carlini et al., as SCRUB's paper used it: every shadow trains on a random half of everything, every sample in
+           exactly half of the shadows, and then forgets `requests` disjoint sets of the classes that are attacked. For
+           an original that was itself trained on half of the samples
+
+Models are not kept, only the scores of the samples that matter, one small file per model, under the hash of all that
+decides them: a stopped run goes on, and nothing stale is ever reused.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from expunge.api.train import train
+from expunge.api.unlearn import unlearn
+from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.options import to_dict
+from expunge.core.seeds import derive, numpy_generator
+from expunge.core.workers import in_processes
+from expunge.data.join import joined
+from expunge.data.split import Split
+from expunge.evidence.signals import confidence
+from expunge.methods.base import Method
+from expunge.metrics.membership import matched
+from expunge.models.anatomy import reset_parameters
+from expunge.training.inference import predict
+from expunge.training.recipe import Recipe
+
+FORMAT = 1  # raise when equal settings would give other scores
+POPULATION = 2000  # unseen samples that RMIA compares with, at most
+PRELOAD = ("expunge.evidence.shadows", "torch._dynamo", "sklearn.linear_model")
+Design = Literal["matched", "halves"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Who is in, and who is forgotten.
+
+    pool: every sample. train: bool (S, n). forget: positions in the pool, per shadow and request. targets (T,): samples
+    under attack; member (T,): whether the audited model was trained on them. population (P,): unseen samples.
+    """
+
+    pool: Split
+    train: np.ndarray
+    forget: list[list[np.ndarray]]
+    targets: np.ndarray
+    member: np.ndarray
+    population: np.ndarray
+
+    @property
+    def shadows(self) -> int:
+        return len(self.train)
+
+
+@dataclass(frozen=True, eq=False)
+class ShadowScores:
+    """Scores log(p_y / (1 - p_y)) of the targets under many models; float64.
+
+    plain (S, T): under the shadow originals; trained (S, T): whether they saw the target. unlearned (M, T): after the
+    method, one row per (shadow, request); forgot (M, T): target in that forget set; unseen (M, T): never seen by that
+    shadow; first (M,): the shadow's first request. population (S, P): plain scores of unseen samples.
+    """
+
+    plan: Plan
+    plain: np.ndarray
+    trained: np.ndarray
+    unlearned: np.ndarray
+    forgot: np.ndarray
+    unseen: np.ndarray
+    first: np.ndarray
+    population: np.ndarray
+
+
+def make_plan(
+    forget: Split,
+    retain: Split,
+    test: Split,
+    shadows: int,
+    *,
+    seed: int = 0,
+    design: Design = "matched",
+    requests: int = 1,
+) -> Plan:
+    """The plan of so many shadow originals (even, at least 4).
+
+    Unseen targets are test samples of the classes to forget, class by class as many as there are; where there are
+    fewer, samples to forget are left out of the attack (and of the halves, but not of the audited request). Raises
+    `UsageError` where no class of the forget set occurs among the test samples.
+    """
+    if shadows < 4 or shadows % 2:
+        raise UsageError(f"shadows must be even and at least 4, got {shadows}: half of them are in, half out.")
+    rng = numpy_generator(seed, "shadows", design)
+    mine, theirs = matched(forget.y.numpy(), test.y.numpy(), rng)
+    if len(mine) == 0:
+        raise UsageError("no test sample has a class of the forget set, so nothing unseen can be attacked beside it.")
+    rest = np.setdiff1d(np.arange(len(test)), theirs)
+    others = rng.permutation(rest)[:POPULATION]
+    if len(others) == 0:
+        raise UsageError("all test samples are targets; pass more test samples, RMIA compares with them.")
+    chosen = test.take(test.index[torch.from_numpy(np.concatenate([theirs, others]))])
+    pool = joined([forget, retain, chosen], "pool")
+    f, r = len(forget), len(retain)
+    targets = np.concatenate([np.sort(mine), f + r + np.arange(len(theirs))])
+    member = np.arange(len(targets)) < len(mine)
+    population = f + r + len(theirs) + np.arange(len(others))
+    if design == "matched":
+        inside = half_in(len(targets), shadows, rng)
+        trained = np.zeros((shadows, len(pool)), bool)
+        trained[:, f : f + r] = True
+        trained[:, targets] = inside
+        gone = [[targets[row]] for row in inside]
+    else:
+        trained = np.zeros((shadows, len(pool)), bool)
+        seen = np.setdiff1d(np.arange(len(pool)), population)
+        trained[:, seen] = half_in(len(seen), shadows, rng)
+        gone = [_disjoint(np.flatnonzero(row), pool, forget, requests, rng) for row in trained]
+    return Plan(pool, trained, gone, targets, member, population)
+
+
+def half_in(samples: int, shadows: int, rng: np.random.Generator) -> np.ndarray:
+    """Bool (shadows, samples): every column has exactly half of its rows set, rows differ in size by chance only.
+
+    Uniform draws ranked per sample, as in Carlini et al.'s code.
+    """
+    ranks = rng.random((shadows, samples)).argsort(0).argsort(0)
+    return ranks < shadows // 2
+
+
+def shadow_scores(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    recipe: Recipe,
+    method: Method | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    jobs: int = 1,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShadowScores:
+    """Train (or look up) every model of the plan and score it.
+
+    model: the architecture; its weights are not used. method: what forgets; None: originals only, for attacks on plain
+    models. jobs: models trained at the same time, one thread each. cache: folder of the score files; None: not kept.
+    progress: called with (done, all shadows). Raises `UsageError` for a model that cannot be drawn anew.
+    """
+    work = _Work(model, plan, recipe, method, seed, device, cache, _identity(model, plan, recipe, seed))
+    rows: dict[int, list[np.ndarray]] = {}
+    missing = []
+    for shadow in range(plan.shadows):
+        found = work.stored(shadow)
+        if found is None:
+            missing.append(shadow)
+        else:
+            rows[shadow] = found
+    if progress is not None:
+        progress(len(rows), plan.shadows)
+    for shadow, found in in_processes(_one, missing, shared=work, jobs=jobs, preload=PRELOAD):
+        rows[shadow] = found
+        if progress is not None:
+            progress(len(rows), plan.shadows)
+    return _gathered(plan, [rows[shadow] for shadow in range(plan.shadows)], method is not None)
+
+
+def score(model: nn.Module, plan: Plan, device: torch.device | str) -> np.ndarray:
+    """Scores of the targets, then of the population, under one model (T + P,)."""
+    places = torch.from_numpy(np.concatenate([plan.targets, plan.population]))
+    split = plan.pool.take(plan.pool.index[places])
+    return confidence(predict(model, split, device).cpu(), split.y).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """Everything a worker needs; pickled once per worker."""
+
+    model: nn.Module
+    plan: Plan
+    recipe: Recipe
+    method: Method | None
+    seed: int
+    device: str
+    cache: Path | None
+    identity: str
+
+    def requests(self, shadow: int) -> list[np.ndarray]:
+        return self.plan.forget[shadow] if self.method is not None else []
+
+    def file(self, shadow: int, request: int | None) -> Path | None:
+        """Where the scores of one model lie; request None: the shadow original."""
+        if self.cache is None:
+            return None
+        facts: list[Any] = [self.identity, shadow, _digest(self.plan.train[shadow])]
+        if request is not None and self.method is not None:
+            facts += [self.method.card.name, to_dict(self.method), request, _digest(self.plan.forget[shadow][request])]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        return self.cache / "shadows" / f"{key}.npy"
+
+    def stored(self, shadow: int) -> list[np.ndarray] | None:
+        """Scores of the original and of every unlearned model; None if one is missing."""
+        found = []
+        for request in (None, *range(len(self.requests(shadow)))):
+            file = self.file(shadow, request)
+            row = None if file is None else _load(file, len(self.plan.targets) + len(self.plan.population))
+            if row is None:
+                return None
+            found.append(row)
+        return found
+
+
+def _one(work: _Work, shadow: int) -> tuple[int, list[np.ndarray]]:
+    """Train one shadow original, let it forget, and score all models on the way."""
+    plan, seed = work.plan, derive(work.seed, "shadow", shadow)
+    everything = plan.pool
+    own = everything.take(everything.index[torch.from_numpy(np.flatnonzero(plan.train[shadow]))], "train")
+    start = copy.deepcopy(work.model).cpu()
+    reset_parameters(start, seed=seed)
+    trained = train(start, own, recipe=work.recipe, seed=seed, device=work.device).model
+    device = next((p.device for p in trained.parameters()), torch.device("cpu"))
+    rows = [score(trained, plan, device)]
+    _keep(work.file(shadow, None), rows[0])
+    for request, gone in enumerate(work.requests(shadow)):
+        staying = np.setdiff1d(np.flatnonzero(plan.train[shadow]), gone)
+        made = unlearn(
+            trained,
+            forget=everything.take(everything.index[torch.from_numpy(gone)], "forget"),
+            retain=everything.take(everything.index[torch.from_numpy(staying)], "retain"),
+            method=work.method if work.method is not None else "original",
+            recipe=work.recipe,
+            # The start of a model trained again is a fresh draw: who retrains does not know the old one.
+            initial=None if work.method is not None and not work.method.needs.weights else start.state_dict(),
+            seed=derive(seed, "request", request),
+            device=work.device,
+        )
+        rows.append(score(made.model, plan, device))
+        _keep(work.file(shadow, request), rows[-1])
+    return shadow, rows
+
+
+def _gathered(plan: Plan, rows: Sequence[Sequence[np.ndarray]], unlearned: bool) -> ShadowScores:
+    count = len(plan.targets)
+    forgot, unseen, first, after = [], [], [], []
+    for shadow, found in enumerate(rows):
+        for request, row in enumerate(found[1:]):
+            after.append(row[:count])
+            forgot.append(np.isin(plan.targets, plan.forget[shadow][request]))
+            unseen.append(~plan.train[shadow][plan.targets])
+            first.append(request == 0)
+    empty = np.zeros((0, count))
+    return ShadowScores(
+        plan=plan,
+        plain=np.stack([found[0][:count] for found in rows]),
+        trained=plan.train[:, plan.targets],
+        unlearned=np.stack(after) if unlearned else empty,
+        forgot=np.stack(forgot) if unlearned else empty.astype(bool),
+        unseen=np.stack(unseen) if unlearned else empty.astype(bool),
+        first=np.array(first, bool),
+        population=np.stack([found[0][count:] for found in rows]),
+    )
+
+
+def _disjoint(
+    inside: np.ndarray, pool: Split, forget: Split, requests: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """`requests` disjoint sets of the forget set's size, of its classes, from what this shadow trained on."""
+    able = rng.permutation(inside[np.isin(pool.y.numpy()[inside], forget.y.unique().numpy())])
+    size = len(forget)
+    if size * requests > len(able):
+        raise UsageError(
+            f"a shadow has {len(able)} samples of the classes to forget, too few for {requests} disjoint requests of "
+            f"{size}; ask for fewer, or use design=matched."
+        )
+    return [np.sort(part) for part in able[: size * requests].reshape(requests, size)]
+
+
+def _identity(model: nn.Module, plan: Plan, recipe: Recipe, seed: int) -> str:
+    facts: Mapping[str, Any] = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "architecture": repr(model),
+        "shapes": [tuple(value.shape) for value in model.state_dict().values()],
+        "pool": plan.pool.content_hash(),
+        "targets": _digest(plan.targets),
+        "population": _digest(plan.population),
+        "recipe": to_dict(recipe),
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def _load(file: Path, length: int) -> np.ndarray | None:
+    try:
+        row = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # not there, or cut off: it is made again
+        return None
+    return row if row.shape == (length,) else None
+
+
+def _keep(file: Path | None, row: np.ndarray) -> None:
+    """Whole or not at all."""
+    if file is None:
+        return
+    part = ""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        with os.fdopen(handle, "wb") as target:
+            np.save(target, row, allow_pickle=False)
+        Path(part).replace(file)
+    except OSError as error:
+        if part:
+            Path(part).unlink(missing_ok=True)
+        raise ExpungeError(f"cannot write {file} ({error.strerror}); free some space.") from None
+
+
+__all__ = ["Plan", "ShadowScores", "half_in", "make_plan", "score", "shadow_scores"]

@@ -20,6 +20,7 @@ from expunge.cli.folder import STATE, WEIGHTS, claim, finished
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
 from expunge.core.errors import DivergedError, UsageError
 from expunge.core.options import option_names, to_dict
+from expunge.core.run import Progress
 from expunge.data.cache import cache_root
 from expunge.evidence import audit as evidence
 from expunge.evidence.verdict import Margins
@@ -192,10 +193,10 @@ def audit(job: Audit) -> None:
     """Retrained references by name or made now, then the verdict; printed and written."""
     training = inputs.Training.beside(job.original)
     recipe = training.recipe(job.recipe)
-    if job.retrain and recipe is None:
+    if (job.retrain or job.shadows) and recipe is None:
         raise UsageError(
-            "references cannot be trained without the recipe of the original; give --recipe file.yaml, or an original "
-            "that `expunge train` made."
+            "references and shadow models cannot be trained without the recipe of the original; give --recipe "
+            "file.yaml, or an original that `expunge train` made."
         )
     data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
     if data.test is None:
@@ -208,10 +209,13 @@ def audit(job: Audit) -> None:
     for seed in range(job.seed + 1, job.seed + 1 + job.retrain):
         common = {"recipe": recipe, "device": job.device, "seed": seed}
         again.append(_retrained(original, split, start, common))
-    verdict = evidence.audit(
-        original, unlearned, forget=split.forget, retain=split.retain, test=data.test, retrained=again,
-        margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
-    )  # fmt: skip
+    with console.progress() as progress:
+        verdict = evidence.audit(
+            original, unlearned, forget=split.forget, retain=split.retain, test=data.test, retrained=again,
+            margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
+            shadows=job.shadows, method=_method_of(job), recipe=recipe, design=job.design, requests=job.requests,
+            jobs=job.jobs, cache=cache_root(), progress=lambda done, of: progress(Progress("shadows", done, of, {})),
+        )  # fmt: skip
     record = {
         "word": verdict.word, "basis": verdict.basis, "reasons": verdict.reasons, "forgotten": split.describe(),
         "retrained": len(again), "settings": to_dict(job), "versions": versions(), **verdict.details,
@@ -224,6 +228,20 @@ def audit(job: Audit) -> None:
     console.out().print(tables.attacks_table(verdict))
     console.out().print(str(verdict), soft_wrap=True)
     console.say(f"written: {job.out}")
+
+
+def _method_of(job: Audit) -> Method | None:
+    """What the shadows forget by: --method, or what the result.json beside the unlearned model tells."""
+    if not job.shadows:
+        return None
+    if job.method is not None:
+        return make_method(job.method, **typed_options(METHODS.load(job.method.partition("/")[0]), job.options))
+    facts = inputs.facts_beside(job.unlearned)
+    if "method" not in facts:
+        raise UsageError(
+            f"what made {job.unlearned} is not known; give --method, which the shadow models then use too."
+        )
+    return make_method(str(facts["method"]), **facts["options"])
 
 
 def _weights_in(folder: Path | None) -> list[Path]:

@@ -101,6 +101,20 @@ def literals(values: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def facts_beside(checkpoint: Path) -> dict[str, Any]:
+    """What the result.json beside a checkpoint tells; empty for weights of other origin."""
+    path = checkpoint.parent / "result.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it, or pass what it told by options.") from None
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path} is damaged (no mapping); delete it, or pass what it told by options.")
+    return facts
+
+
 @dataclass(frozen=True)
 class Training:
     """How a checkpoint came about, as far as a result.json beside it tells."""
@@ -110,13 +124,9 @@ class Training:
     @classmethod
     def beside(cls, checkpoint: Path) -> Training:
         """Empty for weights of other origin."""
-        path = checkpoint.parent / "result.json"
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8")).get("training", {})
-        except FileNotFoundError:
-            return cls({})
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); delete it or pass --recipe.") from None
+        facts = facts_beside(checkpoint).get("training", {})
+        if not isinstance(facts, dict):
+            raise CheckpointError(f"result.json beside {checkpoint} is damaged; delete it or pass --recipe.")
         return cls(facts)
 
     @property

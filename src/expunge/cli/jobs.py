@@ -104,6 +104,14 @@ class Audit:
     retrained: Path | None = Field(None, description="folder of .safetensors of models trained without the forget set")
     retrain: int = Field(0, ge=0, description="train so many references now (kept in the cache); 5 say something")
     recipe: Path | None = Field(None, description="YAML of the training; default: result.json beside the original")
+    shadows: int = Field(0, ge=0, description="shadow models for attacks on single samples, even; 64 say something")
+    design: Literal["matched", "halves"] = Field(
+        "matched", description="shadows know all retained samples, or a random half of everything"
+    )
+    requests: int = Field(1, ge=1, description="forget sets per shadow, with design=halves")
+    jobs: int = Field(1, ge=1, description="shadow models trained at the same time, one thread each")
+    method: str | None = Field(None, description="what unlearned, for the shadows; default: result.json beside it")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of `method`, name=value")
     margin_accuracy: float = Field(0.05, gt=0, lt=0.5, description="difference in accuracy that counts as none")
     margin_auc: float = Field(0.05, gt=0, lt=0.5, description="difference in the attack's AUC that counts as none")
     seed: int = Field(0, ge=0, description="of the audit, and the first of the references")

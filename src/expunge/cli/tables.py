@@ -95,11 +95,17 @@ def attacks_table(verdict: Verdict) -> Table:
     grid.caption_justify = "left"
     for signal, rows in frame.groupby("signal", sort=False):
         one = rows.set_index("model")
-        mine = one.loc["unlearned"]
         theirs = rows[again.loc[rows.index]]["auc"]
         span = "-" if theirs.empty else f"{100 * theirs.min():.1f} .. {100 * theirs.max():.1f}"
-        interval = f"{100 * mine['auc_low']:.1f} .. {100 * mine['auc_high']:.1f}"
-        grid.add_row(str(signal), f"{100 * one.loc['original', 'auc']:.1f}", f"{100 * mine['auc']:.1f}", interval, span)
+        mine, interval = "-", "-"  # attacks by shadow models are on one of the two only
+        if "unlearned" in one.index:
+            found = one.loc["unlearned"]
+            mine, interval = (
+                f"{100 * found['auc']:.1f}",
+                f"{100 * found['auc_low']:.1f} .. {100 * found['auc_high']:.1f}",
+            )
+        before = f"{100 * one.loc['original', 'auc']:.1f}" if "original" in one.index else "-"
+        grid.add_row(str(signal), before, mine, interval, span)
     return grid
 
 

@@ -30,6 +30,10 @@ def test_references_made_now_give_the_strong_verdict(audit, tmp_path):
     assert set(record["statistics"]) == {"original", "unlearned", "retrained 1", "retrained 2", "retrained 3"}
     assert len(pd.read_csv(tmp_path / "audit" / "tests.csv")) == 4
     assert set(pd.read_csv(tmp_path / "audit" / "attacks.csv")["signal"]) >= {"loss", "margin", "entropy"}
+    page = (tmp_path / "audit" / "audit.html").read_text()
+    assert record["word"] in page
+    assert "What was tested" in page
+    assert "Attacks on single samples" not in page
 
 
 def test_without_references_the_verdict_is_the_weaker_one(audit, tmp_path):
@@ -50,3 +54,41 @@ def test_what_cannot_be_audited_is_said(audit, tmp_path):
         assert result.code == 2
         assert phrase in result.err
     assert not (tmp_path / "audit" / "verdict.json").exists()
+    assert not (tmp_path / "audit" / "audit.html").exists()
+
+
+def test_shadow_models_are_trained_as_the_unlearned_model_was(audit, expunge, rows, trained, tmp_path):
+    common = ["--model", "mlp", "--data", rows, "--forget", "random:0.3"]
+    weights = trained / "model.safetensors"
+    made = expunge(
+        "unlearn", *common, "--checkpoint", weights, "--method", "neggrad", "--epochs", 1, "--out", tmp_path / "u"
+    )
+    assert made.code == 0, made.err
+    forgot = tmp_path / "u" / "model.safetensors"
+    out = tmp_path / "shadows"
+    result = expunge(
+        "audit", *common, "--original", weights, "--unlearned", forgot, "--shadows", 4, "--jobs", 2, "--out", out
+    )
+    assert result.code == 0, result.err
+    assert "U-LiRA" in result.out
+    record = json.loads((out / "verdict.json").read_text())
+    assert record["shadows"]["method"] == "neggrad"
+    rows_of = pd.read_csv(out / "attacks.csv").set_index("signal")
+    assert rows_of.loc["U-LiRA", "model"] == "unlearned"
+    assert rows_of.loc["U-LiRA", "epsilon_at_least"] <= rows_of.loc["U-LiRA", "epsilon_resolved"]
+    page = (out / "audit.html").read_text()
+    assert "Attacks on single samples" in page
+    assert "4, matched" in page
+
+
+def test_shadow_models_that_cannot_be_made_are_refused(audit):
+    for more, phrase in (
+        (["--shadows", 5, "--method", "finetune"], "even"),
+        (["--shadows", 4], "give --method"),
+        (["--shadows", 4, "--method", "finetun"], "finetune"),
+        (["--shadows", 4, "--method", "finetune", "--options", "lrr=1"], "lrr"),
+        (["--shadows", 4, "--design", "third"], "third"),
+    ):
+        result = audit(*more)
+        assert result.code == 2, result.err
+        assert phrase in result.err

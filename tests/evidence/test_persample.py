@@ -176,7 +176,9 @@ def digits() -> tuple[Split, Split, Split]:
     samples = torch.tensor(x[order] / 16, dtype=torch.float32)
     store = ResidentStore(samples, torch.tensor(labels, dtype=torch.long), classes=[str(i) for i in range(10)])
     whole = Split.whole(store)
-    return tuple(whole.take(torch.arange(a, b), name) for a, b, name in ((0, 40, "forget"), (40, 200, "retain"), (200, 500, "test")))  # type: ignore[return-value] # fmt: skip
+    parts = ((0, 40, "forget"), (40, 200, "retain"), (200, 500, "test"))
+    forget, retain, test = (whole.take(torch.arange(low, high), name) for low, high, name in parts)
+    return forget, retain, test
 
 
 def net() -> nn.Module:

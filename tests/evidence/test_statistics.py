@@ -154,3 +154,11 @@ def test_equivalence_is_found_where_it_is_and_needs_models() -> None:
     assert alike.p_difference < 1e-9
     with pytest.raises(ValueError, match="at least two"):
         compare("x", 0.8, [0.8], 0.05)
+
+
+def test_references_that_agree_by_chance_do_not_make_all_others_differ() -> None:
+    same = [0.95, 0.95, 0.95]
+    assert compare("x", 0.9667, same, 0.05).p_difference < 1e-6
+    careful = compare("x", 0.9667, same, 0.05, resolution=1 / 60)
+    assert careful.spread == 1 / 60
+    assert careful.p_difference > 0.3

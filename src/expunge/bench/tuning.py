@@ -230,7 +230,8 @@ def search(study: Study, folder: Path, label: str, *, oracle: bool) -> Tuned:
         direction="minimize",
     )
     if not trials.trials:
-        trials.enqueue_trial({name: own[name] for name in space if own[name] is not None})
+        known = {n: own[n] for n, one in space.items() if one.values is not None or own[n] is not None}
+        trials.enqueue_trial(known)
     judges: dict[str, Judge] = {}
     while len(_finished(trials)) < study.tune.trials:
         trial = trials.ask()

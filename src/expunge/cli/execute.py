@@ -191,6 +191,8 @@ def evaluate(job: Evaluate) -> None:
 
 def audit(job: Audit) -> None:
     """Retrained references by name or made now, then the verdict; printed and written."""
+    from expunge.report.audit_page import build_audit_page
+
     training = inputs.Training.beside(job.original)
     recipe = training.recipe(job.recipe)
     if (job.retrain or job.shadows) and recipe is None:
@@ -224,10 +226,26 @@ def audit(job: Audit) -> None:
     if verdict.comparisons:
         write_text(job.out / "tests.csv", verdict.tests().to_csv(index=False))
     write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
+    page = build_audit_page(
+        verdict,
+        job.out / "audit.html",
+        title=f"Audit of {job.unlearned}",
+        facts=_audit_facts(job, data, split, len(again)),
+    )
     _print_forgetting(split)
     console.out().print(tables.attacks_table(verdict))
     console.out().print(str(verdict), soft_wrap=True)
-    console.say(f"written: {job.out}")
+    console.out().print(f"report: {page}", soft_wrap=True)
+
+
+def _audit_facts(job: Audit, data: inputs.Data, split: Forgetting, again: int) -> list[tuple[str, str]]:
+    found = [
+        ("To forget", f"{len(split.forget):,} of {len(split.train):,} training samples ({job.forget})"),
+        ("Data", f"{job.data}, {len(data.test) if data.test else 0:,} unseen samples"),
+        ("Model", job.model),
+        ("Trained again", f"{again} models" if again else "none"),
+    ]
+    return [*found, ("Shadow models", f"{job.shadows}, {job.design}")] if job.shadows else found
 
 
 def _method_of(job: Audit) -> Method | None:

@@ -101,7 +101,7 @@ def audit(
         details["tow"] = tug_of_war(*({k.removesuffix(" accuracy"): v for k, v in d.items()} for d in
                                       (numbers["unlearned"], mean)))  # fmt: skip
         word, reasons, found = against_retrained(
-            numbers["original"], numbers["unlearned"], again, limits, found_by_shadows
+            numbers["original"], numbers["unlearned"], again, limits, found_by_shadows, resolution(evaluation)
         )
         return Verdict(word, "retrained", reasons, found, attacks, details, per_sample)
     if "loss" not in attacks["unlearned"]:
@@ -124,6 +124,15 @@ def statistics(evaluation: Evaluation, model: str, attacks: Mapping[str, Separat
     if bool(kept.any()):
         found["test accuracy"] = float(evaluation.correct(model, "test")[kept].double().mean())
     return found
+
+
+def resolution(evaluation: Evaluation) -> dict[str, float]:
+    """The smallest difference that the accuracies among the statistics can show: one sample."""
+    kept = ~torch.isin(evaluation.labels("test"), evaluation.removed_classes())
+    sizes = {"forget": len(evaluation.splits["forget"]), "test": int(kept.sum())}
+    if "retain" in evaluation.splits:
+        sizes["retain"] = len(evaluation.splits["retain"])
+    return {f"{name} accuracy": 1 / size for name, size in sizes.items() if size}
 
 
 def population_attacks(evaluation: Evaluation, model: str, resamples: int = 500) -> dict[str, Separation]:

@@ -2,6 +2,9 @@
 
 For a statistic T:   d = T(unlearned) - mean T(retrained),   se = s sqrt(1 + 1/N),   s over the N retrained models
 
+s is at least the statistic's resolution, for an accuracy over n samples 1/n: that a few retrained models agree to the
+sample is chance, and would otherwise make every other model differ.
+
 Equivalent   two one-sided t-tests with N - 1 degrees of freedom: d is shown to lie within +- delta
              (Schuirmann 1987; the spread of one more retrained model is part of se)
 Different    |d| exceeds what one more retrained model would show: two-sided t-test, p by Holm over all statistics
@@ -44,18 +47,20 @@ class Comparison:
         return self.p_equivalence < ALPHA
 
 
-def compare(name: str, value: float, retrained: Sequence[float], delta: float) -> Comparison:
-    """`value` of the unlearned model against those of at least two retrained ones."""
+def compare(
+    name: str, value: float, retrained: Sequence[float], delta: float, *, resolution: float = 0.0
+) -> Comparison:
+    """`value` of the unlearned model against those of at least two retrained ones. resolution: smallest spread."""
     from scipy.stats import t
 
     sample = np.asarray(retrained, dtype=float)
     if len(sample) < 2:
         raise ValueError(f"{name}: at least two retrained models are needed, got {len(sample)}.")
-    mean, spread, freedom = float(sample.mean()), float(sample.std(ddof=1)), len(sample) - 1
+    mean, spread, freedom = float(sample.mean()), max(float(sample.std(ddof=1)), resolution), len(sample) - 1
     error = spread * math.sqrt(1 + 1 / len(sample))
     d = value - mean
-    if error == 0:  # all retrained models agree: so does this one, or it does not
-        inside, same = abs(d) < delta, d == 0
+    if error < 1e-12:  # all retrained models agree: so does this one, or it does not
+        inside, same = abs(d) < delta, abs(d) < 1e-12
         return Comparison(name, value, mean, 0.0, delta, d, d, d, 0.0 if inside else 1.0, 1.0 if same else 0.0)
     p_equivalence = max(float(t.sf((d + delta) / error, freedom)), float(t.sf((delta - d) / error, freedom)))
     half = float(t.ppf(1 - ALPHA, freedom)) * error

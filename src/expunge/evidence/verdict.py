@@ -26,6 +26,7 @@ import pandas as pd
 
 from expunge.core.options import Field, options
 from expunge.evidence.equivalence import ALPHA, Comparison, compare, holm
+from expunge.evidence.explain import STATISTICS
 from expunge.evidence.persample import PerSample
 from expunge.evidence.rates import Separation
 from expunge.evidence.shadow_audit import U_LIRA, ShadowFindings
@@ -34,13 +35,6 @@ from expunge.evidence.signals import LABEL_FREE
 WORDS = ("not forgotten", "over-forgotten", "damaged")
 FORGETTING = ("forget accuracy", "loss attack AUC")
 UTILITY = ("retain accuracy", "test accuracy")
-EXPLAIN = {
-    "forget accuracy": "share of the samples to forget that the model still classifies right",
-    "loss attack AUC": "how well the loss alone tells the samples to forget from unseen ones of the same classes",
-    "retain accuracy": "share of the training samples that stay that are classified right",
-    "test accuracy": "share of unseen samples of the classes that stay that are classified right",
-    U_LIRA: "how well an attack that trained the same models with and without each sample finds those to forget",
-}
 
 
 @options
@@ -112,10 +106,18 @@ def against_retrained(
     retrained: Sequence[Mapping[str, float]],
     margins: Margins,
     shadows: ShadowFindings | None = None,
+    resolution: Mapping[str, float] | None = None,
 ) -> tuple[str, list[str], list[Comparison]]:
-    """Word, reasons and comparisons from statistics by name; `retrained` holds at least two."""
+    """Word, reasons and comparisons from statistics by name; `retrained` holds at least two.
+
+    resolution: of each statistic, see `equivalence`.
+    """
     names = [name for name in (*FORGETTING, *UTILITY) if name in unlearned]
-    found = [compare(n, unlearned[n], [one[n] for one in retrained], margins.of(n)) for n in names]
+    fine = resolution or {}
+    found = [
+        compare(n, unlearned[n], [one[n] for one in retrained], margins.of(n), resolution=fine.get(n, 0.0))
+        for n in names
+    ]
     if shadows is not None:
         found.append(shadows.comparison(margins.auc))
     adjusted = holm(np.array([one.p_difference for one in found]))
@@ -130,7 +132,7 @@ def against_retrained(
         if word:
             words.setdefault(word, []).append(
                 f"{one.name} is {one.value:.3f}; {len(retrained)} retrained models have {one.reference:.3f} +- "
-                f"{one.spread:.3f} (p {p:.3g} after Holm): {EXPLAIN[one.name]}."
+                f"{one.spread:.3f} (p {p:.3g} after Holm): {STATISTICS[one.name]}."
             )
     if words:
         first = next(word for word in WORDS if word in words)
@@ -192,7 +194,7 @@ def against_held_out(
 
 
 def _found_by_shadows(one: Comparison, p: float) -> str:
-    return f"{one.name} is {one.value:.3f}, guessing is 0.5 (p {p:.3g}): {EXPLAIN[U_LIRA]}."
+    return f"{one.name} is {one.value:.3f}, guessing is 0.5 (p {p:.3g}): {STATISTICS[U_LIRA]}."
 
 
 def _side(one: Comparison, original: float) -> str:

@@ -35,7 +35,7 @@ from expunge.report.summarise import (
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6BB1", "#7A8B2A", "#A0522D", "#607D8B")
 MARKERS = "osD^vPX<>hp"  # one more than colours, so that a pair returns after 110 methods only
 INK = "#010203"  # replaced by currentColor, so that pictures follow light and dark mode
-_STYLE: dict[Any, Any] = {
+PICTURE_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "expunge",
     "svg.fonttype": "none",
     "font.size": 10,
@@ -89,7 +89,7 @@ def trade_off(block: ScenarioBlock) -> str | None:
     if not rows:
         return None
     styles = style_of(block.rows)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(7.2, 4.2))
         axes = figure.add_subplot()
         for row in rows:
@@ -166,7 +166,7 @@ def class_effect(block: ScenarioBlock) -> str | None:
     before = per_class(original)
     names = list(before)
     change = np.array([[per_class(row).get(name, np.nan) - before[name] for name in names] for row in rows])
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(max(4.5, 1.8 + 0.5 * min(len(names), 40)), 0.9 + 0.34 * len(rows)))
         axes = figure.add_subplot()
         axes.imshow(change, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
@@ -195,7 +195,7 @@ def destinations(block: ScenarioBlock) -> str | None:
     table = np.array(shares)
     names = [str(n) for n in rows[0].cells[0].data.get("class_names", range(table.shape[1]))]
     top = np.argsort(-table.max(0), kind="stable")[:10]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.36 * len(rows)))
         axes = figure.add_subplot()
         left = np.zeros(len(rows))
@@ -269,7 +269,7 @@ def patterns(block: ScenarioBlock) -> str | None:
 def rank_plot(found: Ranks) -> str:
     """Mean ranks from best to worst; a line through all that lie within the critical difference of each other."""
     names, means = list(found.mean), list(found.mean.values())
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(7.2, 0.8 + 0.28 * len(names)))
         axes = figure.add_subplot()
         rows = np.arange(len(names))
@@ -316,7 +316,7 @@ def _lines(
     """Panels side by side, two a row, with one line a method and one legend. panels: title, label -> x name -> y."""
     styles = style_of(block.rows)
     columns = min(2, len(panels))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(8.4, 2.7 * -(-len(panels) // columns)))
         grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
         for axes in list(grid.flat)[len(panels) :]:
@@ -346,7 +346,7 @@ def _panels(
     columns = min(3, len(rows))
     lines = -(-len(rows) // columns)
     # Margins by hand: finding them by drawing every panel twice takes longer than the pictures.
-    with matplotlib.rc_context({**_STYLE, "figure.constrained_layout.use": False}):
+    with matplotlib.rc_context({**PICTURE_STYLE, "figure.constrained_layout.use": False}):
         tall, top = height * lines + 0.9, 0.6 if legend else 0.3
         figure = Figure(figsize=(8.4, tall))
         grid = figure.subplots(lines, columns, squeeze=False)

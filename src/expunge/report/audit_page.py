@@ -1,0 +1,170 @@
+"""One page about one audit: the word, its reasons, every number with a sentence, attacks drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from expunge import __version__
+from expunge.api.result import write_text
+from expunge.evidence import explain
+from expunge.evidence.verdict import Verdict
+from expunge.report.plots import COLOURS, INK, PICTURE_STYLE, svg
+
+_MODELS = {"original": ("#888888", "s", 0.12), "unlearned": (COLOURS[0], "o", -0.12)}
+_TONE = {"forgotten": "good", "forgotten (weak)": "good", "not enough evidence": "open"}
+
+
+def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence[tuple[str, str]] = ()) -> Path:
+    """Write the page. facts: (label, value) of what was audited, shown on top."""
+    folder = files("expunge.report").joinpath("templates")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.from_string(folder.joinpath("audit.html").read_text(encoding="utf-8"))
+    frame = verdict.frame()
+    html = template.render(
+        title=title,
+        word=verdict.word,
+        tone=_TONE.get(verdict.word, "bad"),
+        meaning=explain.WORDS[verdict.word],
+        basis=explain.BASIS[verdict.basis],
+        reasons=verdict.reasons,
+        facts=facts,
+        tests=[_test(one) for one in verdict.comparisons],
+        attacks=_drawn(attack_intervals(frame)) if not frame.empty else None,
+        attack_texts=[(name, explain.ATTACKS[name]) for name in dict.fromkeys(frame.get("signal", ()))],
+        roc=_drawn(roc_curves(verdict)) if verdict.per_sample else None,
+        samples=[_sample(name, one) for name, one in verdict.per_sample.items()],
+        distances=distances(verdict.details),
+        version=__version__,
+        style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
+    )
+    write_text(out, html)
+    return out
+
+
+def attack_intervals(frame: pd.DataFrame) -> str:
+    """AUC of every attack with its interval; the span of the retrained models behind it."""
+    signals = list(dict.fromkeys(frame["signal"]))
+    again = frame["model"].str.startswith("retrained")
+    with matplotlib.rc_context(PICTURE_STYLE):
+        figure = Figure(figsize=(7.2, 0.8 + 0.38 * len(signals)))
+        axes = figure.add_subplot()
+        axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
+        shown: set[str] = set()
+        for row, signal in enumerate(reversed(signals)):
+            mine = frame[frame["signal"] == signal]
+            theirs = mine[again.loc[mine.index]]["auc"]
+            if not theirs.empty:
+                axes.plot(
+                    [theirs.min(), theirs.max()], [row, row], linewidth=9, alpha=0.3, color=COLOURS[2],
+                    solid_capstyle="butt", label=_once("trained again", shown),
+                )  # fmt: skip
+            for model, (colour, marker, shift) in _MODELS.items():
+                for found in mine[mine["model"] == model].itertuples():
+                    error = [[found.auc - found.auc_low], [found.auc_high - found.auc]]
+                    axes.errorbar(
+                        found.auc, row + shift, xerr=error, color=colour, marker=marker, linestyle="none",
+                        elinewidth=1.2, label=_once(model, shown),
+                    )  # fmt: skip
+        axes.set_yticks(range(len(signals)), list(reversed(signals)))
+        axes.set_xlabel("AUC: left of one half the samples stick out, right of it they still look known")
+        axes.set_xlim(0, 1)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return svg(figure, "AUC of every attack on the original, the unlearned and retrained models, with intervals")
+
+
+def roc_curves(verdict: Verdict) -> str:
+    """True against false positives of the attacks on single samples, both axes logarithmic."""
+    with matplotlib.rc_context(PICTURE_STYLE):
+        figure = Figure(figsize=(5.6, 4.6))
+        axes = figure.add_subplot()
+        floor = 1.0
+        for number, (name, attack) in enumerate(verdict.per_sample.items()):
+            fpr, tpr = attack.roc()
+            floor = min(floor, 0.5 / max(1, int((~attack.member).sum())))
+            axes.step(
+                fpr, tpr, where="post", label=name, color=COLOURS[number], linestyle=("-", "--", "-.")[number % 3]
+            )
+        ends = np.array([floor, 1.0])
+        axes.plot(ends, ends, color=INK, linewidth=0.7, linestyle=":", label="guessing")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(floor, 1)
+        axes.set_ylim(floor, 1.05)
+        axes.set_xlabel("unseen samples taken for members")
+        axes.set_ylabel("samples to forget that are found")
+        axes.legend(loc="lower right")
+        return svg(figure, "Receiver operating characteristic of the attacks on single samples, logarithmic axes")
+
+
+def distances(details: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, sentence) of every distance that was measured."""
+    rows = []
+    for split, found in details.get("jsd", {}).items():
+        value = f"{found['unlearned']:.4f} (among retrained {found['among retrained']:.4f})"
+        rows.append((f"JSD, {split} samples", value, explain.DISTANCES["jsd"]))
+    if "tow" in details:
+        rows.append(("ToW", f"{details['tow']:.3f}", explain.DISTANCES["tow"]))
+    ignorance = details.get("zrf", {})
+    if ignorance:
+        again = [value for name, value in ignorance.items() if name.startswith("retrained")]
+        beside = f", retrained {np.mean(again):.3f}" if again else ""
+        value = f"{ignorance['unlearned']:.3f} (original {ignorance['original']:.3f}{beside})"
+        rows.append(("ZRF", value, explain.DISTANCES["zrf"]))
+    shadows = details.get("shadows", {})
+    for key, name, mean in (("forgetting_score", "forgetting score", "score"), ("klom", "klom", "mean")):
+        if key in shadows:
+            value = f"{shadows[key][mean]:.3f} (by chance {shadows[key]['by chance']:.3f})"
+            rows.append((name, value, explain.DISTANCES[name]))
+    return rows
+
+
+def _test(one: Any) -> dict[str, str]:
+    word = "the same" if one.equivalent else "different" if one.p_difference < 0.05 else "open"
+    return {
+        "name": one.name,
+        "value": f"{one.value:.3f}",
+        "reference": f"{one.reference:.3f} ± {one.spread:.3f}",
+        "difference": f"{one.difference:+.3f} ({one.low:+.3f} .. {one.high:+.3f})",
+        "margin": f"± {one.delta:g}",
+        "p": f"{one.p_equivalence:.3g} / {one.p_difference:.3g}",
+        "word": word,
+        "text": explain.STATISTICS[one.name],
+    }
+
+
+def _sample(name: str, one: Any) -> dict[str, str]:
+    tpr = {
+        rate: "too few" if found is None else f"{100 * found.value:.1f}" for rate, found in one.separation.tpr.items()
+    }
+    return {
+        "name": name,
+        "auc": f"{100 * one.auc.value:.1f} ({100 * one.auc.low:.1f} .. {100 * one.auc.high:.1f})",
+        "tpr": " / ".join(tpr.values()),
+        "balanced": f"{100 * one.balanced_accuracy:.1f}",
+        "zero": "–" if one.at_zero is None else f"{100 * one.at_zero:.1f}",
+        "epsilon": f"{one.epsilon:.2f} of at most {one.largest:.2f}",
+    }
+
+
+def _once(label: str, shown: set[str]) -> str:
+    """A legend names everything once."""
+    if label in shown:
+        return "_"
+    shown.add(label)
+    return label
+
+
+def _drawn(picture: str) -> Markup:
+    return Markup(picture)

@@ -86,7 +86,8 @@ def test_shadow_models_that_cannot_be_made_are_refused(audit):
         (["--shadows", 5, "--method", "finetune"], "even"),
         (["--shadows", 4], "give --method"),
         (["--shadows", 4, "--method", "finetun"], "finetune"),
-        (["--shadows", 4, "--method", "finetune", "--options", "lrr=1"], "lrr"),
+        (["--shadows", 4, "--method", "finetune", "--lrr", 1], "lrr"),
+        (["--bogus", 1], "bogus"),
         (["--shadows", 4, "--design", "third"], "third"),
     ):
         result = audit(*more)

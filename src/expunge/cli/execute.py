@@ -18,7 +18,7 @@ from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
 from expunge.cli.folder import STATE, WEIGHTS, claim, finished
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
-from expunge.core.errors import DivergedError, UsageError
+from expunge.core.errors import DivergedError, UsageError, nearest
 from expunge.core.options import option_names, to_dict
 from expunge.core.run import Progress
 from expunge.data.cache import cache_root
@@ -200,6 +200,7 @@ def audit(job: Audit) -> None:
             "references and shadow models cannot be trained without the recipe of the original; give --recipe "
             "file.yaml, or an original that `expunge train` made."
         )
+    method = _method_of(job)
     data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
     if data.test is None:
         raise UsageError("an audit needs samples that no model has seen; give --test.")
@@ -215,7 +216,7 @@ def audit(job: Audit) -> None:
         verdict = evidence.audit(
             original, unlearned, forget=split.forget, retain=split.retain, test=data.test, retrained=again,
             margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
-            shadows=job.shadows, method=_method_of(job), recipe=recipe, design=job.design, requests=job.requests,
+            shadows=job.shadows, method=method, recipe=recipe, design=job.design, requests=job.requests,
             jobs=job.jobs, cache=cache_root(), progress=lambda done, of: progress(Progress("shadows", done, of, {})),
         )  # fmt: skip
     record = {
@@ -250,10 +251,16 @@ def _audit_facts(job: Audit, data: inputs.Data, split: Forgetting, again: int) -
 
 def _method_of(job: Audit) -> Method | None:
     """What the shadows forget by: --method, or what the result.json beside the unlearned model tells."""
+    if job.method is None and job.options:
+        name = next(iter(job.options))
+        raise UsageError(f"audit has no option `{name}`; {nearest(name, option_names(Audit))}.")
     if not job.shadows:
+        if job.method is not None:
+            raise UsageError("`--method` says what shadow models forget by; give --shadows 64 with it.")
         return None
     if job.method is not None:
-        return make_method(job.method, **typed_options(METHODS.load(job.method.partition("/")[0]), job.options))
+        cls = METHODS.load(job.method.partition("/")[0])
+        return make_method(job.method, **typed_options(cls, job.options, commands=option_names(Audit)))
     facts = inputs.facts_beside(job.unlearned)
     if "method" not in facts:
         raise UsageError(

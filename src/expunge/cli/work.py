@@ -54,8 +54,9 @@ AUDIT = """Examples:\n
   expunge audit --model cnn --original run/model.safetensors --unlearned forgot/model.safetensors
   --data mnist --forget class:3 --retrain 5 --out audit/\n
   expunge audit ... --forget ids:requests.csv --retrained references/ --out audit/\n
+  expunge audit ... --shadows 64 --jobs 2 --out audit/   (attacks on single samples)\n
 Without --retrain and --retrained the verdict is the weaker one, against unseen samples.
-Writes verdict.json, attacks.csv and tests.csv."""
+Writes audit.html, verdict.json, attacks.csv and tests.csv. Shadow models are kept by their scores: Ctrl-C is safe."""
 
 
 def register(app: typer.Typer, name: str) -> None:

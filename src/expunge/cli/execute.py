@@ -211,6 +211,7 @@ def audit(job: Audit) -> None:
     verdict = evidence.audit(
         original, unlearned, forget=split.forget, retain=split.retain, test=data.test, retrained=again,
         margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
+        residue=job.residue,
     )  # fmt: skip
     record = {
         "word": verdict.word, "basis": verdict.basis, "reasons": verdict.reasons, "forgotten": split.describe(),
@@ -219,6 +220,9 @@ def audit(job: Audit) -> None:
     write_text(job.out / "attacks.csv", verdict.frame().to_csv(index=False))
     if verdict.comparisons:
         write_text(job.out / "tests.csv", verdict.tests().to_csv(index=False))
+    if verdict.residue is not None:
+        record["residue"] = verdict.residue.details()
+        write_text(job.out / "residue.csv", verdict.residue.frame().to_csv(index=False))
     write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
     _print_forgetting(split)
     console.out().print(tables.attacks_table(verdict))

@@ -15,6 +15,7 @@ from expunge.core.options import build, to_dict
 from expunge.core.seeds import numpy_generator
 from expunge.evidence.distances import jsd, tug_of_war
 from expunge.evidence.rates import Separation, separation
+from expunge.evidence.residue import examine, with_residue
 from expunge.evidence.signals import SIGNALS, gradient
 from expunge.evidence.verdict import Margins, Verdict, against_held_out, against_retrained
 from expunge.metrics.agreement import representation
@@ -38,13 +39,16 @@ def audit(
     seed: int = 0,
     device: str = "auto",
     resamples: int = 500,
+    residue: bool = False,
 ) -> Verdict:
     """How well `unlearned` forgot `forget`, in one word with its reasons.
 
     original, unlearned, retrained: modules or results. retrained: models trained again without the forget set, with
     different seeds; two or more give the strong verdict, five or more usually something to say. test: samples no model
     has seen, with those of the forgotten classes. margins: differences that count as none (accuracy and AUC, 0.05).
-    resamples: of the bootstrap. Raises `UsageError` for a single retrained model.
+    resamples: of the bootstrap. residue: also look below the answers (`evidence.residue`; it costs a few training steps
+    per model), for methods that hide instead of forget; the word stays what the answers say. Raises `UsageError` for a
+    single retrained model.
     """
     target = pick_device(device)
     if len(retrained) == 1:
@@ -61,6 +65,7 @@ def audit(
         check_fit(module, splits, target)
     evaluation = Evaluation(names, splits, device=target, seed=seed)
     attacks = {name: population_attacks(evaluation, name, resamples) for name in names}
+    below = examine(evaluation) if residue else None
     numbers = {name: statistics(evaluation, name, attacks[name]) for name in names}
     again = [numbers[name] for name in names if name.startswith("retrained")]
     details: dict[str, Any] = {"statistics": numbers, "margins": to_dict(limits)}
@@ -70,12 +75,13 @@ def audit(
         details["tow"] = tug_of_war(*({k.removesuffix(" accuracy"): v for k, v in d.items()} for d in
                                       (numbers["unlearned"], mean)))  # fmt: skip
         word, reasons, found = against_retrained(numbers["original"], numbers["unlearned"], again, limits)
-        return Verdict(word, "retrained", reasons, found, attacks, details)
+        return with_residue(Verdict(word, "retrained", reasons, found, attacks, details), below)
     if "loss" not in attacks["unlearned"]:
         few = f"fewer than {_TOO_FEW} samples to forget, or unseen ones of their classes"
-        return Verdict("not enough evidence", "held-out", [f"{few}: no attack can be measured."], [], attacks, details)
+        reasons = [f"{few}: no attack can be measured."]
+        return with_residue(Verdict("not enough evidence", "held-out", reasons, [], attacks, details), below)
     word, reasons = against_held_out(numbers["original"], numbers["unlearned"], attacks["unlearned"]["loss"], limits)
-    return Verdict(word, "held-out", reasons, [], attacks, details)
+    return with_residue(Verdict(word, "held-out", reasons, [], attacks, details), below)
 
 
 def statistics(evaluation: Evaluation, model: str, attacks: Mapping[str, Separation]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
 from expunge.core.seeds import torch_generator
 from expunge.data.split import Split
-from expunge.evidence.probe import cross_predict
+from expunge.evidence.probe import PENALTY, cross_read
 from expunge.metrics.agreement import BATCH, representation
 from expunge.metrics.change import gram_cka, layer_outputs
 from expunge.metrics.relearn import gather
@@ -32,16 +32,22 @@ _FEWEST = 4  # samples that the unbiased estimator of CKA needs
 
 @options
 class Depth:
-    """How much is measured, and how large a difference still counts as none."""
+    """How much is measured, and how large a difference still counts as none (margin_*)."""
 
-    margin: float = Field(0.05, gt=0, lt=0.5, description="difference in a statistic that counts as none")
+    margin_share: float = Field(
+        0.05, gt=0, lt=0.5, description="difference of shares and probabilities that counts as none"
+    )
+    margin_cka: float = Field(0.01, gt=0, lt=0.5, description="difference of the layer CKA gap that counts as none")
     samples: int = Field(512, ge=8, description="most samples to forget that are looked at, drawn by the seed")
     probe_samples: int = Field(2000, ge=8, description="most other samples that the probe is fitted on")
-    probe_penalty: float = Field(1.0, gt=0, description="of the squared weights of the probe")
+    probe_penalty: float = Field(PENALTY, gt=0, description="of the squared weights of the probe")
     relearn_steps: int = Field(20, ge=1, description="small training steps of relearning")
     relearn_lr: float = Field(1e-3, gt=0, description="learning rate of Adam in them")
     relearn_batch: int = Field(64, ge=2, description="samples per step: half to forget, half others")
     layer_samples: int = Field(256, ge=_FEWEST, description="most samples per set for CKA, in one pass")
+
+    def margin(self, statistic: str) -> float:
+        return self.margin_cka if "CKA" in statistic else self.margin_share
 
 
 @dataclass(frozen=True)
@@ -144,21 +150,22 @@ def features(model: nn.Module, split: Split, device: torch.device) -> Tensor:
 
 
 def probe_rows(name: str, model: nn.Module, draw: Draw, device: torch.device) -> Iterator[Row]:
-    """probe accuracy on the forgotten samples (and on unseen ones of their classes), and misalignment."""
-    penalty = draw.depth.probe_penalty
+    """What a probe reads in the forgotten samples (and in unseen ones of their classes), and misalignment."""
     with visiting(model, device):
         kept = (features(model, draw.others, device), draw.others.y)
         mine = (features(model, draw.forget, device), draw.forget.y)
         said = predict(model, draw.forget, device).argmax(1).cpu() == draw.forget.y
         test = None if draw.test is None else (features(model, draw.test, device), draw.test.y)
-    read = cross_predict(kept, mine, draw.halves, draw.gone, penalty=penalty) == mine[1]
-    yield Row(name, "probe accuracy", float(read.double().mean()))
+    classes = draw.forget.num_classes
+    found, probe = cross_read(kept, mine, draw.halves, draw.gone, classes, penalty=draw.depth.probe_penalty)
+    read = found.argmax(1) == mine[1]
+    yield Row(name, "probe confidence", float(found.gather(1, mine[1][:, None]).mean()))
     yield Row(name, "misalignment", float((read & ~said).double().mean()))
+    yield Row(name, "probe accuracy", float(read.double().mean()), "forget")
     if test is not None:
-        shown = torch.isin(mine[1], draw.gone)
-        both = [torch.cat([a, b[shown]]) for a, b in zip(kept, mine, strict=True)]
-        unseen = cross_predict((both[0], both[1]), test, torch.zeros(len(test[1])), draw.gone[:0], penalty=penalty)
-        yield Row(name, "probe accuracy", float((unseen == test[1]).double().mean()), part="test")
+        found = probe.probabilities(test[0], classes)
+        yield Row(name, "probe confidence", float(found.gather(1, test[1][:, None]).mean()), "test")
+        yield Row(name, "probe accuracy", float((found.argmax(1) == test[1]).double().mean()), "test")
 
 
 def relearn_rows(name: str, model: nn.Module, draw: Draw, device: torch.device) -> Iterator[Row]:

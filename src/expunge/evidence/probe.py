@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PENALTY = 10.0  # strong enough that the probability of an unseen sample is not 0 or 1
 STEPS = 200  # of L-BFGS
+TOLERANCE = 1e-5  # of the gradient of the mean objective; the norm of W is then right to about 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A fitted probe; classes that it was not fitted on are never predicted."""
+    """A fitted probe; classes that it was not fitted on have no probability."""
 
     mean: Tensor
     scale: Tensor
@@ -34,12 +36,14 @@ class Probe:
         """(n, k) in the order of `classes`, float64."""
         return (features.double() - self.mean) / self.scale @ self.weight.T + self.bias
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Class per row of `features` (n, d)."""
-        return self.classes[self.logits(features).argmax(1)]
+    def probabilities(self, features: Tensor, classes: int) -> Tensor:
+        """(n, classes), 0 in the columns of classes that it was not fitted on."""
+        found = torch.zeros(len(features), classes, dtype=torch.float64, device=features.device)
+        found[:, self.classes] = self.logits(features).softmax(1)
+        return found
 
 
-def fit_probe(features: Tensor, labels: Tensor, *, penalty: float = 1.0) -> Probe:
+def fit_probe(features: Tensor, labels: Tensor, *, penalty: float = PENALTY) -> Probe:
     """The probe of features (n, d) and labels (n,), n >= 1, in float64 on the features' device; penalty > 0."""
     x = features.detach().double()
     classes, y = labels.to(x.device).unique(return_inverse=True)
@@ -51,7 +55,7 @@ def fit_probe(features: Tensor, labels: Tensor, *, penalty: float = 1.0) -> Prob
     weight = torch.zeros(len(classes), x.shape[1], dtype=torch.float64, device=x.device, requires_grad=True)
     bias = torch.zeros(len(classes), dtype=torch.float64, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=STEPS, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=STEPS, tolerance_grad=TOLERANCE, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def objective() -> Tensor:
@@ -67,23 +71,29 @@ def fit_probe(features: Tensor, labels: Tensor, *, penalty: float = 1.0) -> Prob
     return Probe(mean, scale, weight.detach(), bias.detach(), classes)
 
 
-def cross_predict(
-    kept: tuple[Tensor, Tensor], forgotten: tuple[Tensor, Tensor], halves: Tensor, gone: Tensor, *, penalty: float = 1.0
-) -> Tensor:
-    """Class of each forgotten sample (m,) by a probe that did not see it.
+def cross_read(
+    kept: tuple[Tensor, Tensor],
+    forgotten: tuple[Tensor, Tensor],
+    halves: Tensor,
+    gone: Tensor,
+    classes: int,
+    *,
+    penalty: float = PENALTY,
+) -> tuple[Tensor, Probe]:
+    """Probabilities (m, classes) of the forgotten samples by a probe that did not see them; and one such probe.
 
     kept, forgotten: (features, labels). halves: 0 or 1 per forgotten sample; gone: classes among the forgotten that
     `kept` lacks. The probe is fitted on `kept` alone; where classes are gone, on `kept` and, of these classes, the
-    samples of one half, and it predicts the other half.
+    samples of one half, and it reads the other half.
     """
     features, labels = forgotten
     if len(gone) == 0:
-        return fit_probe(*kept, penalty=penalty).predict(features)
-    found = torch.empty_like(labels)
+        probe = fit_probe(*kept, penalty=penalty)
+        return probe.probabilities(features, classes), probe
+    found = torch.zeros(len(features), classes, dtype=torch.float64)
     for half in (0, 1):
         shown = torch.isin(labels, gone) & (halves != half)
-        probe = fit_probe(
-            torch.cat([kept[0], features[shown]]), torch.cat([kept[1], labels[shown]]), penalty=penalty
-        )  # fmt: skip
-        found[halves == half] = probe.predict(features[halves == half])
-    return found
+        x, y = torch.cat([kept[0], features[shown]]), torch.cat([kept[1], labels[shown]])
+        probe = fit_probe(x, y, penalty=penalty)
+        found[halves == half] = probe.probabilities(features[halves == half], classes)
+    return found, probe

@@ -3,11 +3,12 @@
 A method may silence the last layer and leave everything below as it was. Four statistics look there. Each is measured
 on the unlearned model, on the models retrained without the samples, and on the original as the other anchor:
 
-probe accuracy    A fresh linear classifier on the frozen features, fitted on samples that stay, reads the forgotten
-                  ones. Single samples: features that memorised them are read better (in a retrained model: as well as
-                  unseen samples). Whole classes: no sample that stays shows them, so the probe is also shown one half
-                  of the forgotten samples and reads the other half. Features of a retrained model separate a class
-                  they never saw less well, but rarely not at all: the difference is what counts, not the height.
+probe confidence  A fresh linear classifier on the frozen features, fitted on samples that stay, reads the forgotten
+                  ones: mean probability of the right class (its accuracy, in the rows, is coarser). Single samples:
+                  features that memorised them are read better; in a retrained model as well as unseen samples. Whole
+                  classes: no sample that stays shows them, so the probe is also shown one half of the forgotten
+                  samples and reads the other half. Features of a retrained model separate a class they never saw less
+                  well, but rarely not at all: the difference is what counts, not the height.
 misalignment      Share of the forgotten samples that the probe reads right and the model's own head gets wrong (Gao et
                   al., 2026). Near 0 in the original; of single samples also in a retrained model; of whole classes its
                   probe accuracy, since its head cannot name the class. Higher than retraining: the answers were
@@ -16,8 +17,8 @@ relearn accuracy  Mean accuracy over a few small training steps on one half of t
                   stay), of the half that is not taught. A retrained model must learn it, a hiding one is reminded.
 layer CKA gap     CKA to the original on the forgotten samples minus that on samples that stay, mean over the layers
                   below the head; 0 in the original. CKA by itself stays near 1 in whatever starts from the original's
-                  weights; retrained models lose more of it on what they never saw. Single samples: usually no gap in
-                  any model, so it says nothing.
+                  weights; retrained models lose more of it on what they never saw. Single samples that the original
+                  had not memorised leave no gap in any model, and it says nothing.
 
 Tests      `compare` of each statistic against the retrained models, Holm over them. A flag needs a difference at 5 %
            that is not shown to be within the margin, on the side of the original; and the original itself must differ
@@ -28,7 +29,7 @@ Tests      `compare` of each statistic against the retrained models, Holm over t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,21 +40,24 @@ from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.evidence.depth import Depth, Draw, Row, grams, layer_rows, probe_rows, relearn_rows
 from expunge.evidence.equivalence import ALPHA, Comparison, compare, holm
+from expunge.evidence.verdict import Verdict
 from expunge.metrics.base import ORIGINAL, Evaluation
 
 UNLEARNED = "unlearned"
-STATISTICS = ("probe accuracy", "misalignment", "relearn accuracy", "layer CKA gap")
+STATISTICS = ("probe confidence", "misalignment", "relearn accuracy", "layer CKA gap")
 _FLAGS = {
-    "probe accuracy": "a simple classifier on the model's inner features recognises {value:.1%} of the forgotten "
-    "samples, but {reference:.1%} +- {spread:.1%} in models that never saw them: the features still hold them",
+    "probe confidence": "a simple classifier that reads the model's inner features is {value:.1%} sure of the right "
+    "answer for the forgotten samples, in models that never saw them {reference:.1%} +- {spread:.1%}: the features "
+    "still hold them",
     "misalignment": "of {value:.1%} of the forgotten samples the inner features give the right answer while the model "
     "gives a wrong one, in models that never saw them of {reference:.1%} +- {spread:.1%}: the answers were changed, "
     "what lies below was not",
     "relearn accuracy": "during a few training steps on one half of the forgotten samples the model recognises "
     "{value:.1%} of the other half, models that never saw them {reference:.1%} +- {spread:.1%}: it is reminded, it "
     "does not learn anew",
-    "layer CKA gap": "the inner layers see the forgotten samples nearly as the original model did (similarity {value:+.3f} "
-    "beside that of samples that stay), models that never saw them do not ({reference:+.3f} +- {spread:.3f})",
+    "layer CKA gap": "the inner layers see the forgotten samples nearly as the original model did (similarity "
+    "{value:+.3f} beside that of samples that stay), models that never saw them do not ({reference:+.3f} +- "
+    "{spread:.3f})",
 }  # fmt: skip
 
 
@@ -144,33 +148,40 @@ def examine(evaluation: Evaluation, depth: Depth | None = None) -> Residue:
     if not again:
         notes.append("no retrained models were given: these are numbers only, and nothing is flagged.")
         return Residue(rows, [], [], notes)
-    comparisons, flags, silent = judge(numbers, again, depth.margin)
+    comparisons, flags, silent = judge(numbers, again, depth)
     return Residue(rows, comparisons, flags, [*notes, *silent])
 
 
 def judge(
-    numbers: Mapping[str, Mapping[str, float]], again: Sequence[str], margin: float
+    numbers: Mapping[str, Mapping[str, float]], again: Sequence[str], depth: Depth
 ) -> tuple[list[Comparison], list[str], list[str]]:
     """Comparisons, flags and notes; `again` names at least two retrained models."""
     names = [name for name in STATISTICS if name in numbers.get(UNLEARNED, {})]
     theirs = {name: [numbers[model][name] for model in again] for name in names}
-    found = [compare(name, numbers[UNLEARNED][name], theirs[name], margin) for name in names]
+    found = [compare(name, numbers[UNLEARNED][name], theirs[name], depth.margin(name)) for name in names]
     adjusted = holm(np.array([one.p_difference for one in found]))
     flags, notes = [], []
     for one, p in zip(found, adjusted, strict=True):
         side = 1.0
         if one.name != "misalignment":
-            anchor = compare(one.name, numbers[ORIGINAL][one.name], theirs[one.name], margin)
+            anchor = compare(one.name, numbers[ORIGINAL][one.name], theirs[one.name], one.delta)
             if anchor.equivalent or anchor.p_difference >= ALPHA:
                 notes.append(
-                    f"{one.name} does not tell the original model ({anchor.value:.3f}) from {len(again)} retrained ones "
-                    f"({anchor.reference:.3f} +- {anchor.spread:.3f}), so here it says nothing."
+                    f"{one.name} does not tell the original model ({anchor.value:.3f}) from {len(again)} retrained "
+                    f"ones ({anchor.reference:.3f} +- {anchor.spread:.3f}), so here it says nothing."
                 )
                 continue
             side = float(np.sign(anchor.difference))
         if not one.equivalent and p < ALPHA and np.sign(one.difference) == side:
             flags.append(f"{_FLAGS[one.name].format(**vars(one))} (p {p:.3g} after Holm).")
     return found, flags, notes
+
+
+def with_residue(verdict: Verdict, found: Residue | None) -> Verdict:
+    """The verdict with what was found below, if anybody looked."""
+    if found is None:
+        return verdict
+    return replace(verdict, reasons=[*verdict.reasons, *found.reasons(verdict.word)], residue=found)
 
 
 def _probes(evaluation: Evaluation, draw: Draw) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from expunge.core.options import Field, options
 from expunge.evidence.equivalence import ALPHA, Comparison, compare, holm
 from expunge.evidence.rates import Separation
 from expunge.evidence.signals import LABEL_FREE
+
+if TYPE_CHECKING:
+    from expunge.evidence.residue import Residue
 
 WORDS = ("not forgotten", "over-forgotten", "damaged")
 FORGETTING = ("forget accuracy", "loss attack AUC")
@@ -54,7 +57,8 @@ class Margins:
 class Verdict:
     """word: see the module. basis: "retrained" or "held-out". reasons: sentences, the most important first.
 
-    attacks: model -> signal -> how well it separates; comparisons: one per statistic, empty for "held-out".
+    attacks: model -> signal -> how well it separates; comparisons: one per statistic, empty for "held-out". residue:
+    what lies below the answers, where it was asked for; its flags stand among the reasons and leave the word alone.
     """
 
     word: str
@@ -63,6 +67,7 @@ class Verdict:
     comparisons: list[Comparison]
     attacks: Mapping[str, Mapping[str, Separation]]
     details: Mapping[str, Any] = field(default_factory=dict)
+    residue: Residue | None = None
 
     def frame(self) -> pd.DataFrame:
         """One row per (model, signal): AUC and TPR at low FPR with 95 % intervals; NaN where too few samples."""

@@ -50,3 +50,15 @@ def test_what_cannot_be_audited_is_said(audit, tmp_path):
         assert result.code == 2
         assert phrase in result.err
     assert not (tmp_path / "audit" / "verdict.json").exists()
+
+
+def test_what_lies_below_the_answers_is_looked_at_on_request(audit, tmp_path):
+    result = audit("--retrain", 2, "--residue")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "audit" / "verdict.json").read_text())["residue"]
+    assert [one["name"] for one in record["tests"]] == list(record["statistics"]["unlearned"])
+    table = pd.read_csv(tmp_path / "audit" / "residue.csv")
+    assert set(table["model"]) == {"original", "unlearned", "retrained 1", "retrained 2"}
+    assert set(table["statistic"]) >= {"probe confidence", "relearn accuracy", "layer CKA, forgotten"}
+    assert all(f"note on residue: {note}"[:40] in result.err for note in record["notes"])
+    assert record["notes"]

@@ -227,6 +227,8 @@ def audit(job: Audit) -> None:
     _print_forgetting(split)
     console.out().print(tables.attacks_table(verdict))
     console.out().print(str(verdict), soft_wrap=True)
+    for note in verdict.residue.notes if verdict.residue is not None else ():
+        console.say(f"note on residue: {note}")
     console.say(f"written: {job.out}")
 
 

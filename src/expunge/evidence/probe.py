@@ -63,7 +63,7 @@ def fit_probe(features: Tensor, labels: Tensor, *, penalty: float = PENALTY) -> 
         errors = (each * F.cross_entropy(x @ weight.T + bias, y, reduction="none")).sum()
         # The mean has the same minimum and keeps the gradient's size, thus the tolerance, free of n.
         value = (errors + penalty / 2 * weight.square().sum()) / len(y)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():

@@ -114,7 +114,6 @@ def residue(
     target = pick_device(device)
     if len(retrained) == 1:
         raise UsageError("one retrained model has no spread; pass at least two, or none for the numbers alone.")
-    settings = depth if isinstance(depth, Depth) else build(Depth, dict(depth or {}), "depth")
     splits = as_splits({"forget": forget, "retain": retain, "test": test})
     check_disjoint(splits)
     for name in ("forget", "test"):
@@ -127,15 +126,15 @@ def residue(
     models |= {f"retrained {i + 1}": as_module(model, f"retrained[{i}]") for i, model in enumerate(retrained)}
     for module in models.values():
         check_fit(module, splits, target)
-    return examine(Evaluation(models, splits, device=target, seed=seed), settings)
+    return examine(Evaluation(models, splits, device=target, seed=seed), depth)
 
 
-def examine(evaluation: Evaluation, depth: Depth | None = None) -> Residue:
+def examine(evaluation: Evaluation, depth: Depth | Mapping[str, float] | None = None) -> Residue:
     """`residue` of models and splits that are already checked: "original", "unlearned", and any others retrained."""
-    depth = depth or Depth()
+    settings = depth if isinstance(depth, Depth) else build(Depth, dict(depth or {}), "depth")
     splits = evaluation.splits
     others = splits.get("retain", splits["test"])
-    draw = Draw.of(splits["forget"], others, splits["test"], evaluation.seed, depth)
+    draw = Draw.of(splits["forget"], others, splits["test"], evaluation.seed, settings)
     rows: list[Row] = []
     notes: list[str] = []
     for rows_of in (_probes, _relearning, _layers):
@@ -148,7 +147,7 @@ def examine(evaluation: Evaluation, depth: Depth | None = None) -> Residue:
     if not again:
         notes.append("no retrained models were given: these are numbers only, and nothing is flagged.")
         return Residue(rows, [], [], notes)
-    comparisons, flags, silent = judge(numbers, again, depth)
+    comparisons, flags, silent = judge(numbers, again, settings)
     return Residue(rows, comparisons, flags, [*notes, *silent])
 
 

@@ -93,3 +93,15 @@ def test_shadow_models_that_cannot_be_made_are_refused(audit):
         result = audit(*more)
         assert result.code == 2, result.err
         assert phrase in result.err
+
+
+def test_what_lies_below_the_answers_is_looked_at_on_request(audit, tmp_path):
+    result = audit("--retrain", 2, "--residue")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "audit" / "verdict.json").read_text())["residue"]
+    assert [one["name"] for one in record["tests"]] == list(record["statistics"]["unlearned"])
+    table = pd.read_csv(tmp_path / "audit" / "residue.csv")
+    assert set(table["model"]) == {"original", "unlearned", "retrained 1", "retrained 2"}
+    assert set(table["statistic"]) >= {"probe confidence", "relearn accuracy", "layer CKA, forgotten"}
+    assert all(f"note on residue: {note}"[:40] in result.err for note in record["notes"])
+    assert record["notes"]

@@ -217,7 +217,8 @@ def audit(job: Audit) -> None:
             original, unlearned, forget=split.forget, retain=split.retain, test=data.test, retrained=again,
             margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
             shadows=job.shadows, method=method, recipe=recipe, design=job.design, requests=job.requests,
-            jobs=job.jobs, cache=cache_root(), progress=lambda done, of: progress(Progress("shadows", done, of, {})),
+            jobs=job.jobs, cache=cache_root(), residue=job.residue,
+            progress=lambda done, of: progress(Progress("shadows", done, of, {})),
         )  # fmt: skip
     record = {
         "word": verdict.word, "basis": verdict.basis, "reasons": verdict.reasons, "forgotten": split.describe(),
@@ -226,6 +227,9 @@ def audit(job: Audit) -> None:
     write_text(job.out / "attacks.csv", verdict.frame().to_csv(index=False))
     if verdict.comparisons:
         write_text(job.out / "tests.csv", verdict.tests().to_csv(index=False))
+    if verdict.residue is not None:
+        record["residue"] = verdict.residue.details()
+        write_text(job.out / "residue.csv", verdict.residue.frame().to_csv(index=False))
     write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
     page = build_audit_page(
         verdict,
@@ -236,6 +240,8 @@ def audit(job: Audit) -> None:
     _print_forgetting(split)
     console.out().print(tables.attacks_table(verdict))
     console.out().print(str(verdict), soft_wrap=True)
+    for note in verdict.residue.notes if verdict.residue is not None else ():
+        console.say(f"note on residue: {note}")
     console.out().print(f"report: {page}", soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from expunge.core.options import build, to_dict
 from expunge.core.seeds import derive, numpy_generator
 from expunge.evidence.distances import jsd, tug_of_war, zrf
 from expunge.evidence.rates import Separation, separation
+from expunge.evidence.residue import examine, with_residue
 from expunge.evidence.shadow_audit import shadow_audit
 from expunge.evidence.shadows import Design
 from expunge.evidence.signals import SIGNALS, gradient
@@ -47,6 +48,7 @@ def audit(
     seed: int = 0,
     device: str = "auto",
     resamples: int = 500,
+    residue: bool = False,
     shadows: int = 0,
     method: str | Method | None = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
@@ -61,7 +63,8 @@ def audit(
     original, unlearned, retrained: modules or results. retrained: models trained again without the forget set, with
     different seeds; two or more give the strong verdict, five or more usually something to say. test: samples no model
     has seen, with those of the forgotten classes. margins: differences that count as none (accuracy and AUC, 0.05).
-    resamples: of the bootstrap.
+    resamples: of the bootstrap. residue: also look below the answers (`evidence.residue`; it costs a few training steps
+    per model), for methods that hide instead of forget; the word stays what the answers say.
 
     shadows: so many shadow models for attacks on single samples (see `shadows`; `design`, `requests`, `jobs`, `cache`
     and `progress` are theirs). They are trained by `recipe` and forget by `method`, which results of `train` and
@@ -71,6 +74,7 @@ def audit(
     if len(retrained) == 1:
         raise UsageError("one retrained model has no spread; pass at least two, or none for the weaker verdict.")
     limits = margins if isinstance(margins, Margins) else build(Margins, dict(margins or {}), "margins")
+    how = _how(original, unlearned, method, recipe) if shadows else None
     splits = as_splits({"forget": forget, "retain": retain, "test": test})
     check_disjoint(splits)
     for name in ("forget", "test"):
@@ -82,13 +86,14 @@ def audit(
         check_fit(module, splits, target)
     evaluation = Evaluation(names, splits, device=target, seed=seed)
     attacks = {name: population_attacks(evaluation, name, resamples) for name in names}
+    below = examine(evaluation) if residue else None
     numbers = {name: statistics(evaluation, name, attacks[name]) for name in names}
     again = [numbers[name] for name in names if name.startswith("retrained")]
     details: dict[str, Any] = {"statistics": numbers, "margins": to_dict(limits)}
     details["zrf"] = ignorance(evaluation, names)
     found_by_shadows, per_sample = None, {}
-    if shadows:
-        chosen, known = _how(original, unlearned, method, recipe)
+    if how is not None:
+        chosen, known = how
         found_by_shadows = shadow_audit(
             names["original"], names["unlearned"], splits, shadows=shadows, method=chosen, recipe=known, design=design,
             requests=requests, seed=seed, device=target, jobs=jobs, cache=cache, progress=progress,
@@ -103,14 +108,15 @@ def audit(
         word, reasons, found = against_retrained(
             numbers["original"], numbers["unlearned"], again, limits, found_by_shadows, resolution(evaluation)
         )
-        return Verdict(word, "retrained", reasons, found, attacks, details, per_sample)
-    if "loss" not in attacks["unlearned"]:
+    elif "loss" not in attacks["unlearned"]:
         few = f"fewer than {_TOO_FEW} samples to forget, or unseen ones of their classes"
-        return Verdict("not enough evidence", "held-out", [f"{few}: no attack can be measured."], [], attacks, details)
-    word, reasons, found = against_held_out(
-        numbers["original"], numbers["unlearned"], attacks["unlearned"]["loss"], limits, found_by_shadows
-    )
-    return Verdict(word, "held-out", reasons, found, attacks, details, per_sample)
+        word, reasons, found = "not enough evidence", [f"{few}: no attack can be measured."], []
+    else:
+        word, reasons, found = against_held_out(
+            numbers["original"], numbers["unlearned"], attacks["unlearned"]["loss"], limits, found_by_shadows
+        )
+    basis: Literal["retrained", "held-out"] = "retrained" if again else "held-out"
+    return with_residue(Verdict(word, basis, reasons, found, attacks, details, per_sample), below)
 
 
 def statistics(evaluation: Evaluation, model: str, attacks: Mapping[str, Separation]) -> dict[str, float]:

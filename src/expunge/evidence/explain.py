@@ -26,6 +26,12 @@ STATISTICS: Mapping[str, str] = {
     "test accuracy": "share of unseen samples of the classes that stay that are classified right",
     "U-LiRA AUC": "how well an attack that trained the same models with and without each sample finds those to forget",
 }
+RESIDUE: Mapping[str, str] = {
+    "probe confidence": "how surely a simple classifier reads the right answer from the model's inner features",
+    "misalignment": "share of the samples to forget that the inner features still get right while the answer is wrong",
+    "relearn accuracy": "how soon the samples come back when a few of them are taught again",
+    "layer CKA gap": "how much more the inner layers still treat these samples as the original did; 0 in the original",
+}
 ATTACKS: Mapping[str, str] = {
     "loss": "known samples have a small loss",
     "confidence": "how sure the model is of the right class, without rounding near certainty",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,9 @@ from expunge.evidence.persample import PerSample
 from expunge.evidence.rates import Separation
 from expunge.evidence.shadow_audit import U_LIRA, ShadowFindings
 from expunge.evidence.signals import LABEL_FREE
+
+if TYPE_CHECKING:
+    from expunge.evidence.residue import Residue
 
 WORDS = ("not forgotten", "over-forgotten", "damaged")
 FORGETTING = ("forget accuracy", "loss attack AUC")
@@ -54,6 +57,7 @@ class Verdict:
 
     attacks: model -> signal -> how well it separates; comparisons: one per statistic, for "held-out" of U-LiRA alone.
     per_sample: attacks calibrated by shadow models, by "model: attack"; empty without.
+    residue: what lies below the answers, where it was asked for; its flags stand among the reasons and leave the word.
     """
 
     word: str
@@ -63,6 +67,7 @@ class Verdict:
     attacks: Mapping[str, Mapping[str, Separation]]
     details: Mapping[str, Any] = field(default_factory=dict)
     per_sample: Mapping[str, PerSample] = field(default_factory=dict)
+    residue: Residue | None = None
 
     def frame(self) -> pd.DataFrame:
         """One row per (model, signal): AUC and TPR at low FPR with 95 % intervals; NaN where too few samples."""

@@ -40,12 +40,13 @@ def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence
         basis=explain.BASIS[verdict.basis],
         reasons=verdict.reasons,
         facts=facts,
-        tests=[_test(one) for one in verdict.comparisons],
+        tests=[_test(one, explain.STATISTICS) for one in verdict.comparisons],
         attacks=_drawn(attack_intervals(frame)) if not frame.empty else None,
         attack_texts=[(name, explain.ATTACKS[name]) for name in dict.fromkeys(frame.get("signal", ()))],
         roc=_drawn(roc_curves(verdict)) if verdict.per_sample else None,
         samples=[_sample(name, one) for name, one in verdict.per_sample.items()],
         distances=distances(verdict.details),
+        residue=_below(verdict),
         version=__version__,
         style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
     )
@@ -130,7 +131,47 @@ def distances(details: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _test(one: Any) -> dict[str, str]:
+def relearning_curves(frame: pd.DataFrame) -> str | None:
+    """Accuracy on the forgotten samples that are not taught, after each training step on the others."""
+    rows = frame[(frame["statistic"] == "relearn accuracy") & (frame["part"] == "held out") & frame["step"].notna()]
+    if rows.empty:
+        return None
+    curves = rows.pivot_table(index="step", columns="model", values="value")
+    again = [name for name in curves.columns if name.startswith("retrained")]
+    with matplotlib.rc_context(PICTURE_STYLE):
+        figure = Figure(figsize=(5.6, 3.4))
+        axes = figure.add_subplot()
+        steps = curves.index.to_numpy(dtype=float)
+        if again:
+            low, high = curves[again].min(axis=1).to_numpy(), curves[again].max(axis=1).to_numpy()
+            axes.fill_between(steps, low, high, color=COLOURS[2], alpha=0.3, linewidth=0, label="trained again")
+        for model, (colour, marker, _) in _MODELS.items():
+            axes.plot(steps, curves[model], color=colour, marker=marker, markersize=4, label=model)
+        axes.set_xlabel("training steps on one half of the samples to forget")
+        axes.set_ylabel("accuracy on the other half")
+        axes.set_ylim(-0.03, 1.03)
+        axes.legend(loc="best")
+        return svg(figure, "Accuracy on forgotten samples that are not taught, while the others are taught again")
+
+
+def _below(verdict: Verdict) -> dict[str, Any] | None:
+    found = verdict.residue
+    if found is None:
+        return None
+    picture = relearning_curves(found.frame())
+    numbers = found.numbers()
+    return {
+        "tests": [
+            {**_test(one, explain.RESIDUE), "original": f"{numbers['original'][one.name]:.3f}"}
+            for one in found.comparisons
+        ],
+        "numbers": [(name, f"{value:.3f}", explain.RESIDUE[name]) for name, value in numbers["unlearned"].items()],
+        "notes": found.notes,
+        "curve": None if picture is None else _drawn(picture),
+    }
+
+
+def _test(one: Any, texts: Mapping[str, str]) -> dict[str, str]:
     word = "the same" if one.equivalent else "different" if one.p_difference < 0.05 else "open"
     return {
         "name": one.name,
@@ -140,7 +181,7 @@ def _test(one: Any) -> dict[str, str]:
         "margin": f"± {one.delta:g}",
         "p": f"{one.p_equivalence:.3g} / {one.p_difference:.3g}",
         "word": word,
-        "text": explain.STATISTICS[one.name],
+        "text": texts[one.name],
     }
 
 

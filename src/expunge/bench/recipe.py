@@ -129,9 +129,10 @@ class TunePart(_Part):
 
     trials: int = Field(12, ge=1, description="per method, the recipe's own options included")
     seeds: tuple[int, ...] = Field((100,), min_length=1, description="of data and training; not those of the study")
-    spaces: dict[str, dict[str, Space]] = Field(
+    spaces: dict[str, dict[str, Space] | None] = Field(
         default_factory=dict,
-        description="method label -> option -> values; a method without: its rates within a factor of ten, its epochs",
+        description="method label -> option -> values; a method without: its rates within a factor of ten, its epochs; "
+        "null takes back what an extended recipe says",
     )
 
 

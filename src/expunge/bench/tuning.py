@@ -113,10 +113,10 @@ def tune(
         }
     )
     labels = [label for label, method in tuning.named_methods() if method.card.name not in NOT_TUNED]
-    for label in part.spaces:
-        if label not in labels:
+    for label, space in part.spaces.items():
+        if space is not None and label not in labels:
             raise UsageError(f"tune.spaces: no method is labelled `{label}`; {nearest(label, labels)}.")
-    searched = {label: space for label in labels if (space := space_of(tuning, label))}
+    searched = [label for label in labels if space_of(tuning, label)]
     folder.mkdir(parents=True, exist_ok=True)
     identity = address({**tuning.model_dump(mode="json"), "oracle": oracle})
     _check_folder(folder, identity)

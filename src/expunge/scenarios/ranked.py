@@ -40,7 +40,7 @@ def _take(train: Split, path: Path, level: Level, amount: float, name: str, gene
 
 @scenario_class("memorised")
 class Memorised(Scenario):
-    """The samples of lowest, medium or highest score (Zhao et al., section 4: memorisation decides the difficulty).
+    """The samples of lowest, medium or highest score (Zhao et al.: memorisation decides the difficulty).
 
     medium: closest to halfway between the lowest and the highest score of the training set, 0.5 for memorisation that
     goes from 0 to 1. Sets are nested in `amount`; the seed decides between samples of equal score only.

@@ -1,7 +1,7 @@
 """Memorisation of single samples, estimated from many models trained on random subsets.
 
-Paper      Feldman & Zhang, "What Neural Networks Memorize and Why", NeurIPS 2020, arXiv:2008.03703, section 2 and
-           algorithm 1; definition of Feldman, STOC 2020, arXiv:1906.05271
+Paper      Feldman & Zhang, "What Neural Networks Memorize and Why", NeurIPS 2020, arXiv:2008.03703;
+           definition of Feldman, "Does Learning Require Memorization?", STOC 2020, arXiv:1906.05271
 Notation   A: the training; S: the training set of n samples; t models, each trained on a random subset of `share` n
 
     mem(i)   = P[A(S)(x_i) = y_i] - P[A(S without i)(x_i) = y_i]                                in [-1, 1]

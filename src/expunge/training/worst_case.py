@@ -7,12 +7,13 @@ Reference  OPTML-Group/Unlearn-WorstCase @ 2d52c84, data-wise/main_selmu.py, unl
 Notation   w: (n,) weights in [0, 1] with sum m, 1 where a sample is forgotten; l_i: cross-entropy of sample i
 
     lower  theta(w): from the original, sign descent on sum_i (1 - w_i) l_i: fine-tuning on what is retained
-    upper  w <- P[w - rate (l(theta(w)) + 2 gamma w)]        P: projection onto {0 <= w <= 1, sum w = m}
+    upper  minimise sum_i w_i l_i(theta(w)) over {0 <= w <= 1, sum w = m}
 
 A sample whose loss stays low after unlearning is hard to erase, and gains weight. The sign step makes the derivative of
 theta with respect to w vanish, so the upper gradient is the loss itself.
-Deviates   w starts at m/n everywhere instead of at a random set, so the outcome does not depend on a draw; the
-           default rates are ours, for small models: the reference leaves them to each experiment
+Deviates   the upper steps are those of Frank and Wolfe, w <- w + 2/(t+2) (s - w) with s = 1 on the m samples of lowest
+           loss, t = 0, 1, ..: same gradient, same feasible set, but no rate, whose right size would depend on that of
+           the losses. The reference projects gradient steps of a rate set per experiment, and can penalise |w|^2
 Is not     the worst set for every method: it is the worst for fine-tuning on the retained data, from one original
 Cost       `rounds` times `epochs` of fine-tuning on all the data
 """
@@ -47,26 +48,17 @@ class WorstCase:
     rounds: int = Field(10, ge=1, description="upper steps, each with an unlearning of its own")
     epochs: int = Field(1, ge=1, description="passes over the data of each unlearning (lower steps)")
     lr: float = Field(1e-4, gt=0, description="lower rate: every weight moves by it in each step")
-    rate: float = Field(0.1, gt=0, description="upper rate, of the sample weights")
-    gamma: float = Field(0.0, ge=0, description="strength of the penalty on squared sample weights")
 
 
-def project(w: Tensor, total: float) -> Tensor:
-    """The nearest point (Euclidean) of {0 <= w <= 1, sum w = total}; float64 (n,), 0 <= total <= n.
+def upper_step(weight: Tensor, loss: Tensor, count: int, number: int) -> Tensor:
+    """Frank-Wolfe step `number` (0, 1, ..) on the sample weights; all float64 (n,). The sum stays `count`.
 
-    It is clip(w - shift, 0, 1) for the one shift that gives the sum; the sum falls with the shift, so it is bisected.
-
-    >>> project(torch.tensor([3.0, 0.5, 0.0]), 1.0)
-    tensor([1., 0., 0.], dtype=torch.float64)
+    >>> upper_step(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([3.0, 2.0, 1.0]), 1, 2)
+    tensor([0.2500, 0.2500, 0.5000])
     """
-    if not 0 <= total <= len(w):
-        raise UsageError(f"weights of {len(w)} samples in [0, 1] cannot sum to {total:g}.")
-    w = w.double()
-    low, high = float(w.min()) - 1, float(w.max())
-    for _ in range(80):  # halves the bracket to the last digit of a double
-        middle = (low + high) / 2
-        low, high = (middle, high) if float((w - middle).clamp(0, 1).sum()) > total else (low, middle)
-    return (w - (low + high) / 2).clamp(0, 1)
+    corner = torch.zeros_like(weight)
+    corner[loss.argsort(stable=True)[:count]] = 1
+    return weight + 2 / (number + 2) * (corner - weight)
 
 
 def worst_case(
@@ -84,13 +76,14 @@ def worst_case(
     weight = torch.full((len(data),), count / len(data), dtype=torch.float64)
     loss = torch.zeros(len(data), dtype=torch.float64)
     devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
-    for number in range(1, chosen.rounds + 1):
+    for number in range(chosen.rounds):
         with torch.random.fork_rng(devices=devices):
             unlearned = _unlearn(copy.deepcopy(original), data, 1 - weight, recipe, run, chosen, number)
-        loss = F.cross_entropy(predict(unlearned, data, run.device).cpu(), data.y, reduction="none").double()
-        weight = project(weight - chosen.rate * (loss + 2 * chosen.gamma * weight), count)
+        logits = predict(unlearned, data, run.device).cpu()
+        loss = F.cross_entropy(logits.double(), data.y, reduction="none")  # in double: many are nearly 0
+        weight = upper_step(weight, loss, count, number)
         forgotten = float((weight * loss).sum() / count)
-        run.report(f"{WHAT}: rounds", number, chosen.rounds, {"loss of the set": forgotten})
+        run.report(f"{WHAT}: rounds", number + 1, chosen.rounds, {"loss of the set": forgotten})
     columns = {"score": rank(weight, loss), "weight": weight.numpy(), "loss": loss.numpy()}
     return SampleScores.of(data, "worst-case", columns, facts={"by": "worst-case", "count": count, **to_dict(chosen)})
 

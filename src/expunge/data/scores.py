@@ -165,7 +165,10 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _numbers(table: pd.DataFrame, path: Path, split: Split) -> Tensor:
     """Float64 (rows, columns), all finite."""
-    values = table.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    columns = [table[name] for name in table.columns]
+    # Text is read by Python, to the last digit: some versions of pandas round.
+    read = [c if pd.api.types.is_numeric_dtype(c) else c.map(_number) for c in columns]
+    values = np.column_stack([c.to_numpy(dtype=np.float64, na_value=np.nan) for c in read])
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row, column = bad[0]
@@ -175,6 +178,13 @@ def _numbers(table: pd.DataFrame, path: Path, split: Split) -> Tensor:
             f"samples of {split.name} (first: id {split.ids[row]}); a score needs one for each."
         )
     return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _number(text: object) -> float:
+    try:
+        return float(str(text))
+    except ValueError:
+        return float("nan")
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,8 @@ class Rows:
         if self.folder is None:
             return None
         try:
-            with np.load(self._path(key), allow_pickle=False) as stored:
+            # Opened here, because numpy leaves the file of a damaged archive open.
+            with self._path(key).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None

@@ -17,14 +17,14 @@ from expunge.data.sources import load_pair
 from expunge.models.build import build_model
 from expunge.scenarios.base import Forgetting
 
-RECIPE = {"epochs": 20, "batch_size": 32, "lr": 0.05, "weight_decay": 0.0}
+RECIPE = {"epochs": 20, "batch_size": 32, "optimizer": "adam", "lr": 0.01, "weight_decay": 0.0, "schedule": "constant"}
 
 
 @pytest.fixture(scope="module")
 def noisy() -> Forgetting:
-    """400 digits, 40 of them with a wrong label: `forget`."""
+    """300 digits, 30 of them with a wrong label: `forget`."""
     train, _ = load_pair("digits")
-    return expunge.scenario("noisy", train.take(train.index[:400]), amount=40, seed=0)
+    return expunge.scenario("noisy", train.take(train.index[:300]), amount=30, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_wrong_labels_have_high_scores(scores: dict[str, SampleScores], noisy: F
     score = scores[by].score
     wrong = np.isin(scores[by].positions, noisy.forget.index.numpy())
     known = np.isfinite(score)
-    assert known[wrong].sum() > 25
+    assert known[wrong].sum() > 20
     assert roc_auc_score(wrong[known], score[known]) > 0.85
     assert score[known & wrong].mean() > score[known & ~wrong].mean() + 0.3
 
@@ -64,10 +64,10 @@ def test_the_file_makes_a_forget_set_of_wrong_labels(
     path = scores["confidence"].save(tmp_path / "scores.parquet")
     shares = {}
     for level in ("low", "medium", "high"):
-        found = expunge.scenario("memorised", noisy.train, level=level, amount=40, scores=path)
+        found = expunge.scenario("memorised", noisy.train, level=level, amount=30, scores=path)
         shares[level] = np.isin(found.forget.index, noisy.forget.index).mean()
     assert shares["low"] == 0
-    assert shares["high"] > 0.6 > shares["low"]
+    assert shares["high"] > 0.6
 
 
 def test_the_facts_tell_how_to_make_them_again(scores: dict[str, SampleScores]) -> None:
@@ -80,12 +80,12 @@ def test_the_facts_tell_how_to_make_them_again(scores: dict[str, SampleScores]) 
 def test_the_worst_case_avoids_wrong_labels(noisy: Forgetting, model: nn.Module, tmp_path: Path) -> None:
     """What nothing else supports is easy to erase."""
     found = expunge.memorise(
-        model, noisy.train, by="worst-case", amount=40, search={"rounds": 3}, recipe=RECIPE, device="cpu",
+        model, noisy.train, by="worst-case", amount=30, search={"rounds": 3}, recipe=RECIPE, device="cpu",
         cache=tmp_path,
     )  # fmt: skip
-    worst = found.positions[np.argsort(-found.score)[:40]]
+    worst = found.positions[np.argsort(-found.score)[:30]]
     assert not np.isin(worst, noisy.forget.index.numpy()).any()
-    assert found.facts["count"] == 40
+    assert found.facts["count"] == 30
 
 
 def test_bad_requests_are_refused(noisy: Forgetting, model: nn.Module) -> None:
@@ -94,7 +94,7 @@ def test_bad_requests_are_refused(noisy: Forgetting, model: nn.Module) -> None:
         ({"by": "event"}, "did you mean `events`"),
         ({"models": 1}, "at least 2"),
         ({"share": 1.5}, "share"),
-        ({"by": "worst-case", "amount": 400}, "some, not all"),
+        ({"by": "worst-case", "amount": 300}, "some, not all"),
         ({"by": "worst-case", "search": {"round": 3}}, "no option `round`"),
         ({"recipe": {"epoch": 3}}, "no option `epoch`"),
     ):

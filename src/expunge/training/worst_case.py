@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
-from expunge.core.options import Field, options, to_dict
+from expunge.core.options import Field, build, options, to_dict
 from expunge.core.run import Run
 from expunge.data.augment import make_augment
 from expunge.data.scores import SampleScores
@@ -70,7 +70,7 @@ def worst_case(
     set is chosen (the weight w, and among equal weights the sample that keeps the lower loss); weight; loss, the
     cross-entropy after the last unlearning.
     """
-    chosen = search or WorstCase()
+    chosen = search or build(WorstCase, {})
     if not 0 < count < len(data):
         raise UsageError(f"a worst-case set takes some, not all, of the {len(data)} samples, got {count}.")
     weight = torch.full((len(data),), count / len(data), dtype=torch.float64)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from expunge.api import method, methods, scenario
     from expunge.api.evaluate import Scores, evaluate
+    from expunge.api.memorise import memorise
     from expunge.api.result import Result
     from expunge.api.stream import unlearn_stream
     from expunge.api.train import train
@@ -25,6 +26,7 @@ _HOMES = {
         "Result",
         "Scores",
         "evaluate",
+        "memorise",
         "method",
         "methods",
         "scenario",
@@ -46,6 +48,7 @@ __all__ = [
     "__version__",
     "audit",
     "evaluate",
+    "memorise",
     "method",
     "methods",
     "scenario",

@@ -107,6 +107,16 @@ def test_files_named_in_a_recipe_count_by_content(tiny, tmp_path):
     assert all(a != b for a, b in pairwise(seen))
 
 
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+def test_a_score_file_counts_by_content(tiny, tmp_path, name):
+    scores, seen = tmp_path / name, []
+    for text in (f"memorised:level=low,scores={scores}", f"worst-case:{scores}", f"subpopulation:5,features={scores}"):
+        for content in ("id,score\na,1\n", "id,score\na,2\n"):
+            scores.write_text(content)
+            seen.append(ids({**tiny, "scenarios": [text]})[0])
+    assert len(set(seen)) == 6
+
+
 def test_default_metrics_are_those_written_out(tiny):
     study = parse_study(tiny)
     written = [metric.card.name for metric in study.named_metrics()]

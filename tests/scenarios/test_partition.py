@@ -19,7 +19,7 @@ from expunge.scenarios.base import make_scenario, parse_scenario
 
 TEXTS = ["random:0.3", "random:amount=0.3,stratified=true", "random:7", "class:1", "class:1,count=3", "instances:5",
          "per-class:fractions=0=0.5+2=0.2", "noisy:0.4", "confusion:4", "ids:3",
-         "where:age<30"]  # fmt: skip
+         "where:age<30", "subpopulation:3", "subpopulation:amount=0.2,across=true"]  # fmt: skip
 
 
 def training(count: int, of: int = 1) -> Split:
@@ -35,7 +35,8 @@ def training(count: int, of: int = 1) -> Split:
 
 
 def test_every_scenario_is_put_to_the_test() -> None:
-    elsewhere = {"laf-task"}  # needs ten classes: test_laf_tasks.py
+    # Ten classes are needed in test_laf_tasks.py, score files in test_ranked.py.
+    elsewhere = {"laf-task", "memorised", "worst-case"}
     assert {text.partition(":")[0] for text in TEXTS} | elsewhere == {card.name for card in SCENARIOS.cards()}
 
 
@@ -56,7 +57,9 @@ def test_forget_and_retain_partition_the_training_set(text: str, count: int, see
     assert again.train.content_hash() == found.train.content_hash()
 
 
-@pytest.mark.parametrize("text", ["random:0.3", "class:1,count=3", "instances:5", "noisy:0.4", "confusion:4"])
+@pytest.mark.parametrize(
+    "text", ["random:0.3", "class:1,count=3", "instances:5", "noisy:0.4", "confusion:4", "subpopulation:3"]
+)
 def test_another_seed_draws_others(text: str) -> None:
     train = training(80)
     first, second = (parse_scenario(text).split(train, seed).forget.index for seed in (0, 1))

@@ -1,10 +1,11 @@
-"""The one way in: `train`, `scenario`, `unlearn`, `evaluate`. Every face of Expunge calls these."""
+"""The one way in: `train`, `scenario`, `unlearn`, `evaluate`, `memorise`. Every face of Expunge calls these."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from expunge.api.evaluate import Scores, evaluate
+from expunge.api.memorise import memorise
 from expunge.api.result import Result
 from expunge.api.stream import unlearn_stream
 from expunge.api.train import train
@@ -14,7 +15,18 @@ from expunge.methods import METHODS
 from expunge.methods.base import Method
 from expunge.scenarios.base import Forgetting, make_scenario
 
-__all__ = ["Result", "Scores", "evaluate", "method", "methods", "scenario", "train", "unlearn", "unlearn_stream"]
+__all__ = [
+    "Result",
+    "Scores",
+    "evaluate",
+    "memorise",
+    "method",
+    "methods",
+    "scenario",
+    "train",
+    "unlearn",
+    "unlearn_stream",
+]
 
 
 def methods() -> list[str]:

@@ -80,14 +80,14 @@ def address(facts: dict[str, Any]) -> str:
 
 
 def files(study: Study) -> dict[str, str]:
-    """Path -> sha256 of the files that decide results: a model's source file, files of ids."""
+    """Path -> sha256 of the files that decide results: a model's source file, files of ids, scores or features."""
     found = {}
     place, _, function = study.model.name.rpartition(":")
     if function and place.endswith(".py") and Path(place).is_file():
         found[place] = file_hash(Path(place))
     for _, scenario in study.named_scenarios():
         for text in _texts(to_dict(scenario)):
-            if Path(text).suffix.lower() in (".csv", ".json", ".txt", ".npy") and Path(text).is_file():
+            if Path(text).suffix.lower() in (".csv", ".json", ".txt", ".npy", ".parquet") and Path(text).is_file():
                 found[text] = file_hash(Path(text))
     return found
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.cli.fields import read_yaml, typed_options
-from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Memorise, Train, Unlearn
 from expunge.core.errors import CheckpointError, DataError, UsageError
 from expunge.core.seeds import torch_generator
 from expunge.data.sources import load_pair
@@ -21,7 +21,7 @@ from expunge.models.checkpoint import load_weights, weights_hash
 from expunge.scenarios.base import Forgetting, parse_scenario
 from expunge.training.recipe import Recipe
 
-Job = Train | Unlearn | Evaluate | Audit
+Job = Train | Unlearn | Evaluate | Audit | Memorise
 
 
 @dataclass(frozen=True)

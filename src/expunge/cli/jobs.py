@@ -120,4 +120,29 @@ class Audit:
     device: str = Field("auto", description=_DEVICE)
 
 
+@options
+class Memorise:
+    """Settings of `expunge memorise`."""
+
+    model: str = Field(..., description=_MODEL)
+    model_options: dict[str, Any] = Field(default_factory=dict, description=_MODEL_OPTIONS)
+    data: str = Field(..., description=_DATA)
+    data_options: dict[str, Any] = Field(default_factory=dict, description=_DATA_OPTIONS)
+    out: Path = Field(..., description=".csv or .parquet for the scores; their facts are written to OUT.json")
+    by: Literal["subsampling", "confidence", "events", "worst-case"] = Field(
+        "subsampling",
+        description="memorisation from many models, a proxy from one training, or the search for the worst set",
+    )
+    models: int = Field(40, ge=2, description="trainings, for `subsampling`")
+    share: float = Field(0.7, gt=0, lt=1, description="of the data that each of them sees")
+    amount: float = Field(0.1, gt=0, description="size of the set to search for, for `worst-case`")
+    checkpoint: Path | None = Field(None, description="weights every training starts from; default: fresh ones")
+    forget: str | None = Field(None, description="scenario whose labels are learned, such as noisy:0.1")
+    options: dict[str, Any] = Field(default_factory=dict, description="recipe options, see `expunge show recipe`")
+    seed: int = Field(0, ge=0, description="of subsets, initial weights and order")
+    split_seed: int = Field(0, ge=0, description="of `forget`")
+    device: str = Field("auto", description=_DEVICE)
+    overwrite: bool = Field(False, description="replace a file that is there already")
+
+
 NESTED = ("options", "model_options", "data_options")  # written name=value on the command line, a block in a file

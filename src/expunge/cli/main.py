@@ -113,6 +113,11 @@ def audit() -> None:
     """Judge how well a model forgot: attacks, tests against retrained models, a verdict in one word."""
 
 
+@app.command()
+def memorise() -> None:
+    """Score how much a model memorises each training sample, for scenarios to choose by."""
+
+
 studies.register(app)
 
 

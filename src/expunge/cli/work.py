@@ -1,14 +1,15 @@
-"""`train`, `unlearn`, `evaluate`, `audit`: one command per settings class; the work is in `execute`."""
+"""`train`, `unlearn`, `evaluate`, `audit`, `memorise`: one command per settings class; the work is done elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import typer
 
 from expunge.cli.fields import job_command
-from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Memorise, Train, Unlearn
 
 
 def recipe_class(values: Mapping[str, Any]) -> type:
@@ -58,18 +59,26 @@ AUDIT = """Examples:\n
 Without --retrain and --retrained the verdict is the weaker one, against unseen samples.
 Writes audit.html, verdict.json, attacks.csv and tests.csv. Shadow models are kept by their scores: Ctrl-C is safe."""
 
+MEMORISE = """Recipe options are written as for `expunge train`.
+
+Examples:\n
+  expunge memorise --model cnn --data mnist --by subsampling --models 40 --epochs 5 --out scores.csv\n
+  expunge unlearn ... --forget memorised:level=high,amount=100,scores=scores.csv\n
+  expunge memorise --model cnn --data mnist --by worst-case --amount 100 --epochs 5 --out worst.csv\n
+  expunge unlearn ... --forget worst-case:worst.csv,amount=100\n
+Ctrl-C is safe: the same command goes on after the last finished model (subsampling) or epoch (confidence, events)."""
+
 
 def register(app: typer.Typer, name: str) -> None:
     """Add one of these commands, with its options, to an application."""
-    cls, inner, epilog = {
-        "train": (Train, recipe_class, TRAIN),
-        "unlearn": (Unlearn, method_class, UNLEARN),
-        "evaluate": (Evaluate, None, EVALUATE),
-        "audit": (Audit, None, AUDIT),
+    cls, inner, epilog, home = {
+        "train": (Train, recipe_class, TRAIN, "execute"),
+        "unlearn": (Unlearn, method_class, UNLEARN, "execute"),
+        "evaluate": (Evaluate, None, EVALUATE, "execute"),
+        "audit": (Audit, None, AUDIT, "execute"),
+        "memorise": (Memorise, recipe_class, MEMORISE, "memorise"),
     }[name]
 
     @job_command(app, cls, inner=inner, epilog=epilog)
     def run(job: Any) -> None:
-        from expunge.cli import execute
-
-        getattr(execute, name)(job)
+        getattr(import_module(f"expunge.cli.{home}"), name)(job)

@@ -40,6 +40,23 @@ SCENARIOS = Registry(
             paper=Paper(cite="Goel et al.: Towards Adversarial Evaluations", url="arXiv:2201.06640"),
         ),
         Card(
+            name="memorised",
+            summary="samples of low, medium or high memorisation; `memorised:level=high,amount=100,scores=scores.csv`",
+            target="expunge.scenarios.ranked:Memorised",
+            paper=Paper(cite="Zhao et al.: What makes unlearning hard, NeurIPS 2024", url="arXiv:2406.01257"),
+        ),
+        Card(
+            name="worst-case",
+            summary="samples that were found hardest to erase; `worst-case:worst.csv,amount=100`",
+            target="expunge.scenarios.ranked:WorstCase",
+            paper=Paper(cite="Fan et al.: Challenging Forgets, ECCV 2024", url="arXiv:2403.07362"),
+        ),
+        Card(
+            name="subpopulation",
+            summary="samples that resemble one another: a seed sample and its nearest neighbours; `subpopulation:50`",
+            target="expunge.scenarios.subpopulation:Subpopulation",
+        ),
+        Card(
             name="laf-task",
             summary="the LAF authors' data, class and noisy label removal, sample for sample; `laf-task:random`",
             target="expunge.scenarios.laf:LAFTask",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -57,12 +57,14 @@ def train_model(
     purpose: str = "train",
     reference: Mapping[str, Tensor] | None = None,
     resume: Path | None = None,
+    after_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
     """Train `model` in place on cross-entropy over `data` and return it.
 
     reference: weights that L2-SP pulls to; default: the weights at the start. purpose: names the shuffling stream.
     resume: a file that holds the state after the last finished epoch; a killed training goes on from there with the
     same result, because every epoch's order derives from (seed, purpose, epoch).
+    after_epoch: called with the 1-based epoch and the model, to look at it; before the epoch counts as finished.
     """
     model.to(run.device)
     optimizer = make_optimizer(
@@ -88,6 +90,8 @@ def train_model(
                 clip_gradients(model, recipe.clip)
                 optimizer.step()
                 epoch.add("loss", loss, len(batch))
+            if after_epoch is not None:
+                after_epoch(epoch.number, model)
             if resume is not None:
                 row = {"epoch": float(epoch.number), **epoch.close()}
                 _save_state(resume, model, optimizer, epoch.number, [*run.history, row])

@@ -1,0 +1,193 @@
+"""Numbers per sample: kept with sample ids, written as CSV or Parquet, and read back for any part of the same data.
+
+A score file has a column `id` (or `position`, counted in the store) and columns of numbers; `score` is the one that
+scenarios rank by, larger meaning more memorised or harder. Rows of samples that are not asked for are ignored, so one
+file serves every subset of its data set.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from expunge.core.errors import DataError, ExpungeError, UsageError
+from expunge.data.split import Split
+
+SUFFIXES = (".csv", ".parquet")
+KEYS = ("id", "position")
+
+
+@dataclass(frozen=True, eq=False)
+class SampleScores:
+    """Scores of the samples of one split, in its order.
+
+    by: how they were made. ids: (n,) text. positions: (n,) in the store. columns: name -> (n,) numbers; `score` is
+    among them, nan where it is not known. facts: JSON-ready, what is needed to make them again. notes: sentences a
+    reader should see.
+    """
+
+    by: str
+    ids: np.ndarray
+    positions: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, split: Split, by: str, columns: Mapping[str, np.ndarray], **more: Any) -> SampleScores:
+        return cls(by, split.ids, split.index.numpy(), columns, **more)
+
+    @property
+    def score(self) -> np.ndarray:
+        return self.columns["score"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per sample: id, position, score and what it was computed from."""
+        return pd.DataFrame({"id": self.ids, "position": self.positions, **self.columns})
+
+    def save(self, path: Path) -> Path:
+        """Write the table as .csv or .parquet, whole or not at all. `ExpungeError` if it cannot be written."""
+        check_suffix(path)
+        table = self.frame()
+        if path.suffix.lower() == ".csv":
+            content = table.to_csv(index=False).encode()
+        else:
+            buffer = io.BytesIO()
+            table.to_parquet(buffer, index=False)
+            content = buffer.getvalue()
+        part = ""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            Path(part).chmod(0o644)
+            Path(part).replace(path)
+        except OSError as error:
+            if part:
+                Path(part).unlink(missing_ok=True)
+            raise ExpungeError(f"cannot write {path} ({error.strerror or error}); choose another file.") from None
+        return path
+
+
+def check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"scores are written to {' or '.join(SUFFIXES)} files, got {path}.")
+
+
+def read_scores(path: Path, split: Split, column: str = "score") -> Tensor:
+    """Float64 (len(split),): the scores of these samples, in the split's order.
+
+    Raises `DataError` if the file cannot be read, has no such column, repeats a sample, misses a sample of the split,
+    or has no finite number for one.
+    """
+    table = _aligned(path, split)
+    if column not in table.columns:
+        numbers = [name for name in table.columns if name not in KEYS]
+        raise DataError(f"{path} has no column `{column}`; it has: {', '.join(numbers) or 'none beside the samples'}.")
+    return _numbers(table[[column]], path, split)[:, 0]
+
+
+def read_features(path: Path, split: Split) -> Tensor:
+    """Float32 (len(split), d): a feature vector per sample, in the split's order.
+
+    A .npy file holds one row per sample of the whole data set (store), in its order; .csv and .parquet files a column
+    `id` or `position`, and every other column is a feature. Raises `DataError` as `read_scores` does.
+    """
+    if path.suffix.lower() != ".npy":
+        table = _aligned(path, split)
+        features = table.drop(columns=[name for name in KEYS if name in table.columns])
+        if features.shape[1] == 0:
+            raise DataError(f"{path} has no column of features beside those that name the samples.")
+        return _numbers(features, path, split).float()
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read {path} ({_reason(error)}); give a .npy file of numbers.") from None
+    if array.ndim != 2 or len(array) != len(split.store) or array.shape[1] == 0 or array.dtype.kind not in "fiu":
+        raise DataError(
+            f"{path} must hold one row of numbers for each of the {len(split.store)} samples of {split.store.name}, "
+            f"got shape {array.shape} of {array.dtype}."
+        )
+    rows = array[split.index.numpy()].astype(np.float64)
+    return _numbers(pd.DataFrame(rows), path, split).float()
+
+
+def _aligned(path: Path, split: Split) -> pd.DataFrame:
+    """The rows of the file that belong to the split, in its order."""
+    table = _read(path)
+    key = next((name for name in KEYS if name in table.columns), None)
+    if key is None:
+        raise DataError(
+            f"{path} must have a column `id` (or `position`), so that its rows can be told apart; "
+            f"it has: {', '.join(map(str, table.columns))}."
+        )
+    if key == "id":
+        known, wanted = pd.Index(table["id"].astype(str)), split.ids
+    else:
+        known, wanted = pd.Index(pd.to_numeric(table["position"], errors="coerce")), split.index.numpy()
+    twice = known[known.duplicated()]
+    if len(twice):
+        raise DataError(f"{path}: {key} {twice[0]} stands in more than one row; keep one of them.")
+    rows = known.get_indexer(wanted)
+    absent = np.flatnonzero(rows < 0)
+    if len(absent):
+        raise DataError(
+            f"{path} has no row for {len(absent)} of the {len(split)} samples of {split.name} (first: {key} "
+            f"{wanted[absent[0]]}); it must cover all of them, so make it on the same data."
+        )
+    return table.iloc[rows].reset_index(drop=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"scores and features are read from {' and '.join(SUFFIXES)} files, got {path}.")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # parsers and decoders raise kinds of ValueError
+        raise DataError(f"cannot read {path} ({_reason(error)}); give a {' or '.join(SUFFIXES)} file.") from None
+
+
+def _numbers(table: pd.DataFrame, path: Path, split: Split) -> Tensor:
+    """Float64 (rows, columns), all finite."""
+    columns = [table[name] for name in table.columns]
+    # Text is read by Python, to the last digit: some versions of pandas round.
+    read = [c if pd.api.types.is_numeric_dtype(c) else c.map(_number) for c in columns]
+    values = np.column_stack([c.to_numpy(dtype=np.float64, na_value=np.nan) for c in read])
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0]
+        samples = len(np.unique(bad[:, 0]))
+        raise DataError(
+            f"{path} has no finite number in column `{table.columns[column]}` for {samples} of the {len(split)} "
+            f"samples of {split.name} (first: id {split.ids[row]}); a score needs one for each."
+        )
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _number(text: object) -> float:
+    try:
+        return float(str(text))
+    except ValueError:
+        return float("nan")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

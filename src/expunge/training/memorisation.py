@@ -1,0 +1,208 @@
+"""Memorisation of single samples, estimated from many models trained on random subsets.
+
+Paper      Feldman & Zhang, "What Neural Networks Memorize and Why", NeurIPS 2020, arXiv:2008.03703;
+           definition of Feldman, "Does Learning Require Memorization?", STOC 2020, arXiv:1906.05271
+Notation   A: the training; S: the training set of n samples; t models, each trained on a random subset of `share` n
+
+    mem(i)   = P[A(S)(x_i) = y_i] - P[A(S without i)(x_i) = y_i]                                in [-1, 1]
+    estimate = share of correct answers on i among the models that saw i, minus that among those that did not
+
+As in the paper, the probabilities are over the subset too, so what is estimated is memorisation at a training set of
+`share` n samples, not n: scores are somewhat larger than at full size.
+Error      standard error of a difference of two proportions with one success and one failure added to each (Agresti &
+           Caffo, The American Statistician 54, 2000): unlike the plain one it is not 0 where all models agree
+Cost       t trainings and t predictions. Per model n bits are kept, not the model
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from filelock import Timeout
+from torch import Tensor, nn
+
+from expunge.core.errors import UsageError
+from expunge.core.run import Progress, Run
+from expunge.core.seeds import torch_generator
+from expunge.data.scores import SampleScores
+from expunge.data.split import Split
+from expunge.models.initial import reset_parameters
+from expunge.training.cache import training_key
+from expunge.training.inference import predict
+from expunge.training.loop import train_model
+from expunge.training.recipe import Recipe
+from expunge.training.rows import Rows
+
+FORMAT = 1  # raise when equal settings would give another row
+WHAT = "memorise"
+
+Start = Literal["drawn", "given"]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Per sample, all (n,): memorisation in [-1, 1] and its standard error, nan where a sample was always in or out.
+
+    inside, outside: share of correct answers among the models that saw the sample, and that did not. models_in,
+    models_out: how many these are.
+    """
+
+    score: np.ndarray
+    error: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
+    models_in: np.ndarray
+    models_out: np.ndarray
+
+
+def estimate(correct: np.ndarray, member: np.ndarray) -> Estimate:
+    """Memorisation from two boolean matrices (models, samples): answered correctly, was in the training subset.
+
+    >>> found = estimate(np.array([[1, 1], [1, 0]], bool), np.array([[1, 1], [0, 0]], bool))
+    >>> found.score
+    array([0., 1.])
+    """
+    right, member = np.asarray(correct, dtype=bool), np.asarray(member, dtype=bool)
+    if right.ndim != 2 or right.shape != member.shape:
+        raise UsageError(
+            f"`correct` and `member` must be two (models, samples) matrices of one shape, got {right.shape} and "
+            f"{member.shape}."
+        )
+    models_in, models_out = member.sum(0), (~member).sum(0)
+    hits_in, hits_out = (right & member).sum(0), (right & ~member).sum(0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is nan: not known
+        inside, outside = hits_in / models_in, hits_out / models_out
+    variance = _variance(hits_in, models_in) + _variance(hits_out, models_out)
+    error = np.where((models_in > 0) & (models_out > 0), np.sqrt(variance), np.nan)
+    return Estimate(inside - outside, error, inside, outside, models_in, models_out)
+
+
+def _variance(hits: np.ndarray, trials: np.ndarray) -> np.ndarray:
+    share = (hits + 1) / (trials + 2)
+    return share * (1 - share) / (trials + 2)
+
+
+def subset(data: Split, share: float, seed: int, number: int) -> Split:
+    """The random subset of model `number`, its samples in the order of the data; int(share x n) of them."""
+    count = int(share * len(data))
+    if not 0 < count < len(data):
+        raise UsageError(
+            f"`share` {share:g} of {len(data)} samples leaves a model without samples in or out; choose another share."
+        )
+    order = torch.randperm(len(data), generator=torch_generator(seed, WHAT, "subset", number))
+    return data.take(data.index[order[:count].sort().values], f"subset {number}")
+
+
+def memorisation(
+    model: nn.Module,
+    data: Split,
+    recipe: Recipe,
+    run: Run,
+    *,
+    models: int = 40,
+    share: float = 0.7,
+    start: Start = "drawn",
+) -> SampleScores:
+    """Scores of all samples of `data`; `model` is only copied.
+
+    models: how many are trained, at least 2; more models later use the rows of the first ones. share: of the data in
+    each subset, in (0, 1). start: weights drawn anew per model (as in the paper), or those given, for a model that
+    was pretrained on other data. Columns: score, error, inside, outside, models_in, models_out (see `Estimate`).
+
+    With `run.cache`, every finished model's row is kept under a hash of everything that decides it. A stopped call
+    goes on from there, and processes that make the same scores at the same time share the work.
+    """
+    if models < 2:
+        raise UsageError(f"`models` must be at least 2, one with a sample and one without, got {models}.")
+    members = [subset(data, share, run.seed, number) for number in range(models)]
+    makers = [_Member(model, data, members[number], recipe, run, number, models, start) for number in range(models)]
+    correct = np.stack(_collect(makers, Rows(run.cache)))
+    member = np.stack([torch.isin(data.index, part.index).numpy() for part in members])
+    found = estimate(correct, member)
+    unknown = int(np.isnan(found.score).sum())
+    note = f"{unknown} of {len(data)} samples were in all models or in none, so their score is empty; use more models."
+    facts = {"by": "subsampling", "models": models, "share": share, "start": start}
+    return SampleScores.of(data, "subsampling", vars(found), facts=facts, notes=(note,) if unknown else ())
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """One of the models: trained, asked, forgotten."""
+
+    model: nn.Module
+    data: Split
+    part: Split
+    recipe: Recipe
+    outer: Run
+    number: int
+    models: int
+    start: Start
+
+    def key_and_student(self) -> tuple[str, nn.Module, Run]:
+        run = self._run()
+        student = copy.deepcopy(self.model)
+        if self.start == "drawn":
+            reset_parameters(student, seed=run.seed_for("start"))
+        trained = training_key(student, self.part, self.recipe, run.seed, WHAT, run.precision)
+        facts = json.dumps([FORMAT, trained, self.data.content_hash()])
+        return hashlib.sha256(facts.encode()).hexdigest(), student, run
+
+    def row(self, student: nn.Module, run: Run) -> np.ndarray:
+        """Bool (n,): which samples of all the data the model answers correctly."""
+        devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            train_model(student, self.part, self.recipe, run, purpose=WHAT)
+        return answers(student, self.data, run.device).numpy()
+
+    def _run(self) -> Run:
+        epochs, outer = self.recipe.epochs, self.outer
+
+        def progress(event: Progress) -> None:
+            done = self.number * epochs + event.done
+            outer.report(f"{WHAT}: epochs of {self.models} models", done, self.models * epochs, event.numbers)
+
+        return Run(
+            seed=outer.seed_for(WHAT, self.number),
+            device=outer.device,
+            precision=outer.precision,
+            compile=outer.compile,
+            label=f"model {self.number + 1} of {self.models}",
+            progress=progress,
+        )
+
+
+def answers(model: nn.Module, data: Split, device: torch.device | str) -> Tensor:
+    """Bool (n,), on the CPU: arg-max predictions that equal the labels of the split."""
+    return predict(model, data, device).argmax(1).cpu() == data.y
+
+
+def _collect(makers: list[_Member], rows: Rows) -> list[np.ndarray]:
+    """All rows; first those that no other process works on, then what the others have left."""
+    found: dict[int, np.ndarray] = {}
+    for wait in (False, True):
+        for maker in makers:
+            if maker.number in found:
+                continue
+            key, student, run = maker.key_and_student()
+            try:
+                with rows.locked(key, wait=wait):
+                    found[maker.number] = _kept(rows, key, len(maker.data), maker, student, run)
+            except Timeout:
+                continue
+    return [found[number] for number in range(len(makers))]
+
+
+def _kept(rows: Rows, key: str, count: int, maker: _Member, student: nn.Module, run: Run) -> np.ndarray:
+    stored = rows.get(key)
+    if stored is not None and {"bits", "seconds"} <= set(stored):
+        maker.outer.borrow(float(stored["seconds"]))
+        return np.unpackbits(stored["bits"], count=count).astype(bool)
+    row = maker.row(student, run)
+    rows.put(key, bits=np.packbits(row), seconds=np.array(run.elapsed()))
+    return row

@@ -33,6 +33,8 @@ class Retrain(IterativeMethod):
     forgotten slots with retained samples drawn with replacement (specs, section 3).
     """
 
+    parallel = True
+
     epochs: int | None = Field(None, ge=0, description="epochs; none: those of the recipe")
     refill: bool = Field(False, description="fill the forgotten slots with duplicates of retained samples")
 

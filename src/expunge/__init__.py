@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.api import method, methods, scenario
+    from expunge.api import data_parallel, method, methods, scenario
     from expunge.api.evaluate import Scores, evaluate
     from expunge.api.result import Result
     from expunge.api.stream import unlearn_stream
@@ -24,6 +24,7 @@ _HOMES = {
     "expunge.api": (
         "Result",
         "Scores",
+        "data_parallel",
         "evaluate",
         "method",
         "methods",
@@ -45,6 +46,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "audit",
+    "data_parallel",
     "evaluate",
     "method",
     "methods",

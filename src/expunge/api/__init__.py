@@ -9,12 +9,24 @@ from expunge.api.result import Result
 from expunge.api.stream import unlearn_stream
 from expunge.api.train import train
 from expunge.api.unlearn import unlearn
+from expunge.core.parallel import data_parallel
 from expunge.data.convert import as_split
 from expunge.methods import METHODS
 from expunge.methods.base import Method
 from expunge.scenarios.base import Forgetting, make_scenario
 
-__all__ = ["Result", "Scores", "evaluate", "method", "methods", "scenario", "train", "unlearn", "unlearn_stream"]
+__all__ = [
+    "Result",
+    "Scores",
+    "data_parallel",
+    "evaluate",
+    "method",
+    "methods",
+    "scenario",
+    "train",
+    "unlearn",
+    "unlearn_stream",
+]
 
 
 def methods() -> list[str]:

@@ -38,7 +38,7 @@ from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 class BadTeacher(IterativeMethod):
     """Two-teacher distillation; defaults are those of the SCRUB paper's CIFAR-10 runs with All-CNN."""
 
-    parallel = True
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small": {"lr": 5e-4, "weight_decay": 0.1, "keep": 0.5, "forget": 0.5, "temperature": 1.0, "epochs": 10,
                   "retain_batch_size": 16, "forget_batch_size": 32, "milestones": (3, 6, 9)},

@@ -92,7 +92,7 @@ def alignment(c_retain: Tensor, c_forget: Tensor, tau: float, tau_both: bool = F
 class LAFBase(IterativeMethod):
     """Options and algorithm that LAF and LAF+R share."""
 
-    parallel = True
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **_TASKS, **_AUTHORS, **_FAST, "authors": {"skip_noise": False}
     }  # fmt: skip

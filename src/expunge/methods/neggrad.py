@@ -32,7 +32,7 @@ from expunge.training.recipe import clip_gradients, make_optimizer
 class NegGrad(IterativeMethod):
     """Ascent on the cross-entropy of the forget set; needs nothing but the samples to forget and their labels."""
 
-    parallel = True
+    parallel: ClassVar[bool] = True
 
     epochs: int = Field(5, ge=0, description="passes over the forget set")
     lr: float = Field(0.001, gt=0, description="learning rate, constant")
@@ -81,7 +81,7 @@ class NegGradPlus(IterativeMethod):
     the weight decay that the authors' code leaves out.
     """
 
-    parallel = True
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{name: with_decay(values) for name, values in _FAITHFUL.items()},
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},

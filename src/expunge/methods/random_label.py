@@ -10,7 +10,7 @@ Limits     the forget set is pushed to confident wrong answers, which an attack 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ def wrong_labels(labels: torch.Tensor, num_classes: int, generator: torch.Genera
 class RandomLabel(IterativeMethod):
     """Cross-entropy to the true labels on the retained and to fixed random wrong labels on the forget batch."""
 
-    parallel = True
+    parallel: ClassVar[bool] = True
 
     weight: float = Field(1.0, ge=0, description="weight of the forget term")
     epochs: int = Field(5, ge=0, description="passes over the retained samples")

@@ -76,7 +76,7 @@ class SCRUB(IterativeMethod):
     by the paper's objective, `scrub/<family>/faithful` those that the authors' notebooks ran at publication.
     """
 
-    parallel = True
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **FAMILIES,
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},

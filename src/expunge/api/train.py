@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-from expunge.api.prepare import as_module, as_splits, check_compile, check_fit, check_trainable, compiling, pick_device, warm_up
+from expunge.api.prepare import (
+    as_module,
+    as_splits,
+    check_compile,
+    check_fit,
+    check_trainable,
+    compiling,
+    pick_device,
+    warm_up,
+)
 from expunge.api.result import Result, versions
 from expunge.core.needs import Needs
 from expunge.core.options import build, to_dict

@@ -28,8 +28,8 @@ from expunge.api.train import make_recipe
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.options import to_dict
-from expunge.core.problem import Problem
 from expunge.core.parallel import current
+from expunge.core.problem import Problem
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.seeds import derive
 from expunge.data.split import Split

@@ -14,7 +14,6 @@ known here. Dropout draws masks of its own in every process: the same distributi
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from expunge.core.parallel import World
 from expunge.core.run import Run
 from expunge.data.split import Batch
+from expunge.training.modes import evaluation_mode
 
 
 class Passes:
@@ -39,14 +39,10 @@ class Passes:
 
     def __init__(self, model: nn.Module, run: Run, forward: Callable[[Tensor], Tensor] | None = None) -> None:
         self._world = run.world
+        self._model = model
         self._forward: Callable[[Tensor], Tensor] = forward or model
-        self._norms: list[_BatchNorm] = []
-        if self._world.several:
-            self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-            # Weights that a pass leaves out (the head, where representations are wanted) keep `grad = None`.
-            self._forward = DistributedDataParallel(
-                _Part(model, self._forward), broadcast_buffers=False, find_unused_parameters=True
-            )
+        self._shared: DistributedDataParallel | None = None
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
     def __call__(self, batch: Batch) -> Tensor:
         """Outputs (B, ...) of the global batch."""
@@ -64,9 +60,26 @@ class Passes:
     def _run(self, x: Tensor) -> Tensor:
         if not self._world.several:
             return self._forward(x)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
-            return self._forward(x)
+        if self._shared is None:
+            # Weights that a pass leaves out (the head, where representations are wanted) keep `grad = None`. Looking
+            # for them in every pass costs time, and DDP complains where there are none: only where there are some.
+            self._shared = DistributedDataParallel(
+                _Part(self._model, self._forward),
+                find_unused_parameters=self._world.any(_leaves_out(self._model, self._forward, x[:2])),
+            )
+            # Statistics are equal by themselves; copying them in between would spoil two passes before one step. As an
+            # attribute, because the argument has another name from PyTorch 2.13 on.
+            self._shared.broadcast_buffers = False
+        out: Tensor = self._shared(x)
+        return out
+
+
+def _leaves_out(model: nn.Module, forward: Callable[[Tensor], Tensor], sample: Tensor) -> bool:
+    """Whether `forward` uses only some of the weights that are trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with evaluation_mode(model), torch.enable_grad():
+        gradients = torch.autograd.grad(forward(sample).sum(), trained, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
 
 
 class _Part(nn.Module):

@@ -74,8 +74,15 @@ CASES = {
     "scrub": Case("scrub", {"epochs": 3, "msteps": 2, "retain_batch_size": 17, "forget_batch_size": 29}, Unbiased),
     "scrub-smoothed": Case(
         "scrub",
-        {"epochs": 3, "optimizer": "sgd", "retain_batch_size": 17, "forget_batch_size": 11, "smoothing": 0.5,
-         "smoothing_start": 1, "rewind": True},
+        {
+            "epochs": 3,
+            "optimizer": "sgd",
+            "retain_batch_size": 17,
+            "forget_batch_size": 11,
+            "smoothing": 0.5,
+            "smoothing_start": 1,
+            "rewind": True,
+        },
     ),  # fmt: skip
     "scrub-kick": Case(
         "scrub", {"epochs": 2, "batchnorm": "frozen", "kick": 0.1, "retain_batch_size": 17, "optimizer": "sgd"}
@@ -84,6 +91,9 @@ CASES = {
     "laf-batchnorm": Case("laf", {"epochs": 2, "vae_epochs": 2, "batch_size": 7, "batchnorm": "train"}, Unbiased),
     "laf-augmented": Case(
         "laf", {"epochs": 1, "vae_epochs": 1, "batch_size": 7, "augment": "crop-flip", "schedule": "joint"}
+    ),
+    "laf-patient": Case(
+        "laf", {"epochs": 3, "vae_epochs": 4, "vae_patience": 0.05, "batch_size": 29, "ue_patience": 1}
     ),
     "laf+r": Case("laf+r", {"epochs": 1, "vae_epochs": 1, "batch_size": 7, "labels": 21, "repair_epochs": 2}),
     "random-label": Case("random-label", {"epochs": 1, "retain_batch_size": 17, "forget_batch_size": 7}),
@@ -112,7 +122,7 @@ def work(case: Case, cache: Path) -> dict[str, Any]:
         models = {"original": problem.model, "unlearned": result}
     scores = expunge.evaluate(models, test=toy_problem(epochs=0).test, retain=data, device="cpu", metrics=["loss"])
     return {
-        "weights": {name: value.clone() for name, value in result.model.state_dict().items()},
+        "weights": {name: value.detach().clone() for name, value in result.model.state_dict().items()},
         "history": [{k: v for k, v in row.items() if k != "seconds"} for row in result.history],
         "logits": scores.evaluation.logits(list(models)[-1], "test"),
         "values": [value.value for value in scores.values[list(models)[-1]]],
@@ -130,6 +140,18 @@ def refusals(world: World) -> dict[str, str]:
         "device": lambda: expunge.train(problem.model, problem.retain, device="cuda:0"),
     }
     return {name: str(pytest.raises(UsageError, call).value) for name, call in calls.items()}
+
+
+def stream(world: World) -> dict[str, Any]:
+    """Two requests, one after the other."""
+    problem = toy_problem()
+    parts = [problem.forget.take(problem.forget.index[part]) for part in (slice(0, 11), slice(11, 30))]
+    result = expunge.unlearn_stream(
+        problem.model, requests=parts, retain=problem.retain, test=problem.test, method="neggrad+", epochs=1,
+        device="cpu",
+    )  # fmt: skip
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in result.details["requests"]]
+    return {"weights": result.model.state_dict(), "rows": rows}
 
 
 def clocks(world: World) -> dict[str, Any]:
@@ -181,7 +203,12 @@ def process(rank: int, folder: Path) -> None:
     with data_parallel() as world:
         found: dict[str, Any] = {name: work(case, folder / "cache") for name, case in CASES.items()}
         found["retrain-again"] = work(CASES["retrain"], folder / "cache")
-        found |= {"refusals": refusals(world), "clocks": clocks(world), "gradients": gradients(world)}
+        found |= {
+            "refusals": refusals(world),
+            "clocks": clocks(world),
+            "gradients": gradients(world),
+            "stream": stream(world),
+        }
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -218,6 +245,13 @@ def test_gradients_of_any_loss_in_double_precision(both: list[dict[str, Any]]) -
     alone = gradients(ALONE)
     for found in both:
         torch.testing.assert_close(found["gradients"], alone, rtol=1e-10, atol=1e-12)
+
+
+def test_a_stream_of_requests(both: list[dict[str, Any]]) -> None:
+    alone = stream(ALONE)
+    for found in both:
+        torch.testing.assert_close(found["stream"]["weights"], alone["weights"], rtol=1e-5, atol=1e-5)
+        assert found["stream"]["rows"] == [pytest.approx(row, abs=1e-5) for row in alone["rows"]]
 
 
 def test_a_cached_reference_is_read_by_one_and_known_to_all(both: list[dict[str, Any]]) -> None:

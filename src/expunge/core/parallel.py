@@ -138,7 +138,10 @@ class World:
 
     def fails_first(self) -> bool:
         """Whether no other process has failed yet: the one that has is the one to say why."""
-        return self.store is None or int(self.store.add("failed", 1)) == 1
+        try:
+            return self.store is None or int(self.store.add("failed", 1)) == 1
+        except RuntimeError:  # torchrun itself is gone
+            return True
 
 
 ALONE = World()

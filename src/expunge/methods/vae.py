@@ -105,9 +105,10 @@ def train_vae(
                 total += loss.detach() * len(rows)
             losses.append(float(total) / len(features))
             run.report(f"{run.label}: VAE {name}", epoch, epochs, {"loss": losses[-1]})
-            if patience is not None and len(losses) > 1:
-                if run.world.any(losses[-2] - losses[-1] < patience * abs(losses[-2])):
-                    break
+            if patience is None or len(losses) < 2:
+                continue
+            if run.world.any(losses[-2] - losses[-1] < patience * abs(losses[-2])):
+                break
     run.world.align(vae)
     vae.zero_grad(set_to_none=True)
     return vae.requires_grad_(False)

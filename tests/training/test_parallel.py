@@ -83,7 +83,7 @@ CASES = {
             "smoothing_start": 1,
             "rewind": True,
         },
-    ),  # fmt: skip
+    ),
     "scrub-kick": Case(
         "scrub", {"epochs": 2, "batchnorm": "frozen", "kick": 0.1, "retain_batch_size": 17, "optimizer": "sgd"}
     ),
@@ -139,7 +139,12 @@ def refusals(world: World) -> dict[str, str]:
         "compile": lambda: expunge.train(problem.model, problem.retain, compile=True, device="cpu"),
         "device": lambda: expunge.train(problem.model, problem.retain, device="cuda:0"),
     }
-    return {name: str(pytest.raises(UsageError, call).value) for name, call in calls.items()}
+    said = {}
+    for name, call in calls.items():
+        with pytest.raises(UsageError) as caught:
+            call()
+        said[name] = str(caught.value)
+    return said
 
 
 def stream(world: World) -> dict[str, Any]:
@@ -203,12 +208,7 @@ def process(rank: int, folder: Path) -> None:
     with data_parallel() as world:
         found: dict[str, Any] = {name: work(case, folder / "cache") for name, case in CASES.items()}
         found["retrain-again"] = work(CASES["retrain"], folder / "cache")
-        found |= {
-            "refusals": refusals(world),
-            "clocks": clocks(world),
-            "gradients": gradients(world),
-            "stream": stream(world),
-        }
+        found |= {what.__name__: what(world) for what in (refusals, clocks, gradients, stream)}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -163,9 +163,14 @@ def under_torchrun() -> bool:
 def data_parallel() -> Iterator[World]:
     """Inside the block `train`, `unlearn` and `evaluate` share their work with the other processes.
 
-    Every process must make the same calls with the same arguments, on the same data. Uses the process group that
-    exists, else joins the processes that torchrun started; a single one just goes on. Raises `UsageError` if there is
-    nothing to join.
+    Every process must make the same calls with the same arguments, on the same data; `world.first` tells who writes.
+    Uses the process group that exists (on GPUs it must serve the CPU too: "cpu:gloo,cuda:nccl"), else joins the
+    processes that torchrun started; a single one just goes on. Raises `UsageError` if there is nothing to join.
+
+        with expunge.data_parallel() as world:
+            result = expunge.train(model, data)
+            if world.first:
+                result.save("trained")
     """
     import torch
     import torch.distributed as dist

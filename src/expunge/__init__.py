@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.api import method, methods, scenario
+    from expunge.api import data_parallel, method, methods, scenario
     from expunge.api.evaluate import Scores, evaluate
     from expunge.api.memorise import memorise
     from expunge.api.result import Result
@@ -25,6 +25,7 @@ _HOMES = {
     "expunge.api": (
         "Result",
         "Scores",
+        "data_parallel",
         "evaluate",
         "memorise",
         "method",
@@ -47,6 +48,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "audit",
+    "data_parallel",
     "evaluate",
     "memorise",
     "method",

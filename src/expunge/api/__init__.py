@@ -10,6 +10,7 @@ from expunge.api.result import Result
 from expunge.api.stream import unlearn_stream
 from expunge.api.train import train
 from expunge.api.unlearn import unlearn
+from expunge.core.parallel import data_parallel
 from expunge.data.convert import as_split
 from expunge.methods import METHODS
 from expunge.methods.base import Method
@@ -18,6 +19,7 @@ from expunge.scenarios.base import Forgetting, make_scenario
 __all__ = [
     "Result",
     "Scores",
+    "data_parallel",
     "evaluate",
     "memorise",
     "method",

@@ -13,6 +13,7 @@ from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit,
 from expunge.api.result import Result
 from expunge.core.errors import UsageError
 from expunge.core.options import build
+from expunge.core.parallel import current
 from expunge.metrics import METRICS
 from expunge.metrics.base import Evaluation, Metric, Value, check_applies, default_metrics, measure
 
@@ -75,7 +76,8 @@ def evaluate(
     for module in modules.values():
         check_fit(module, splits, target)
     measured = {name: model.seconds for name, model in models.items() if isinstance(model, Result)}
-    evaluation = Evaluation(modules, splits, device=target, seed=seed, seconds={**measured, **(seconds or {})})
+    known = {**measured, **(seconds or {})}
+    evaluation = Evaluation(modules, splits, device=target, seed=seed, seconds=known, world=current())
     chosen = default_metrics() if metrics is None else [_metric(m) for m in metrics]
     return Scores(measure(evaluation, chosen, modules, all_must_apply=metrics is not None), evaluation)
 

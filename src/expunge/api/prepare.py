@@ -12,13 +12,20 @@ import torch
 from torch import nn
 
 from expunge.core.errors import DataError, ExpungeError, UsageError
+from expunge.core.parallel import World, current
 from expunge.data.convert import as_split, harmonise_classes
 from expunge.data.split import ResidentStore, Split
 from expunge.training.modes import evaluation_mode
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """`auto`: the first CUDA device, else the CPU. `UsageError` if the named one is not there."""
+    """`auto`: the first CUDA device, else the CPU. `UsageError` if the named one is not there.
+
+    Processes that share a run have one GPU each: `auto` and `cuda` mean the one of this process.
+    """
+    world = current()
+    if world.several and str(device) != "cpu":
+        return _own_gpu(str(device), world)
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -28,6 +35,21 @@ def pick_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device `{device}` cannot be used ({reason}); allowed: auto, cpu, cuda, cuda:N.") from None
     return chosen
+
+
+def _own_gpu(device: str, world: World) -> torch.device:
+    count = torch.cuda.device_count()
+    if device == "auto" and count == 0:
+        return torch.device("cpu")
+    if device not in ("auto", "cuda"):
+        raise UsageError(f"device `{device}` cannot be shared by {world.size} processes; allowed: auto, cpu, cuda.")
+    if world.local >= count:
+        raise UsageError(
+            f"there is no GPU for process {world.local + 1} of this machine, it has {count}; start one process per GPU "
+            "(`torchrun --nproc-per-node gpu`), or pass the device `cpu`."
+        )
+    torch.cuda.set_device(world.local)
+    return torch.device("cuda", world.local)
 
 
 @functools.cache
@@ -46,6 +68,11 @@ def compiling() -> Iterator[None]:
             raise
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExpungeError(f"the model cannot be compiled ({reason}); leave out `compile`.") from None
+
+
+def check_compile(wanted: bool, world: World) -> None:
+    if wanted and world.several:
+        raise UsageError(f"`compile` is not offered where {world.size} processes share a run; leave it out.")
 
 
 def as_module(model: Any, what: str = "model") -> nn.Module:

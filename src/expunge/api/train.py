@@ -10,10 +10,20 @@ from typing import Any
 
 import torch
 
-from expunge.api.prepare import as_module, as_splits, check_fit, check_trainable, compiling, pick_device, warm_up
+from expunge.api.prepare import (
+    as_module,
+    as_splits,
+    check_compile,
+    check_fit,
+    check_trainable,
+    compiling,
+    pick_device,
+    warm_up,
+)
 from expunge.api.result import Result, versions
 from expunge.core.needs import Needs
 from expunge.core.options import build, to_dict
+from expunge.core.parallel import current
 from expunge.core.run import Precision, Progress, Run
 from expunge.models.checkpoint import weights_hash
 from expunge.training.loop import train_model
@@ -46,6 +56,7 @@ def train(
     check_trainable(source)
     split = as_splits({"train": data})["train"]
     check_fit(source, {"train": split}, target)
+    check_compile(compile, current())
     run = Run(
         seed=seed,
         device=target,
@@ -54,6 +65,7 @@ def train(
         budget_seconds=budget_seconds,
         label="train",
         progress=progress,
+        world=current(),
     )
     student = copy.deepcopy(source)
     start = weights_hash(student)
@@ -77,6 +89,7 @@ def train(
             "recipe": to_dict(chosen),
             "seed": seed,
             "device": str(target),
+            **({"processes": run.world.size} if run.world.several else {}),
             "data": {"train": split.content_hash()},
             "sizes": {"train": len(split)},
             "start": start,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from expunge.api.prepare import (
     as_module,
     as_splits,
+    check_compile,
     check_disjoint,
     check_fit,
     check_trainable,
@@ -27,6 +28,7 @@ from expunge.api.train import make_recipe
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.options import to_dict
+from expunge.core.parallel import current
 from expunge.core.problem import Problem
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.seeds import derive
@@ -77,6 +79,7 @@ def unlearn(
     doubles = check_disjoint(splits)
     _check_given(chosen, needs, splits)
     classes = check_fit(source, splits, target)
+    check_compile(compile, current())
     run = Run(
         seed=seed,
         device=target,
@@ -88,6 +91,7 @@ def unlearn(
         cancelled=cancelled,
         cache=cache,
         notes=doubles,
+        world=current(),
     )
     known_recipe = make_recipe(recipe)
     if needs.recipe and recipe is None:
@@ -110,6 +114,7 @@ def unlearn(
             "options": to_dict(chosen),
             "seed": seed,
             "device": str(target),
+            **({"processes": run.world.size} if run.world.several else {}),
             "precision": precision,
             "recipe": to_dict(known_recipe) if needs.recipe else None,
             "data": {name: split.content_hash() for name, split in splits.items()},

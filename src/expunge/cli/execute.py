@@ -18,6 +18,7 @@ from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
 from expunge.cli.folder import STATE, WEIGHTS, claim, finished
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
+from expunge.core import parallel
 from expunge.core.errors import DivergedError, UsageError, nearest
 from expunge.core.options import option_names, to_dict
 from expunge.core.run import Progress
@@ -25,7 +26,7 @@ from expunge.data.cache import cache_root
 from expunge.evidence import audit as evidence
 from expunge.evidence.verdict import Margins
 from expunge.methods import METHODS
-from expunge.methods.base import Method, make_method
+from expunge.methods.base import Method, check_parallel, make_method
 from expunge.scenarios.base import Forgetting
 from expunge.training.recipe import Recipe
 
@@ -36,13 +37,14 @@ def train(job: Train) -> None:
     job = dataclasses.replace(job, options=to_dict(recipe))
     if job.on == "retain" and job.forget is None:
         raise UsageError("`--on retain` needs `--forget`: without whom is it to be trained?")
-    claim(job)
+    world = parallel.current()
+    world.from_first(lambda: claim(job))
     data = inputs.load_data(job, holdout=job.holdout, split_seed=job.split_seed)
     seen = data.train
     if job.forget is not None:
         forgetting = inputs.split_data(job, data.train)
         seen = forgetting.train if job.on == "all" else forgetting.retain
-    done = finished(job)
+    done = world.from_first(lambda: finished(job))
     if done is not None:
         _same_data(job.out, done["training"]["data"], seen.content_hash())
         console.say(f"{job.out} already holds this training ({done['seconds']:.1f} s); nothing to do.")
@@ -71,8 +73,9 @@ def train(job: Train) -> None:
         "start": result.facts["start"],
     }
     result = dataclasses.replace(result, facts={**result.facts, "training": training})
-    result.save(job.out)
-    state.unlink(missing_ok=True)
+    if world.first:
+        result.save(job.out)
+        state.unlink(missing_ok=True)
     _print_training(result.record(), job.out)
     if data.test is not None:
         scores = api.evaluate(
@@ -94,7 +97,9 @@ def unlearn(job: Unlearn) -> None:
     job = dataclasses.replace(job, options=to_dict(method))
     training = inputs.Training.beside(job.checkpoint)
     recipe = training.recipe(job.recipe)
-    claim(job)
+    world = parallel.current()
+    check_parallel(method, world)
+    world.from_first(lambda: claim(job))
     data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
     split = inputs.split_data(job, data.train)
     original = inputs.build(job, data.train, weights=job.checkpoint)
@@ -103,7 +108,7 @@ def unlearn(job: Unlearn) -> None:
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
     start = training.start(job, data.train)
     common: dict[str, Any] = {"recipe": recipe, "device": job.device, "seed": job.seed, "precision": job.precision}
-    record = finished(job)
+    record = world.from_first(lambda: finished(job))
     if record is None:
         with console.progress() as progress:
             how = (
@@ -126,7 +131,8 @@ def unlearn(job: Unlearn) -> None:
         known = {**result.facts["data"], "forget": split.forget.content_hash()}  # of a stream: all requests together
         facts = {**result.facts, "training": training.facts, "data": known}
         result = dataclasses.replace(result, facts=facts)
-        result.save(job.out)
+        if world.first:
+            result.save(job.out)
         record, unlearned = result.record(), result.model
     else:
         _same_data(job.out, record["data"].get("forget", ""), split.forget.content_hash())
@@ -147,6 +153,8 @@ def unlearn(job: Unlearn) -> None:
         seed=job.seed,
         device=job.device,
     )
+    if not world.first:
+        return
     cells = make_cells(job, data, split, scores, records, training.facts)
     write_text(job.out / "cells.json", json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1) + "\n")
     _print_forgetting(split)
@@ -178,6 +186,8 @@ def evaluate(job: Evaluate) -> None:
         seed=job.seed,
         device=job.device,
     )
+    if not parallel.current().first:
+        return
     if job.csv is not None:
         write_text(job.csv, scores.frame().to_csv(index=False))
     if job.json:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from expunge import __version__
-from expunge.cli import console, faults, studies
+from expunge.cli import console, faults, launched, studies
 from expunge.cli.complete import KINDS, kinds
 from expunge.cli.lazy import LazyGroup
 
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         if not console.settings.debug and not sys.warnoptions:
             warnings.simplefilter("ignore")
-        return faults.guarded(run)
+        return faults.guarded(lambda: launched.together(rest, run))
 
 
 def _plain_list(arguments: list[str]) -> bool:

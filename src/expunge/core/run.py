@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from expunge.core.errors import Cancelled, DivergedError, UsageError
+from expunge.core.parallel import ALONE, World
 from expunge.core.seeds import derive
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class Run:
     seed: every random draw derives from it, one generator per purpose. compile: the model that learns in `epochs` is
     compiled, which takes a minute and changes the last digits. budget_seconds: stop after the epoch that
     exceeds it. cancelled: polled between epochs. cache: folder for what is kept by content. history: one row per epoch.
-    borrowed: seconds that work taken from the cache took when it was done; part of the cost.
+    borrowed: seconds that work taken from the cache took when it was done; part of the cost. world: the processes that
+    share this run, all with the same settings.
     """
 
     seed: int = 0
@@ -81,6 +83,7 @@ class Run:
     progress: Callable[[Progress], None] | None = None
     cancelled: Callable[[], bool] | None = None
     cache: Path | None = None
+    world: World = ALONE
     history: list[dict[str, float]] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -94,6 +97,10 @@ class Run:
 
     def seed_for(self, *purpose: object) -> int:
         return derive(self.seed, *purpose)
+
+    def module_seed(self, *purpose: object) -> int:
+        """For what modules draw themselves (dropout); processes that share a batch must not draw the same."""
+        return self.seed_for(*purpose, *((self.world.rank,) if self.world.rank else ()))
 
     def autocast(self) -> Any:
         """Context for the backbone's passes; losses that need it stay in float32 outside."""
@@ -128,7 +135,7 @@ class Run:
             self.history.append(row)
             self.snapshot(number, model)
             self.report(what, number, count, values)
-            if epoch.stop:
+            if self.world.any(epoch.stop):
                 return
             if number < count and self.over_budget():
                 self.status = "budget"
@@ -141,13 +148,13 @@ class Run:
             self.snapshots[number] = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def report(self, what: str, done: int, total: int, numbers: dict[str, float] | None = None) -> None:
-        if self.cancelled is not None and self.cancelled():
+        if self.cancelled is not None and self.world.any(self.cancelled()):
             raise Cancelled(f"{what} was cancelled after {done} of {total}.")
         if self.progress is not None:
             self.progress(Progress(what, done, total, dict(numbers or {})))
 
     def over_budget(self) -> bool:
-        return self.budget_seconds is not None and self.elapsed() > self.budget_seconds
+        return self.budget_seconds is not None and self.world.any(self.elapsed() > self.budget_seconds)
 
     def elapsed(self) -> float:
         return time.perf_counter() - self._started

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from expunge.core.errors import AccessError, DataError, UsageError
+from expunge.core.parallel import ALONE, World
 from expunge.core.seeds import derive
 from expunge.data.resize import resize_images
 
@@ -30,14 +31,17 @@ class Batch:
     x: float tensor (B, *input_shape), normalised, on the device. y: long tensor (B,), on the device; reading it
     raises `AccessError` where labels are withheld. index: long CPU tensor (B,), positions in the *parent* data set,
     so anything cached per sample (teacher logits, features, losses) is looked up instead of recomputed.
+
+    Shared by several processes (`world`), x holds the rows of this one, everything else is of the whole batch.
     """
 
-    __slots__ = ("_y", "index", "x")
+    __slots__ = ("_world", "_y", "index", "x")
 
-    def __init__(self, x: Tensor, y: Tensor | None, index: Tensor) -> None:
+    def __init__(self, x: Tensor, y: Tensor | None, index: Tensor, world: World = ALONE) -> None:
         self.x = x
         self._y = y
         self.index = index
+        self._world = world
 
     @property
     def y(self) -> Tensor:
@@ -48,6 +52,10 @@ class Batch:
     @property
     def has_labels(self) -> bool:
         return self._y is not None
+
+    def whole(self, outputs: Tensor) -> Tensor:
+        """Outputs (B, ...) of all rows, from those of `x`; the same tensor where one process has them all."""
+        return self._world.whole(outputs, len(self))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -307,10 +315,12 @@ class Split:
         augment: Augment | None = None,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
+        world: World = ALONE,
     ) -> Iterator[Batch]:
         """Batches of `size` (the last may be shorter), in order or shuffled by `seed`.
 
-        Without `augment` this is the evaluation view: the same sample is always the same tensor.
+        Without `augment` this is the evaluation view: the same sample is always the same tensor. world: processes that
+        share every batch; each reads its own rows only.
         """
         if size < 1:
             raise UsageError(f"the batch size must be at least 1, got {size}.")
@@ -321,9 +331,11 @@ class Split:
         chunks = [chunk for chunk in order.split(size) if len(chunk) == size or not drop_last]
         noise = torch.Generator().manual_seed(derive(seed, "augment"))
         labels = None if self.labels is None else self.labels.to(target)
-        for chunk, raw in zip(chunks, self.store.fetch(chunks, target), strict=True):
-            x = self.store.prepare(augment(raw, noise) if augment is not None else raw)
-            yield Batch(x, None if labels is None else labels[chunk.to(target)], chunk)
+        own = [chunk[world.rows(len(chunk))] for chunk in chunks]
+        for chunk, raw in zip(chunks, self.store.fetch(own, target), strict=True):
+            if augment is not None:
+                raw = _augmented(raw, augment, noise, len(chunk), world)
+            yield Batch(self.store.prepare(raw), None if labels is None else labels[chunk.to(target)], chunk, world)
 
     def inputs(self, device: torch.device | str = "cpu", size: int = 1024) -> Tensor:
         """All inputs of this split as one tensor (len, *input_shape); for small splits such as forget sets."""
@@ -338,6 +350,16 @@ class Split:
         if self.labels is not None:
             digest.update(self.labels[self.index].numpy().tobytes())
         return digest.hexdigest()
+
+
+def _augmented(raw: Tensor, augment: Augment, noise: torch.Generator, count: int, world: World) -> Tensor:
+    """The rows of this process as augmenting the whole batch of `count` samples would make them: same draws."""
+    if not world.shares(count):
+        return augment(raw, noise)
+    # An augmentation draws for as many samples as it is given; blanks stand for the other processes' rows.
+    batch = raw.new_zeros(count, *raw.shape[1:])
+    batch[world.rows(count)] = raw
+    return augment(batch, noise)[world.rows(count)]
 
 
 class _Unlabelled(Store):

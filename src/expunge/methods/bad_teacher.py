@@ -30,6 +30,7 @@ from expunge.models.initial import reset_parameters
 from expunge.training.inference import predict
 from expunge.training.loop import step
 from expunge.training.modes import training_mode
+from expunge.training.parallel import Passes
 from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 
 
@@ -37,6 +38,7 @@ from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 class BadTeacher(IterativeMethod):
     """Two-teacher distillation; defaults are those of the SCRUB paper's CIFAR-10 runs with All-CNN."""
 
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small": {"lr": 5e-4, "weight_decay": 0.1, "keep": 0.5, "forget": 0.5, "temperature": 1.0, "epochs": 10,
                   "retain_batch_size": 16, "forget_batch_size": 32, "milestones": (3, 6, 9)},
@@ -65,11 +67,12 @@ class BadTeacher(IterativeMethod):
         with run.stage("teachers"):
             incompetent = copy.deepcopy(problem.model)
             reset_parameters(incompetent, seed=run.seed_for("incompetent"))
-            knows = PerSample(problem.retain, predict(problem.model, problem.retain, run.device))
-            ignores = PerSample(problem.forget, predict(incompetent, problem.forget, run.device))
+            knows = PerSample(problem.retain, predict(problem.model, problem.retain, run.device, world=run.world))
+            ignores = PerSample(problem.forget, predict(incompetent, problem.forget, run.device, world=run.world))
         optimizer = make_optimizer(
             self.optimizer, student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+        passes = Passes(student, run)
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
         for epoch in run.epochs(student, self.epochs):
             rate = learning_rate(
@@ -78,10 +81,12 @@ class BadTeacher(IterativeMethod):
             set_rate(optimizer, rate)
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
-            for retained in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
+            for retained in problem.retain.batches(
+                self.retain_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
+            ):
                 forgotten = next(forget_batches)
                 with run.autocast():
-                    on_retain, on_forget = student(retained.x), student(forgotten.x)
+                    on_retain, on_forget = passes(retained), passes(forgotten)
                 stay = distillation(on_retain.float(), knows[retained.index], self.temperature)
                 leave = distillation(on_forget.float(), ignores[forgotten.index], self.temperature)
                 step(self.keep * stay + self.forget * leave, student, optimizer, self.clip)

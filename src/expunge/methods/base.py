@@ -22,6 +22,7 @@ from torch import nn
 from expunge.core.errors import DivergedError, ExpungeError, UsageError, unknown
 from expunge.core.needs import Needs
 from expunge.core.options import Field, build, options
+from expunge.core.parallel import World
 from expunge.core.problem import Problem
 from expunge.core.registry import Card, Paper
 from expunge.core.run import Run
@@ -38,10 +39,13 @@ class Method(ABC):
 
     presets: named sets of option values, e.g. the settings of one table of the paper; users write `scrub/large-rb`.
     same_tensors: the result has the tensors of the given model; only a method that trains in another way has others.
+    parallel: several processes can share a run (`torchrun`): it draws batches with `world=run.world`, passes them
+    through `training.parallel.Passes`, and decides nothing by what only one process knows.
     """
 
     card: ClassVar[Card]
     same_tensors: ClassVar[bool] = True
+    parallel: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @property
@@ -65,6 +69,7 @@ class Method(ABC):
         Raises `ExpungeError` when a method breaks the contract: it changed its teacher, returned it, returned other
         tensors than it was given, or returned weights that are not finite.
         """
+        check_parallel(self, run.world)
         original = problem.model
         teacher = copy.deepcopy(original).to(run.device).eval().requires_grad_(False)
         channels_last(teacher, problem.input_shape)  # its students are copies
@@ -72,12 +77,13 @@ class Method(ABC):
         before = weights_hash(teacher)
         devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(run.seed_for("modules"))
+            torch.manual_seed(run.module_seed("modules"))
             run.keep_snapshots = run.keep_snapshots or self.rewinds
             result = self.unlearn(replace(problem, model=teacher), run)
             if self.rewinds:
                 result = rewind(problem, run, result, run.snapshots)
             run.synchronize()
+        run.world.align(result)
         self._verify(teacher, before, result)
         return _restored(result, original)
 
@@ -144,6 +150,16 @@ def make_method(name: str | Method, **options_given: Any) -> Method:
     cls = METHODS.load(base)
     values = dict(preset_values(cls, preset)) if preset else {}
     return build(cls, {**values, **options_given}, base)
+
+
+def check_parallel(chosen: Method, world: World) -> None:
+    """`UsageError` if several processes are to share a run of a method that only one can do."""
+    if world.several and not chosen.parallel:
+        able = sorted(name for name in METHODS.names() if METHODS.load(name).parallel)
+        raise UsageError(
+            f"{chosen.card.name} cannot be shared by {world.size} processes; run it without torchrun, or choose one "
+            f"of those that can: {', '.join(able)}."
+        )
 
 
 def preset_values(cls: type[Method], preset: str) -> Mapping[str, Any]:

@@ -41,6 +41,7 @@ class Finetune(IterativeMethod):
     that the authors' code leaves out.
     """
 
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{name: with_decay(values) for name, values in _FAITHFUL.items()},
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},

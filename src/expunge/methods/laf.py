@@ -37,8 +37,9 @@ from expunge.data.split import Batch, PerSample, Split
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.representations import Teacher, features
 from expunge.methods.vae import VAE, train_vae
-from expunge.models.anatomy import Anatomy, anatomy
+from expunge.models.anatomy import anatomy
 from expunge.training.modes import training_mode
+from expunge.training.parallel import Passes
 
 _TASKS: dict[str, dict[str, Any]] = {
     "random-cnn": {"latent": 8, "epochs": 20, "lr_ue": 5e-5, "lr_ra": 1e-4, "tau": 5.0},
@@ -91,6 +92,7 @@ def alignment(c_retain: Tensor, c_forget: Tensor, tau: float, tau_both: bool = F
 class LAFBase(IterativeMethod):
     """Options and algorithm that LAF and LAF+R share."""
 
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **_TASKS, **_AUTHORS, **_FAST, "authors": {"skip_noise": False}
     }  # fmt: skip
@@ -169,7 +171,7 @@ class LAFBase(IterativeMethod):
         sample: Tensor,
     ) -> None:
         """The alternation of L_UE and L_RA steps, in place."""
-        body = anatomy(student, sample, extractor=self.extractor)
+        passes = Passes(student, run, anatomy(student, sample, extractor=self.extractor).features)
         ue = torch.optim.Adam(student.parameters(), lr=self.lr_ue)
         ra = torch.optim.Adam(student.parameters(), lr=self.lr_ra)
         noise = torch.Generator().manual_seed(derive(run.seed, "latent")) if self.latent_mode == "sampled" else None
@@ -183,7 +185,7 @@ class LAFBase(IterativeMethod):
             for gone, kept in self._pairs(problem, run, epoch.number):
                 targets = teacher.of(kept, gone)
                 if self.schedule == "joint":
-                    e_r, e_f = self._both(body, kept, gone, run)
+                    e_r, e_f = self._both(passes, kept, gone, run)
                     ue_loss = self._ue(e_r, e_f, vaes, noise)
                     ra_loss, _ = self._ra(e_r, e_f, targets)
                     total = (ue_loss if do_ue else 0 * ue_loss) + (ra_loss if do_ra else 0 * ra_loss)
@@ -192,15 +194,15 @@ class LAFBase(IterativeMethod):
                     epoch.add("ra", ra_loss)
                     continue
                 if do_ue:
-                    e_r, e_f = self._both(body, kept, gone, run)
+                    e_r, e_f = self._both(passes, kept, gone, run)
                     ue_loss = self._ue(e_r, e_f, vaes, noise)
                     _adam_step(ue, ue_loss)
                     epoch.add("ue", ue_loss)
                 if do_ra:
-                    e_r, e_f = self._both(body, kept, gone, run)
+                    e_r, e_f = self._both(passes, kept, gone, run)
                     ra_loss, farthest = self._ra(e_r, e_f, targets)
                     # Once something has moved it stays so: no further look at the device.
-                    moved = moved or not self.skip_noise or float(farthest) > NOISE
+                    moved = moved or not self.skip_noise or run.world.any(float(farthest) > NOISE)
                     if moved:
                         _adam_step(ra, ra_loss)
                     epoch.add("ra", ra_loss)
@@ -221,6 +223,7 @@ class LAFBase(IterativeMethod):
                 seed=seed,
                 augment=augment,
                 device=run.device,
+                world=run.world,
                 drop_last=self.drop_short and split.name == "forget" and len(split) >= self.batch_size,
             )
 
@@ -233,13 +236,11 @@ class LAFBase(IterativeMethod):
         forget = shuffled(problem.forget) if self.pairing == "zip" else endless(problem.forget)
         return zip(forget, shuffled(problem.retain), strict=False)
 
-    def _both(self, body: Anatomy, kept: Batch, gone: Batch, run: Run) -> tuple[Tensor, Tensor]:
+    def _both(self, passes: Passes, kept: Batch, gone: Batch, run: Run) -> tuple[Tensor, Tensor]:
         """Representations (B_r, d), (B_u, d), float32; one fused pass where BatchNorm does not mix the two."""
         with run.autocast():
-            if self.batchnorm == "frozen":
-                e = body.features(torch.cat([kept.x, gone.x])).float()
-                return e[: len(kept)], e[len(kept) :]
-            return body.features(kept.x).float(), body.features(gone.x).float()
+            e_r, e_f = passes.together(kept, gone) if self.batchnorm == "frozen" else (passes(kept), passes(gone))
+        return e_r.float(), e_f.float()
 
     def _ue(self, e_r: Tensor, e_f: Tensor, vaes: tuple[VAE, VAE], noise: torch.Generator | None) -> Tensor:
         keep, lose = vaes[0].distance(e_r, noise), vaes[1].distance(e_f, noise)

@@ -46,6 +46,8 @@ _EU_BATCH = {"large-rc": 64}  # where EU-k's batch differs from CF-k's
 class LastBlocks(IterativeMethod):
     """What CF-k and EU-k share."""
 
+    parallel: ClassVar[bool] = True
+
     k: int = Field(1, ge=1, description="number of blocks before the head that are trained")
     head: Literal["trained", "frozen", "reset"] = Field(
         "trained", description="the head is trained (EU-k: reset first), kept, or reset and left frozen"

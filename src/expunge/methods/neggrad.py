@@ -24,12 +24,15 @@ from expunge.methods.base import IterativeMethod, method
 from expunge.methods.steps import endless, with_decay
 from expunge.training.loop import L2Reference, step
 from expunge.training.modes import training_mode
+from expunge.training.parallel import Passes
 from expunge.training.recipe import clip_gradients, make_optimizer
 
 
 @method("neggrad")
 class NegGrad(IterativeMethod):
     """Ascent on the cross-entropy of the forget set; needs nothing but the samples to forget and their labels."""
+
+    parallel: ClassVar[bool] = True
 
     epochs: int = Field(5, ge=0, description="passes over the forget set")
     lr: float = Field(0.001, gt=0, description="learning rate, constant")
@@ -44,12 +47,15 @@ class NegGrad(IterativeMethod):
         optimizer = make_optimizer(
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+        passes = Passes(student, run)
         for epoch in run.epochs(student, self.epochs):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("forget", "shuffle", epoch.number)
-            for batch in problem.forget.batches(self.batch_size, shuffle=True, seed=seed, device=run.device):
+            for batch in problem.forget.batches(
+                self.batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
+            ):
                 with run.autocast():
-                    loss = F.cross_entropy(student(batch.x).float(), batch.y)
+                    loss = F.cross_entropy(passes(batch).float(), batch.y)
                 step(-loss, student, optimizer, self.clip)
                 epoch.add("forget_loss", loss, len(batch))
         return student
@@ -75,6 +81,7 @@ class NegGradPlus(IterativeMethod):
     the weight decay that the authors' code leaves out.
     """
 
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{name: with_decay(values) for name, values in _FAITHFUL.items()},
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},
@@ -97,15 +104,18 @@ class NegGradPlus(IterativeMethod):
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         pull = L2Reference(student, self.alpha * self.l2_reference)
+        passes = Passes(student, run)
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
         for epoch in run.epochs(student, self.epochs):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
-            for retained in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
+            for retained in problem.retain.batches(
+                self.retain_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
+            ):
                 forgotten = next(forget_batches)
                 with run.autocast():
-                    keep = F.cross_entropy(student(retained.x).float(), retained.y)
-                    lose = F.cross_entropy(student(forgotten.x).float(), forgotten.y)
+                    keep = F.cross_entropy(passes(retained).float(), retained.y)
+                    lose = F.cross_entropy(passes(forgotten).float(), forgotten.y)
                 optimizer.zero_grad(set_to_none=True)
                 (self.alpha * keep - (1 - self.alpha) * lose).backward()
                 pull.add_gradient()

@@ -10,7 +10,7 @@ Limits     the forget set is pushed to confident wrong answers, which an attack 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from expunge.methods.base import IterativeMethod, method
 from expunge.methods.steps import endless
 from expunge.training.loop import step
 from expunge.training.modes import training_mode
+from expunge.training.parallel import Passes
 from expunge.training.recipe import make_optimizer
 
 
@@ -36,6 +37,8 @@ def wrong_labels(labels: torch.Tensor, num_classes: int, generator: torch.Genera
 @method("random-label")
 class RandomLabel(IterativeMethod):
     """Cross-entropy to the true labels on the retained and to fixed random wrong labels on the forget batch."""
+
+    parallel: ClassVar[bool] = True
 
     weight: float = Field(1.0, ge=0, description="weight of the forget term")
     epochs: int = Field(5, ge=0, description="passes over the retained samples")
@@ -53,16 +56,19 @@ class RandomLabel(IterativeMethod):
         optimizer = make_optimizer(
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+        passes = Passes(student, run)
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
         for epoch in run.epochs(student, self.epochs):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
-            for retained in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
+            for retained in problem.retain.batches(
+                self.retain_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
+            ):
                 forgotten = next(forget_batches)
                 with run.autocast():
-                    keep = F.cross_entropy(student(retained.x).float(), retained.y)
+                    keep = F.cross_entropy(passes(retained).float(), retained.y)
                     target = wrong[forgotten.index].to(run.device)
-                    lose = F.cross_entropy(student(forgotten.x).float(), target)
+                    lose = F.cross_entropy(passes(forgotten).float(), target)
                 step(keep + self.weight * lose, student, optimizer)
                 epoch.add("retain_loss", keep, len(retained))
                 epoch.add("random_label_loss", lose, len(forgotten))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from expunge.training.cache import train_cached
 class Original(Method):
     """The trained model itself, copied. Cost: none. Forgets nothing."""
 
+    parallel: ClassVar[bool] = True
+
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         return problem.student()
 
@@ -32,6 +35,8 @@ class Retrain(IterativeMethod):
     twice. `refill` reproduces the SCRUB authors' code, which keeps the size of the training set by overwriting the
     forgotten slots with retained samples drawn with replacement (specs, section 3).
     """
+
+    parallel: ClassVar[bool] = True
 
     epochs: int | None = Field(None, ge=0, description="epochs; none: those of the recipe")
     refill: bool = Field(False, description="fill the forgotten slots with duplicates of retained samples")

@@ -21,8 +21,8 @@ def features(body: Anatomy, split: Split, run: Run, augment: Augment | None = No
     """Representations (len(split), d), float32, eval mode, no gradients."""
     parts = []
     with evaluation_mode(body.model), torch.inference_mode(), run.autocast():
-        for batch in split.batches(EVAL_BATCH, seed=seed, augment=augment, device=run.device):
-            parts.append(body.features(batch.x).float())
+        for batch in split.batches(EVAL_BATCH, seed=seed, augment=augment, device=run.device, world=run.world):
+            parts.append(batch.whole(body.features(batch.x).float()))
     return torch.cat(parts).clone()
 
 
@@ -48,7 +48,7 @@ class Teacher:
             return self._known[0][kept.index], self._known[1][gone.index]
         with evaluation_mode(self._body.model), torch.no_grad(), self._run.autocast():
             t = self._body.features(torch.cat([kept.x, gone.x])).float()
-        return t[: len(kept)], t[len(kept) :]
+        return kept.whole(t[: len(kept.x)]), gone.whole(t[len(kept.x) :])
 
     def views(self, which: Sequence[str], name: str, count: int) -> Views:
         """Matrices for a VAE: of "retain", "forget" or both. count: views that are kept and taken in turn; 0: fresh."""

@@ -48,12 +48,12 @@ def matched_error(logits: Tensor, labels: Tensor, like: Tensor) -> float:
 def rewind(problem: Problem, run: Run, final: nn.Module, snapshots: Mapping[int, Mapping[str, Tensor]]) -> nn.Module:
     """Load the chosen snapshot into `final` and return it; adds forget errors to the history."""
     validation = problem.validation
-    target = matched_error(predict(final, validation, run.device), validation.y, problem.forget.y)
+    target = matched_error(predict(final, validation, run.device, world=run.world), validation.y, problem.forget.y)
     epochs = sorted(snapshots)
     errors = []
     for epoch in epochs:
         final.load_state_dict(snapshots[epoch])
-        errors.append(error_rate(predict(final, problem.forget, run.device), problem.forget.y))
+        errors.append(error_rate(predict(final, problem.forget, run.device, world=run.world), problem.forget.y))
     chosen = epochs[closest(errors, target)]
     final.load_state_dict(snapshots[chosen])
     for row in run.history:

@@ -34,6 +34,7 @@ from expunge.methods.steps import distillation
 from expunge.training.inference import predict
 from expunge.training.loop import step
 from expunge.training.modes import training_mode
+from expunge.training.parallel import Passes
 from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 
 _SGD = {"optimizer": "sgd", "weight_decay": 5e-4}
@@ -75,6 +76,7 @@ class SCRUB(IterativeMethod):
     by the paper's objective, `scrub/<family>/faithful` those that the authors' notebooks ran at publication.
     """
 
+    parallel: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **FAMILIES,
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},
@@ -102,11 +104,12 @@ class SCRUB(IterativeMethod):
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
         with run.stage("teacher"):
-            on_forget = PerSample(problem.forget, predict(problem.model, problem.forget, run.device))
-            on_retain = PerSample(problem.retain, predict(problem.model, problem.retain, run.device))
+            on_forget = PerSample(problem.forget, predict(problem.model, problem.forget, run.device, world=run.world))
+            on_retain = PerSample(problem.retain, predict(problem.model, problem.retain, run.device, world=run.world))
         optimizer = make_optimizer(
             self.optimizer, student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+        passes = Passes(student, run)
         mean = WeightMean(student) if self.smoothing > 0 else None
         started = False
         for epoch in run.epochs(student, self.epochs):
@@ -119,9 +122,11 @@ class SCRUB(IterativeMethod):
 
             if epoch.number <= self.msteps:
                 seed = run.seed_for("forget", "shuffle", epoch.number)
-                for batch in problem.forget.batches(self.forget_batch_size, shuffle=True, seed=seed, device=run.device):
+                for batch in problem.forget.batches(
+                    self.forget_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
+                ):
                     with run.autocast():
-                        logits = student(batch.x)
+                        logits = passes(batch)
                     distance = distillation(logits.float(), on_forget[batch.index], self.temperature)
                     step(self._smoothed(-distance, mean, student), student, optimizer, self.clip)
                     epoch.add("forget_distance", distance, len(batch))
@@ -130,9 +135,11 @@ class SCRUB(IterativeMethod):
                         self._start(student, run)
 
             seed = run.seed_for("retain", "shuffle", epoch.number)
-            for batch in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
+            for batch in problem.retain.batches(
+                self.retain_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
+            ):
                 with run.autocast():
-                    logits = student(batch.x)
+                    logits = passes(batch)
                 distance = distillation(logits.float(), on_retain[batch.index], self.temperature)
                 loss = F.cross_entropy(logits.float(), batch.y)
                 step(self._smoothed(self.gamma * loss + self.alpha * distance, mean, student), student, optimizer,

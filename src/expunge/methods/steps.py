@@ -17,7 +17,11 @@ def endless(split: Split, size: int, run: Run, purpose: str) -> Iterator[Batch]:
     round_number = 0
     while True:
         yield from split.batches(
-            size, shuffle=True, seed=run.seed_for(purpose, "shuffle", round_number), device=run.device
+            size,
+            shuffle=True,
+            seed=run.seed_for(purpose, "shuffle", round_number),
+            device=run.device,
+            world=run.world,
         )
         round_number += 1
 

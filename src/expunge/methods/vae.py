@@ -80,6 +80,8 @@ def train_vae(
 ) -> VAE:
     """A frozen VAE trained with Adam on a matrix of representations (n, d); its losses go to `run.details["vae"]`.
 
+    Too small to share: every process trains it on all representations.
+
     views: the matrix of each epoch; the same one every time unless the data are augmented.
     patience: stop when an epoch lowers the loss by less than this share of it; None: never.
     """
@@ -103,7 +105,10 @@ def train_vae(
                 total += loss.detach() * len(rows)
             losses.append(float(total) / len(features))
             run.report(f"{run.label}: VAE {name}", epoch, epochs, {"loss": losses[-1]})
-            if patience is not None and len(losses) > 1 and losses[-2] - losses[-1] < patience * abs(losses[-2]):
+            if patience is None or len(losses) < 2:
+                continue
+            if run.world.any(losses[-2] - losses[-1] < patience * abs(losses[-2])):
                 break
+    run.world.align(vae)
     vae.zero_grad(set_to_none=True)
     return vae.requires_grad_(False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field, build, options
+from expunge.core.parallel import ALONE, World
 from expunge.core.registry import Card
 from expunge.data.split import Split
 from expunge.metrics import METRICS
@@ -45,6 +46,7 @@ class Evaluation:
     """Models, splits, and everything computed from the two, once.
 
     models: name -> model; the one named "retrained" is the reference. seconds: name -> seconds of unlearning.
+    world: processes that share the predictions; what is computed from these, each computes for itself.
     """
 
     def __init__(
@@ -55,12 +57,14 @@ class Evaluation:
         device: torch.device | str = "cpu",
         seed: int = 0,
         seconds: Mapping[str, float] | None = None,
+        world: World = ALONE,
     ) -> None:
         self.models = dict(models)
         self.splits = dict(splits)
         self.device = torch.device(device)
         self.seed = seed
         self.seconds = dict(seconds or {})
+        self.world = world
         self._logits: dict[tuple[str, str], Tensor] = {}
 
     def logits(self, model: str, split: str) -> Tensor:
@@ -70,7 +74,7 @@ class Evaluation:
             module = self.models[model]
             home = next((p.device for p in module.parameters()), self.device)
             module.to(self.device)
-            self._logits[key] = predict(module, self.splits[split], self.device).cpu()
+            self._logits[key] = predict(module, self.splits[split], self.device, world=self.world).cpu()
             module.to(home)
         return self._logits[key]
 

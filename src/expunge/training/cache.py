@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from expunge.training.recipe import Recipe
 FORMAT = 1  # raise when the training loop changes results
 
 
-def training_key(model: nn.Module, data: Split, recipe: Recipe, seed: int, purpose: str, precision: str) -> str:
+def training_key(
+    model: nn.Module, data: Split, recipe: Recipe, seed: int, purpose: str, precision: str, processes: int = 1
+) -> str:
     """Hex sha256 over everything that decides the trained weights."""
     facts: dict[str, Any] = {
         "format": FORMAT,
@@ -36,6 +39,8 @@ def training_key(model: nn.Module, data: Split, recipe: Recipe, seed: int, purpo
         "purpose": purpose,
         "precision": precision,
     }
+    if processes > 1:  # the same to rounding only
+        facts["processes"] = processes
     fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     if fixed:
         facts["fixed"] = fixed
@@ -49,38 +54,47 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
     """
     if run.cache is None or run.keep_snapshots:  # rewinding needs every epoch, not only the last
         return train_model(model, data, recipe, run, purpose=purpose)
-    key = training_key(model, data, recipe, run.seed, purpose, run.precision)
+    key = training_key(model, data, recipe, run.seed, purpose, run.precision, run.world.size)
     weights = run.cache / "models" / f"{key}.safetensors"
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    # Two workers that need the same model: one trains, the other waits and loads; waiting is nobody's cost.
+    # Two workers that need the same model: one trains, the other waits and loads; waiting is nobody's cost. Of
+    # processes that share this run only the first holds the lock and reads.
     before = run.elapsed()
-    with FileLock(weights.with_suffix(".lock")):
+    with _lock(weights) if run.world.first else nullcontext():
         run.borrow(before - run.elapsed())
-        if not _load(model, weights, run):
+        kept = run.world.from_first(lambda: _load(model, weights, run))
+        if kept is None:
             _train_and_keep(model, data, recipe, run, purpose, weights)
+        else:
+            run.world.align(model)
+            run.history.extend(kept[0])
+            run.borrow(kept[1])
     return model.to(run.device)
 
 
-def _load(model: nn.Module, weights: Path, run: Run) -> bool:
+def _lock(weights: Path) -> FileLock:
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(weights.with_suffix(".lock"))
+
+
+def _load(model: nn.Module, weights: Path, run: Run) -> tuple[list[dict[str, float]], float] | None:
+    """Fill `model` from the cache; the history and the seconds of its training, or None if it is not there."""
     facts = weights.with_suffix(".json")
     if not (weights.exists() and facts.exists()):
-        return False
+        return None
     try:
         stored = json.loads(facts.read_text(encoding="utf-8"))
         history, seconds = list(stored["history"]), float(stored["seconds"])
         load_weights(model, weights)  # last: a model that is trained again must not start from half of this
     except (CheckpointError, LookupError, TypeError, ValueError):
         run.notes.append(f"the cached model {weights.stem[:12]} was damaged and is trained again.")
-        return False
-    run.history.extend(history)
-    run.borrow(seconds)
-    return True
+        return None
+    return history, seconds
 
 
 def _train_and_keep(model: nn.Module, data: Split, recipe: Recipe, run: Run, purpose: str, weights: Path) -> None:
     before = run.elapsed()
     train_model(model, data, recipe, run, purpose=purpose)
-    if run.status == "finished":
+    if run.status == "finished" and run.world.first:
         save_weights(model, weights)
         facts = weights.with_suffix(".json")
         part = facts.with_suffix(".part")

@@ -5,18 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from expunge.core.parallel import ALONE, World
 from expunge.data.split import Split
 from expunge.training.modes import evaluation_mode
 
 EVAL_BATCH = 1024
 
 
-def predict(model: nn.Module, split: Split, device: torch.device | str = "cpu", batch_size: int = EVAL_BATCH) -> Tensor:
-    """Logits (len(split), classes), float32, on `device`, in the split's order."""
+def predict(
+    model: nn.Module,
+    split: Split,
+    device: torch.device | str = "cpu",
+    batch_size: int = EVAL_BATCH,
+    world: World = ALONE,
+) -> Tensor:
+    """Logits (len(split), classes), float32, on `device`, in the split's order.
+
+    batch_size: samples per pass and process. world: the processes that share the work; all get all logits.
+    """
     parts = []
     with evaluation_mode(model), torch.inference_mode():
-        for batch in split.batches(batch_size, device=device):
-            parts.append(model(batch.x).float())
+        for batch in split.batches(batch_size * world.size, device=device, world=world):
+            parts.append(batch.whole(model(batch.x).float()))
     # A clone outside inference mode: cached logits take part in losses that need autograd.
     return torch.cat(parts).clone() if parts else torch.empty(0, split.num_classes, device=device)
 

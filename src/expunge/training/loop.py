@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from expunge.data.augment import make_augment
 from expunge.data.split import Split
 from expunge.models.layout import fast_layout
 from expunge.training.modes import training_mode
+from expunge.training.parallel import Passes
 from expunge.training.recipe import Recipe, clip_gradients, make_optimizer, set_rate
 
 
@@ -74,16 +76,19 @@ def train_model(
     augment = make_augment(recipe.augment)
     done = _load_state(resume, model, optimizer, run)
     with fast_layout(model, data.input_shape):
+        passes = Passes(model, run)
         for epoch in run.epochs(model, recipe.epochs, first=done + 1, what=f"{run.label}: {purpose}"):
             # Whatever the modules draw themselves (dropout) restarts per epoch, so that resuming changes nothing.
-            torch.manual_seed(run.seed_for(purpose, "modules", epoch.number))
+            torch.manual_seed(run.module_seed(purpose, "modules", epoch.number))
             training_mode(model, recipe.batchnorm)
             set_rate(optimizer, recipe.rate(epoch.number))
             epoch.log(lr=recipe.rate(epoch.number))
             order = run.seed_for(purpose, "shuffle", epoch.number)
-            for batch in data.batches(recipe.batch_size, shuffle=True, seed=order, augment=augment, device=run.device):
+            for batch in data.batches(
+                recipe.batch_size, shuffle=True, seed=order, augment=augment, device=run.device, world=run.world
+            ):
                 with run.autocast():
-                    loss = F.cross_entropy(model(batch.x).float(), batch.y)
+                    loss = F.cross_entropy(passes(batch).float(), batch.y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 pull.add_gradient()
@@ -92,7 +97,7 @@ def train_model(
                 epoch.add("loss", loss, len(batch))
             if after_epoch is not None:
                 after_epoch(epoch.number, model)
-            if resume is not None:
+            if resume is not None and run.world.first:
                 row = {"epoch": float(epoch.number), **epoch.close()}
                 _save_state(resume, model, optimizer, epoch.number, [*run.history, row])
     return model
@@ -113,11 +118,13 @@ def _save_state(
 
 
 def _load_state(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> int:
-    """Number of finished epochs; 0 without a file."""
-    if path is None or not path.exists():
+    """Number of finished epochs; 0 without a file. Only the first process reads it."""
+    if path is None:
         return 0
     try:
-        state = torch.load(path, map_location=run.device, weights_only=True)
+        state = run.world.from_first(lambda: _read_state(path))
+        if state is None:
+            return 0
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         history, done = list(state["history"]), int(state["epoch"])
@@ -126,3 +133,7 @@ def _load_state(path: Path | None, model: nn.Module, optimizer: torch.optim.Opti
         raise CheckpointError(f"{path} cannot be resumed from ({reason}); delete it to start again.") from None
     run.history.extend(history)
     return done
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None

@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_rel
 from torch import nn
 
 from expunge.evidence.distances import jsd, klom, tug_of_war
-from expunge.evidence.equivalence import compare
+from expunge.evidence.equivalence import compare, compare_paired
 from expunge.evidence.rates import clopper_pearson, epsilon_bound, separation, smallest_epsilon, tpr_at
 from expunge.evidence.signals import SIGNALS, gradient
+from expunge.evidence.verdict import over_seeds
 
 RNG = np.random.default_rng(0)
 
@@ -162,3 +163,34 @@ def test_references_that_agree_by_chance_do_not_make_all_others_differ() -> None
     careful = compare("x", 0.9667, same, 0.05, resolution=1 / 60)
     assert careful.spread == 1 / 60
     assert careful.p_difference > 0.3
+
+
+def test_the_paired_test_is_scipys() -> None:
+    mine, theirs = [0.81, 0.85, 0.80, 0.90], [0.70, 0.78, 0.71, 0.80]
+    found = compare_paired("x", mine, theirs, 0.05)
+    assert found.p_difference == pytest.approx(ttest_rel(mine, theirs).pvalue)
+    assert found.difference == pytest.approx(np.mean(mine) - np.mean(theirs))
+    low, high = ttest_rel(mine, theirs).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert not found.equivalent
+    assert compare_paired("x", theirs, [v + 0.001 * (-1) ** i for i, v in enumerate(theirs)], 0.05).equivalent
+
+
+def test_words_over_seeds() -> None:
+    def models(forget: float, test: float) -> list[dict[str, float]]:
+        wiggle = (0.004, -0.003, 0.001, -0.002)
+        return [{"forget accuracy": forget + w, "test accuracy": test - w} for w in wiggle]
+
+    original, retrained = models(0.99, 0.8), models(0.70, 0.8)
+    words = {
+        "forgotten": models(0.705, 0.799),
+        "not forgotten": models(0.95, 0.8),
+        "over-forgotten": models(0.30, 0.8),
+        "damaged": models(0.70, 0.5),
+    }
+    for word, unlearned in words.items():
+        found, reasons, comparisons = over_seeds(original, unlearned, retrained, resolution={"forget accuracy": 0.01})
+        assert found == word, reasons
+        assert len(comparisons) == 2
+    noisy = [{"forget accuracy": v, "test accuracy": 0.8} for v in (0.5, 0.9, 0.6, 0.85)]
+    assert over_seeds(original, noisy, retrained)[0] == "not enough evidence"

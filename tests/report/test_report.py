@@ -18,7 +18,7 @@ from expunge.methods import METHODS
 from expunge.report.page import table_row
 from expunge.report.plots import style_of
 from expunge.report.summarise import MethodRow, blocks
-from expunge.report.verdicts import headline, verdict
+from expunge.report.verdicts import headline, tested, verdict
 
 FORGET = {"original": (1.0, 1.0), "retrain": (0.10, 0.14), "scrub": (0.12, 0.16), "finetune": (0.9, 0.8)}
 
@@ -31,7 +31,7 @@ def cell(method: str, seed: int, forget: float, **more: Any) -> CellRecord:
     ]
     given: dict[str, Any] = {
         "id": f"{method}{seed}",
-        "scenario": {"label": "class: <script>alert(1)</script>", "forget": 10, "options": {"target": 3}},
+        "scenario": {"label": "class: <script>alert(1)</script>", "forget": 100, "options": {"target": 3}},
         "data": {"name": "toy", "classes": 2, "train": 100, "test": 50, "class_names": ["a", "b"]},
         "model": {"name": "net", "parameters": 1234},
         "method": {"label": method, "name": method, "options": {}, "tags": [], "cite": ""},
@@ -158,3 +158,18 @@ def test_streams_layers_and_patterns_are_drawn_where_they_were_measured(tmp_path
     page = report.build([more(one) for one in plain], tmp_path / "more.html").read_text(encoding="utf-8")
     for title in ("Request after request", "Which layers changed?", "What became of which class?"):
         assert title in page
+
+
+def test_words_are_tested_over_seeds() -> None:
+    wiggle = (0.004, -0.003, 0.001, -0.002)
+    values = {"original": 1.0, "retrain": 0.12, "scrub": 0.13, "finetune": 0.9, "neggrad": 0.0}
+    many = [cell(name, seed, value + w) for name, value in values.items() for seed, w in enumerate(wiggle)]
+    (block,) = blocks(many)
+    words = {row.name: tested(row, block)[0] for row in block.rows}
+    assert words == {
+        "original": "", "retrain": "", "scrub": "forgotten", "finetune": "not forgotten", "neggrad": "over-forgotten",
+    }  # fmt: skip
+    (block,) = blocks([one for one in many if one.seeds["data"] < 2])
+    assert {tested(row, block)[0] for row in block.rows} == {""}  # two seeds are too few
+    (block,) = blocks([one for one in many if one.method["name"] != "retrain"])
+    assert {tested(row, block)[0] for row in block.rows} == {""}

@@ -51,13 +51,34 @@ def compare(
     name: str, value: float, retrained: Sequence[float], delta: float, *, resolution: float = 0.0
 ) -> Comparison:
     """`value` of the unlearned model against those of at least two retrained ones. resolution: smallest spread."""
-    from scipy.stats import t
-
     sample = np.asarray(retrained, dtype=float)
     if len(sample) < 2:
         raise ValueError(f"{name}: at least two retrained models are needed, got {len(sample)}.")
-    mean, spread, freedom = float(sample.mean()), max(float(sample.std(ddof=1)), resolution), len(sample) - 1
+    mean, spread = float(sample.mean()), max(float(sample.std(ddof=1)), resolution)
     error = spread * math.sqrt(1 + 1 / len(sample))
+    return _tested(name, value, mean, spread, delta, error, len(sample) - 1)
+
+
+def compare_paired(
+    name: str, values: Sequence[float], retrained: Sequence[float], delta: float, *, resolution: float = 0.0
+) -> Comparison:
+    """A method over seeds: its values against those of the retrained model of the same seed, at least two pairs.
+
+    spread: of the differences, which are tested by the paired t-test and its two one-sided versions.
+    """
+    mine, theirs = np.asarray(values, dtype=float), np.asarray(retrained, dtype=float)
+    if len(mine) < 2 or len(mine) != len(theirs):
+        raise ValueError(f"{name}: at least two pairs are needed, got {len(mine)} and {len(theirs)} values.")
+    spread = max(float((mine - theirs).std(ddof=1)), resolution)
+    error = spread / math.sqrt(len(mine))
+    return _tested(name, float(mine.mean()), float(theirs.mean()), spread, delta, error, len(mine) - 1)
+
+
+def _tested(
+    name: str, value: float, mean: float, spread: float, delta: float, error: float, freedom: int
+) -> Comparison:
+    from scipy.stats import t
+
     d = value - mean
     if error < 1e-12:  # all retrained models agree: so does this one, or it does not
         inside, same = abs(d) < delta, abs(d) < 1e-12

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from expunge.core.options import Field, options
-from expunge.evidence.equivalence import ALPHA, Comparison, compare, holm
+from expunge.evidence.equivalence import ALPHA, Comparison, compare, compare_paired, holm
 from expunge.evidence.explain import STATISTICS
 from expunge.evidence.persample import PerSample
 from expunge.evidence.rates import Separation
@@ -125,6 +125,37 @@ def against_retrained(
     ]
     if shadows is not None:
         found.append(shadows.comparison(margins.auc))
+    return (*decide(found, original, f"{len(retrained)} retrained models have", shadows), found)
+
+
+def over_seeds(
+    original: Sequence[Mapping[str, float]],
+    unlearned: Sequence[Mapping[str, float]],
+    retrained: Sequence[Mapping[str, float]],
+    margins: Margins | None = None,
+    resolution: Mapping[str, float] | None = None,
+) -> tuple[str, list[str], list[Comparison]]:
+    """The same words about a *method*: statistics of its models and of retrained ones, a pair for every seed (>= 2).
+
+    Every seed has its own data, original, unlearned and retrained model, so the differences within a pair are tested.
+    """
+    limits, fine = margins or Margins(), resolution or {}
+    names = [name for name in (*FORGETTING, *UTILITY) if all(name in one for one in (*unlearned, *retrained))]
+    found = [
+        compare_paired(
+            name, [one[name] for one in unlearned], [one[name] for one in retrained], limits.of(name),
+            resolution=fine.get(name, 0.0),
+        )
+        for name in names
+    ]  # fmt: skip
+    before = {name: float(np.mean([one[name] for one in original])) for name in names}
+    return (*decide(found, before, "retrained models of the same seeds have"), found)
+
+
+def decide(
+    found: Sequence[Comparison], original: Mapping[str, float], theirs: str, shadows: ShadowFindings | None = None
+) -> tuple[str, list[str]]:
+    """The rules of this module. theirs: begins the words about the reference, e.g. "8 retrained models have"."""
     adjusted = holm(np.array([one.p_difference for one in found]))
     words: dict[str, list[str]] = {}
     for one, p in zip(found, adjusted, strict=True):
@@ -136,24 +167,24 @@ def against_retrained(
         word = _side(one, original[one.name])
         if word:
             words.setdefault(word, []).append(
-                f"{one.name} is {one.value:.3f}; {len(retrained)} retrained models have {one.reference:.3f} +- "
-                f"{one.spread:.3f} (p {p:.3g} after Holm): {STATISTICS[one.name]}."
+                f"{one.name} is {one.value:.3f}; {theirs} {one.reference:.3f} +- {one.spread:.3f} (p {p:.3g} "
+                f"after Holm): {STATISTICS[one.name]}."
             )
     if words:
         first = next(word for word in WORDS if word in words)
-        return first, [f"{word}: {text}" for word in WORDS for text in words.get(word, ())], found
+        return first, [f"{word}: {text}" for word in WORDS for text in words.get(word, ())]
     open_ones = [one for one in found if not one.equivalent]
     if not open_ones:
         texts = [
             f"{one.name} is within {one.delta:g} of retraining ({one.low:+.3f} .. {one.high:+.3f})" for one in found
         ]
-        return "forgotten", [f"{text}." for text in texts], found
+        return "forgotten", [f"{text}." for text in texts]
     reasons = [
         f"{one.name}: the difference to retraining lies in {one.low:+.3f} .. {one.high:+.3f}, which neither stays "
         f"within {one.delta:g} nor is clearly beyond what retrained models show among themselves."
         for one in open_ones
     ]
-    return "not enough evidence", [*reasons, "More retrained models would tell."], found
+    return "not enough evidence", [*reasons, "More retrained models would tell."]
 
 
 def against_held_out(

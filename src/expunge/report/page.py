@@ -103,6 +103,7 @@ def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str
         access=access([cell for cell in cells if cell.state == "done"]),
         settings=settings(cells),
         rules=verdicts.RULES,
+        tested=verdicts.TESTED,
         version=__version__,
         style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
         script=Markup(folder.joinpath("report.js").read_text(encoding="utf-8")),
@@ -114,6 +115,7 @@ def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str
 def section(block: ScenarioBlock) -> dict[str, Any]:
     """Everything the template shows of one scenario."""
     reference = block.row(REFERENCE)
+    judged = {row.label: verdicts.tested(row, block) for row in block.rows}
     drawn = [(name, text, picture) for name, text, draw in PICTURES if (picture := draw(block)) is not None]
     return {
         "label": block.label,
@@ -121,7 +123,8 @@ def section(block: ScenarioBlock) -> dict[str, Any]:
         "unbeaten": comparison.unbeaten(block),
         "facts": facts(block),
         "columns": block.columns,
-        "rows": [table_row(row, block, reference) for row in block.rows],
+        "rows": [{**table_row(row, block, reference), "tested": judged[row.label][0]} for row in block.rows],
+        "tested": [(label, *found) for label, found in judged.items() if found[0]],
         "pictures": [{"name": n, "text": t, "svg": Markup(p)} for n, t, p in drawn],
         "seeds": block.seeds,
     }

@@ -5,6 +5,9 @@ Compared with the retrained model: a difference below `CLOSE` in accuracy counts
 
 from __future__ import annotations
 
+from expunge.api.record import CellRecord
+from expunge.evidence.equivalence import ALPHA
+from expunge.evidence.verdict import Margins, over_seeds
 from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock
 
 CLOSE = 0.05
@@ -14,6 +17,48 @@ RULES = (
     f"{CLOSE:.0%} below, and damages the model when test accuracy is more than {CLOSE:.0%} below the retrained one. "
     "These rules order attention; they are no statistical test."
 )
+FEWEST = 3  # seeds below which nothing is tested
+TESTED = (
+    f"Paired tests over seeds, against the retrained model of each. Forgotten: forget, retain and test accuracy and "
+    f"the attack's AUC are all shown to lie within {Margins().accuracy:g} of it. Not forgotten, over-forgotten, "
+    f"damaged: one of them is shown to differ (at {ALPHA:.0%}, Holm). Not enough evidence: neither; more seeds help."
+)
+_STATISTICS = {
+    "forget accuracy": ("forget_accuracy",),
+    "loss attack AUC": ("mia_auc",),
+    "retain accuracy": ("retain_accuracy",),
+    "test accuracy": ("test_retained_accuracy", "test_accuracy"),  # the first that is there
+}
+
+
+def tested(row: MethodRow, block: ScenarioBlock) -> tuple[str, list[str]]:
+    """(word, reasons) of one method by tests over seeds; ("", []) where there are too few, or no reference."""
+    parts = [block.row(ORIGINAL), row, block.row(REFERENCE)]
+    if row.name in (ORIGINAL, REFERENCE) or any(part is None for part in parts):
+        return "", []
+    found = [{_seeds(cell): _numbers(cell) for cell in part.cells} for part in parts if part is not None]
+    shared = sorted(set(found[0]) & set(found[1]) & set(found[2]))
+    if len(shared) < FEWEST or not found[1][shared[0]]:
+        return "", []
+    sizes = {"forget": block.facts.get("forget"), "retain": block.facts.get("retain")}
+    sizes["test"] = row.cells[0].data.get("test")
+    fine = {f"{name} accuracy": 1 / size for name, size in sizes.items() if size}
+    word, reasons, _ = over_seeds(*([part[seeds] for seeds in shared] for part in found), resolution=fine)
+    return word, reasons
+
+
+def _seeds(cell: CellRecord) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(cell.seeds.items()))
+
+
+def _numbers(cell: CellRecord) -> dict[str, float]:
+    values = {score["metric"]: float(score["value"]) for score in cell.scores if not score["group"]}
+    found = {}
+    for name, metrics in _STATISTICS.items():
+        metric = next((metric for metric in metrics if metric in values), None)
+        if metric is not None:
+            found[name] = values[metric]
+    return found
 
 
 def verdict(row: MethodRow, reference: MethodRow | None) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pydantic
 
 from expunge.api.record import CellRecord
 from expunge.api.result import write_text
@@ -104,6 +105,16 @@ def cells(folder: str | Path) -> list[CellRecord]:
     """All records of a study folder; unfinished and failed cells are there and say so."""
     with _opened(folder) as store:
         return store.records()
+
+
+def study(folder: str | Path) -> Study | None:
+    """The recipe of a study folder, as it was run last; None if another version of Expunge wrote it."""
+    with _opened(folder) as store:
+        text = store.study()
+    try:
+        return Study.model_validate_json(text)
+    except pydantic.ValidationError:
+        return None
 
 
 def status(folder: str | Path) -> dict[str, int]:

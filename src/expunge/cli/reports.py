@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pydantic
 
 from expunge.api.record import CellRecord
 from expunge.core.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from expunge.bench.recipe import Study
 
 
 def read_cells(run: Path) -> list[CellRecord]:
@@ -30,8 +34,36 @@ def read_cells(run: Path) -> list[CellRecord]:
         raise DataError(f"{path} holds no records of Expunge ({str(error).splitlines()[0]}).") from None
 
 
+def read_study(run: Path) -> Study | None:
+    """The recipe of a study folder; None for what `expunge unlearn` wrote, and for recipes of another version."""
+    if not run.is_dir() or (run / "cells.json").exists():
+        return None
+    from expunge.bench.run import study
+
+    return study(run)
+
+
+def check_published(study: Study) -> None:
+    """`UsageError` now, not when the report is written, for published tables that do not exist."""
+    from expunge.report import published
+
+    for table, _ in study.references():
+        published.find(table)
+
+
 def write_report(runs: Sequence[Path], out: Path) -> None:
-    """One self-contained page about all records of the given folders."""
+    """One self-contained page about all records of the given folders, headed by the study's own words if it is one."""
     from expunge import report
 
-    report.build([cell for run in runs for cell in read_cells(run)], out)
+    cells, words = [], {}
+    compared: list[tuple[str, str]] = []
+    for run in runs:
+        here, study = read_cells(run), read_study(run)
+        cells += here
+        if study is None:
+            continue
+        if len(runs) == 1:
+            words = {"title": study.title or study.name, "about": study.about}
+        labels = dict.fromkeys(str(cell.scenario.get("label", "")) for cell in here)
+        compared += [(table, label) for table, only in study.references() for label in ([only] if only else labels)]
+    report.build(cells, out, published=compared, **words)

@@ -195,12 +195,13 @@ def _from_library(name: str) -> Path:
 
 def _study(recipe: Path, out: Path, jobs: int, changes: Sequence[str] = (), engine: Engine | None = None) -> None:
     """Run or resume a study, print a table per scenario, write its report, and say where and how long."""
-    from expunge.bench.run import run_study
+    from expunge.bench.run import load_study, run_study
     from expunge.cli.faults import Interrupted
-    from expunge.cli.reports import read_cells, write_report
+    from expunge.cli.reports import check_published, read_cells, write_report
     from expunge.cli.tables import cells_tables, failure_reasons
 
     began = time.perf_counter()
+    check_published(load_study(recipe, changes))
     try:
         with console.progress() as progress:
             run_study(recipe, out=out, jobs=jobs, engine=engine, progress=progress, overrides=changes)

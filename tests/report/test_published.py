@@ -78,7 +78,7 @@ def emitted() -> set[str]:
     confusion = build(METRICS.load("confusion"), {"classes": (0, 1)})
     scores = evaluate(
         {"retrained": model, "unlearned": model}, forget=forget, retain=retain, test=test,
-        validation=validation, metrics=["accuracy", "error", "mia", confusion],
+        validation=validation, metrics=["accuracy", "error", "mia", "time", confusion],
         seconds={"retrained": 2.0, "unlearned": 1.0},
     )  # fmt: skip
     return {value.metric for value in scores.values["unlearned"]} | {"asr"}

@@ -11,6 +11,7 @@ import pytest
 
 from expunge.api.record import CellRecord
 from expunge.cli.tables import cells_tables
+from expunge.report import published
 
 
 def cell(method: str, seed: int, accuracy: float, state: str = "done") -> CellRecord:
@@ -37,11 +38,12 @@ def bench(monkeypatch, tmp_path):
     run.export = lambda folder, **more: calls.append(("export", folder, more))
     run.cells = lambda folder: CELLS
     run.study = lambda folder: None
-    run.load_study = lambda path, overrides=(): SimpleNamespace(references=list)
+    run.load_study = lambda path, overrides=(): SimpleNamespace(references=list, name="toy")
     library.recipes = lambda: {"demo": tmp_path / "demo.yaml", "scrub-small-rb": tmp_path / "s.yaml"}
     for module in (run, library):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     page = ModuleType("expunge.report")
+    page.published = published
     page.build = lambda cells, out, **_: calls.append(("build", [c.id for c in cells], out))
     monkeypatch.setitem(sys.modules, "expunge.report", page)
     monkeypatch.setattr("expunge.report", page, raising=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pydantic
 
@@ -55,15 +55,34 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     """One self-contained page about all records of the given folders, headed by the study's own words if it is one."""
     from expunge import report
 
-    cells, words = [], {}
-    compared: list[tuple[str, str]] = []
-    for run in runs:
-        here, study = read_cells(run), read_study(run)
-        cells += here
-        if study is None:
-            continue
-        if len(runs) == 1:
-            words = {"title": study.title or study.name, "about": study.about}
-        labels = dict.fromkeys(str(cell.scenario.get("label", "")) for cell in here)
-        compared += [(table, label) for table, only in study.references() for label in ([only] if only else labels)]
-    report.build(cells, out, published=compared, **words)
+    found = [_described(run) for run in runs]
+    cells = [cell for study in found for cell in study.cells]
+    words = {"title": found[0].title, "about": found[0].about} if len(found) == 1 and found[0].title else {}
+    report.build(cells, out, published=[reference for study in found for reference in study.published], **words)
+
+
+def write_site(runs: Sequence[Path], out: Path) -> Path:
+    """A folder of pages about the studies of the given folders; returns the first page."""
+    from expunge.report.site import SiteStudy, build_site
+
+    return build_site([SiteStudy(*_described(run)) for run in runs], out)
+
+
+class _Run(NamedTuple):
+    """The records of a run and what its recipe says about them."""
+
+    name: str
+    cells: list[CellRecord]
+    title: str = ""
+    about: str = ""
+    published: Sequence[tuple[str, str]] = ()
+
+
+def _described(run: Path) -> _Run:
+    cells, study = read_cells(run), read_study(run)
+    name = (run if run.is_dir() else run.parent).resolve().name
+    if study is None:
+        return _Run(name, cells)
+    labels = dict.fromkeys(str(cell.scenario.get("label", "")) for cell in cells)
+    compared = [(table, label) for table, only in study.references() for label in ([only] if only else labels)]
+    return _Run(name, cells, study.title or study.name, study.about, compared)

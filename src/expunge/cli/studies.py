@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
         (demo, "Example: expunge demo --out out/demo --jobs 2"),
         (run, "Example: expunge run recipes/smoke.yaml --jobs 2"),
         (status, "Example: expunge status runs/smoke"),
-        (report, "Examples: expunge report runs/smoke; expunge report forgot/ forgot-1/ --out both.html"),
+        (report, "Examples: expunge report runs/smoke; expunge report runs/* --site out/"),
         (export, "Examples: expunge export runs/smoke --csv table.csv --no-time; expunge export runs/smoke --mlflow"),
         (compare, "Example: expunge compare runs/smoke --metric average_gap"),
         (
@@ -91,13 +91,22 @@ def status(folder: Folder) -> None:
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of `unlearn` or `run`, or cells.json files.")],
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page to write; default: report.html.", show_default=False)
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="Write a folder of pages instead: leaderboard, methods, scenarios.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about one or many runs."""
-    from expunge.cli.reports import write_report
+    """Write one self-contained HTML page, or a site of linked pages, about one or many runs."""
+    from expunge.cli.reports import write_report, write_site
 
-    write_report(runs, out)
-    console.say(f"report: {out}")
+    if site is not None:
+        console.say(f"site: {write_site(runs, site)}")
+    if out is not None or site is None:
+        page = out or Path("report.html")
+        write_report(runs, page)
+        console.say(f"report: {page}")
 
 
 def export(

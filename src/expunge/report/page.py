@@ -86,7 +86,10 @@ INTRODUCTION = (
 )
 
 
-def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str, published: References = ()) -> Path:
+def build_page(
+    cells: Sequence[CellRecord], out: Path, *, title: str, about: str, published: References = (), home: str = ""
+) -> Path:
+    """home: where the pages of a site lie that this one belongs to."""
     if not cells:
         raise UsageError("there is nothing to report: no cell was given.")
     sections = [section(block, published) for block in blocks(cells)]
@@ -98,6 +101,7 @@ def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str
     html = template.render(
         title=title,
         about=about,
+        home=home,
         introduction=INTRODUCTION,
         sections=sections,
         overall=overall(cells),

@@ -108,7 +108,8 @@ def _rows(entry: _Entry) -> Iterator[dict[str, Any]]:
             "method": row.name,
             "scenario": block.label,
             "data": str(data.get("name", "not known")),
-            "study": entry.study.title or entry.study.name,
+            "study": entry.study.name,
+            "title": entry.study.title or entry.study.name,
             "page": entry.page,
             "report": entry.report,
             "numbers": dict(zip((c.metric for c in block.columns), shown["cells"], strict=True)),
@@ -117,7 +118,8 @@ def _rows(entry: _Entry) -> Iterator[dict[str, Any]]:
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[Any]:
     filled = {metric for row in rows for metric, cell in row["numbers"].items() if cell["sort"]}
-    return [column for column in COLUMNS if column.metric in filled]
+    found = [column for column in COLUMNS if column.metric in filled]
+    return sorted(found, key=lambda column: column.metric != "average_gap")  # what all scenarios have in common first
 
 
 def _filters(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:

@@ -9,6 +9,12 @@ function show() {
     row.hidden = !wanted.every(([key, value]) => row.dataset[key] === value);
     count += !row.hidden;
   }
+  const heads = [...document.querySelector("table.results").tHead.rows[0].cells];
+  heads.forEach((head, at) => {
+    if (!head.querySelector("button")) return;
+    const empty = rows.every((row) => row.hidden || row.cells[at].dataset.sort === ""); // no number among what is shown
+    for (const line of [head.parentElement, ...rows]) line.cells[at].hidden = empty;
+  });
   form.querySelector("output").textContent = `${count} of ${rows.length} rows`;
 }
 function read() {

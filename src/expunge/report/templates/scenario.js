@@ -43,8 +43,8 @@ function bars(a, b) {
   const all = shown.length;
   if (all > MOST) shown = shown.sort((x, y) => Math.abs(y.a - y.b) - Math.abs(x.a - x.b)).slice(0, MOST);
   byId("bars-note").textContent = all > MOST ? ` The ${MOST} of ${all} classes that differ most.` : "";
-  const [start, width, height] = [130, 720, 26];
-  const scale = (width - start - 60) / 1;
+  const [start, width, height] = [112, Math.max(280, Math.min(736, byId("bars").clientWidth)), 26];
+  const scale = width - start - 30; // pixels from 0 to 100 %
   const parts = shown.flatMap((c, at) => {
     const y = at * height + 4;
     const mark = data.forgotten.includes(c.i) ? "● " : "";
@@ -110,7 +110,7 @@ function attack(side, one, threshold) {
   });
   const end = 2 * (band + 22);
   parts.push(draw("line", { class: "line", x1: place(threshold), x2: place(threshold), y1: 4, y2: end }));
-  for (const power of [-5, -3, -1, 1]) parts.push(text(place(10 ** power), end + 14, `1e${power}`, { class: "soft", "text-anchor": "middle" }));
+  for (const power of [-5, -3, -1, 1]) parts.push(text(place(10 ** power), end + 14, `1e${power}`, { class: "soft", "text-anchor": power === -5 ? "start" : "middle" }));
   parts.push(text(width - 8, end + 14, "loss", { class: "soft", "text-anchor": "end" }));
   byId(`attack-${side}`).replaceChildren(picture(width, end + 20, `Losses of ${one.label}`, parts));
   const called = groups.map(([, values]) => values.filter((loss) => loss < threshold).length / values.length);
@@ -169,6 +169,7 @@ if (data.models.length) {
   byId("threshold").addEventListener("input", () => slide());
   byId("threshold").addEventListener("change", write);
   window.addEventListener("hashchange", read);
+  window.addEventListener("resize", show);
   read();
 } else {
   byId("empty").hidden = false;

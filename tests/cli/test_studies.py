@@ -170,3 +170,15 @@ def test_compare_ranks_and_writes_the_pairs(expunge, tmp_path, monkeypatch):
     few = expunge("compare", tmp_path, "--metric", "avarage_gap")
     assert few.code == 2
     assert "did you mean `average_gap`" in few.err
+
+
+def test_a_site_in_place_of_the_page(expunge, tmp_path):
+    runs = [tmp_path / name for name in ("forgot", "forgot-1")]
+    named = [one.model_copy(update={"method": {**one.method, "name": one.method["label"]}}) for one in CELLS]
+    for run in runs:
+        run.mkdir()
+        (run / "cells.json").write_text(json.dumps([one.model_dump(mode="json") for one in named]))
+    result = expunge("report", *runs, "--site", tmp_path / "site")
+    assert result.code == 0, result.err
+    assert {path.name for path in (tmp_path / "site" / "studies").iterdir()} == {"forgot.html", "forgot-1.html"}
+    assert not (tmp_path / "report.html").exists()

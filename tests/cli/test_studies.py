@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from expunge.api.record import CellRecord
 from expunge.cli.tables import cells_tables
+from expunge.report import published
 
 
 def cell(method: str, seed: int, accuracy: float, state: str = "done") -> CellRecord:
@@ -36,11 +37,14 @@ def bench(monkeypatch, tmp_path):
     run.status = lambda folder: {"done": 3, "failed": 1}
     run.export = lambda folder, **more: calls.append(("export", folder, more))
     run.cells = lambda folder: CELLS
+    run.study = lambda folder: None
+    run.load_study = lambda path, overrides=(): SimpleNamespace(references=list, name="toy")
     library.recipes = lambda: {"demo": tmp_path / "demo.yaml", "scrub-small-rb": tmp_path / "s.yaml"}
     for module in (run, library):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     page = ModuleType("expunge.report")
-    page.build = lambda cells, out: calls.append(("build", [c.id for c in cells], out))
+    page.published = published
+    page.build = lambda cells, out, **_: calls.append(("build", [c.id for c in cells], out))
     monkeypatch.setitem(sys.modules, "expunge.report", page)
     monkeypatch.setattr("expunge.report", page, raising=False)
     return calls
@@ -56,6 +60,14 @@ def test_run_prints_tables_and_builds_the_report(expunge, bench, tmp_path):
     assert "12.0±2.8" in result.out  # sample deviation of 10 and 14 percent
     assert "laf (failed 1/1)" in result.out
     assert "digits / mlp: forget class:3" in result.out
+
+
+def test_a_published_table_that_does_not_exist_stops_before_the_run(expunge, bench, monkeypatch, tmp_path):
+    study = SimpleNamespace(references=lambda: [("scrub/rb-smal", "")])
+    monkeypatch.setattr(sys.modules["expunge.bench.run"], "load_study", lambda path, overrides=(): study)
+    result = expunge("run", "recipe.yaml", "--out", tmp_path)
+    assert (result.code, bench) == (2, [])
+    assert "did you mean `scrub/rb-small`" in result.err
 
 
 def test_demo_takes_its_recipe_from_the_library(expunge, bench, tmp_path):
@@ -158,3 +170,15 @@ def test_compare_ranks_and_writes_the_pairs(expunge, tmp_path, monkeypatch):
     few = expunge("compare", tmp_path, "--metric", "avarage_gap")
     assert few.code == 2
     assert "did you mean `average_gap`" in few.err
+
+
+def test_a_site_in_place_of_the_page(expunge, tmp_path):
+    runs = [tmp_path / name for name in ("forgot", "forgot-1")]
+    named = [one.model_copy(update={"method": {**one.method, "name": one.method["label"]}}) for one in CELLS]
+    for run in runs:
+        run.mkdir()
+        (run / "cells.json").write_text(json.dumps([one.model_dump(mode="json") for one in named]))
+    result = expunge("report", *runs, "--site", tmp_path / "site")
+    assert result.code == 0, result.err
+    assert {path.name for path in (tmp_path / "site" / "studies").iterdir()} == {"forgot.html", "forgot-1.html"}
+    assert not (tmp_path / "report.html").exists()

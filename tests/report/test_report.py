@@ -18,7 +18,7 @@ from expunge.methods import METHODS
 from expunge.report.page import table_row
 from expunge.report.plots import style_of
 from expunge.report.summarise import MethodRow, blocks
-from expunge.report.verdicts import headline, tested, verdict
+from expunge.report.verdicts import headline, over_seeds_word, verdict
 
 FORGET = {"original": (1.0, 1.0), "retrain": (0.10, 0.14), "scrub": (0.12, 0.16), "finetune": (0.9, 0.8)}
 
@@ -165,11 +165,11 @@ def test_words_are_tested_over_seeds() -> None:
     values = {"original": 1.0, "retrain": 0.12, "scrub": 0.13, "finetune": 0.9, "neggrad": 0.0}
     many = [cell(name, seed, value + w) for name, value in values.items() for seed, w in enumerate(wiggle)]
     (block,) = blocks(many)
-    words = {row.name: tested(row, block)[0] for row in block.rows}
+    words = {row.name: over_seeds_word(row, block)[0] for row in block.rows}
     assert words == {
         "original": "", "retrain": "", "scrub": "forgotten", "finetune": "not forgotten", "neggrad": "over-forgotten",
     }  # fmt: skip
     (block,) = blocks([one for one in many if one.seeds["data"] < 2])
-    assert {tested(row, block)[0] for row in block.rows} == {""}  # two seeds are too few
+    assert {over_seeds_word(row, block)[0] for row in block.rows} == {""}  # two seeds are too few
     (block,) = blocks([one for one in many if one.method["name"] != "retrain"])
-    assert {tested(row, block)[0] for row in block.rows} == {""}
+    assert {over_seeds_word(row, block)[0] for row in block.rows} == {""}

@@ -136,6 +136,13 @@ class TunePart(_Part):
     )
 
 
+class PublishedPart(_Part):
+    """Published numbers that one scenario is compared with."""
+
+    table: str = Field(pattern="^[^/]+/[^/]+$", description="paper/table")
+    scenario: str = Field("", description="label of the scenario; none: all")
+
+
 class Study(_Part):
     """A grid: data x model x scenarios x methods x seeds, always with a retrained reference."""
 
@@ -161,12 +168,15 @@ class Study(_Part):
         description="names, or mappings with `name`; `default`, or none: all whose inputs are there, but costly ones",
     )
     curves: bool = Field(True, description="keep sampled losses and confusion counts for the plots of the report")
+    published: tuple[str | PublishedPart, ...] = Field(
+        (), description="published numbers the report shows beside ours: paper/table; part of no result"
+    )
     projection: bool = Field(False, description="keep representations in two dimensions for a plot of the report")
     tune: TunePart = Field(default_factory=lambda: TunePart(), description="search spaces of `expunge tune`")
     device: str = "auto"
     precision: Precision = "float32"
 
-    @pydantic.field_validator("methods", "scenarios", "seeds", "metrics", mode="before")
+    @pydantic.field_validator("methods", "scenarios", "seeds", "metrics", "published", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
@@ -249,6 +259,17 @@ class Study(_Part):
             found.append(_make(where, cls, given))
         return found
 
+    def references(self) -> list[tuple[str, str]]:
+        """(paper/table, label of the scenario, or "" for all) of the published numbers to compare with."""
+        labels = [label for label, _ in self.named_scenarios()]
+        found = []
+        for i, item in enumerate(self.published):
+            table, scenario = (item, "") if isinstance(item, str) else (item.table, item.scenario)
+            if scenario and scenario not in labels:
+                raise UsageError(f"`published[{i}].scenario` is `{scenario}`; {nearest(scenario, labels)}.")
+            found.append((table, scenario))
+        return found
+
     def checked(self) -> Study:
         """Everything that can be wrong is found now, not in the tenth hour."""
         for kind, names in (("options", self.options), ("skip", self.skip)):
@@ -262,6 +283,7 @@ class Study(_Part):
         self.named_methods()
         self.named_metrics()
         self.seed_rows()
+        self.references()
         return self
 
     def _listed_methods(self) -> Iterable[tuple[str, str | dict[str, Any]]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pydantic
 
 from expunge.api.record import CellRecord
 from expunge.api.result import write_text
@@ -54,11 +55,13 @@ def run_study(
     engine: Engine | None = None,
     progress: Callable[[Progress], None] | None = None,
     overrides: Iterable[str] = (),
+    watch: Callable[[CellRecord], None] | None = None,
 ) -> StudyResult:
     """Run every cell that is not done yet. Whatever interrupts, the same call goes on; results are in `out`.
 
     study: a recipe file, with `overrides` such as "train.epochs=3", or a `Study`. jobs: worker processes, one thread
-    each; results do not depend on it. engine: where cells run, instead of `jobs`. Raises `UsageError` for a recipe
+    each; results do not depend on it. engine: where cells run, instead of `jobs`. watch: called in this process with
+    the record of every cell that is done or has failed, those of earlier calls first. Raises `UsageError` for a recipe
     that cannot be right, `ExpungeError` if another process works in `out` or results cannot be written.
     """
     if jobs < 1:
@@ -73,17 +76,30 @@ def run_study(
             store.plan(grid, recipe.model_dump_json())
             states = store.states()
             left = [cell for cell in grid if states[cell.id] != "done"]
+            seen: set[str] = set()
 
             def tick() -> None:
+                if watch is not None:
+                    _show_new(store, seen, watch)
                 if progress is not None:
                     counts = store.counts()
                     progress(Progress("cells", counts.get("done", 0) + counts.get("failed", 0), len(grid), {}))
 
             tick()
             chosen.run(work_items(left, recipe, folder, jobs), store, tick)
+            if watch is not None:
+                _show_new(store, seen, watch)
             return StudyResult(folder, store.records())
     finally:
         store.close()
+
+
+def _show_new(store: Store, seen: set[str], watch: Callable[[CellRecord], None]) -> None:
+    """Hand over the cells that ended since the last look."""
+    ended = {cell for cell, state in store.states().items() if state in ("done", "failed")} - seen
+    for record in store.records(ended) if ended else ():
+        watch(record)
+    seen |= ended
 
 
 def work_items(left: list[Cell], recipe: Study, folder: Path, jobs: int) -> list[Work]:
@@ -104,6 +120,16 @@ def cells(folder: str | Path) -> list[CellRecord]:
     """All records of a study folder; unfinished and failed cells are there and say so."""
     with _opened(folder) as store:
         return store.records()
+
+
+def study(folder: str | Path) -> Study | None:
+    """The recipe of a study folder, as it was run last; None if another version of Expunge wrote it."""
+    with _opened(folder) as store:
+        text = store.study()
+    try:
+        return Study.model_validate_json(text)
+    except pydantic.ValidationError:
+        return None
 
 
 def status(folder: str | Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -171,14 +171,19 @@ class Store:
     def stages(self) -> dict[str, dict[str, Any]]:
         return {key: json.loads(facts) for key, facts in self._rows("SELECT key, facts FROM stages ORDER BY key")}
 
-    def records(self) -> list[CellRecord]:
-        """One record per current cell, in order; unfinished ones say so instead of being left out."""
+    def records(self, only: Collection[str] | None = None) -> list[CellRecord]:
+        """One record per current cell, in order; unfinished ones say so instead of being left out.
+
+        only: ids of the cells that are asked for; none: all.
+        """
         rows = self._rows(
             "SELECT id, scenario, method, seeds, state, error, record FROM cells "
             "WHERE position IS NOT NULL ORDER BY position"
         )
         found = []
         for cell, scenario, method, seeds, state, error, record in rows:
+            if only is not None and cell not in only:
+                continue
             if state == "done":
                 loaded = CellRecord.model_validate_json(record)
                 loaded.scenario["label"], loaded.method["label"] = scenario, method

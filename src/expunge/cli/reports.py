@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pydantic
 
 from expunge.api.record import CellRecord
 from expunge.core.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from expunge.bench.recipe import Study
 
 
 def read_cells(run: Path) -> list[CellRecord]:
@@ -30,8 +34,55 @@ def read_cells(run: Path) -> list[CellRecord]:
         raise DataError(f"{path} holds no records of Expunge ({str(error).splitlines()[0]}).") from None
 
 
+def read_study(run: Path) -> Study | None:
+    """The recipe of a study folder; None for what `expunge unlearn` wrote, and for recipes of another version."""
+    if not run.is_dir() or (run / "cells.json").exists():
+        return None
+    from expunge.bench.run import study
+
+    return study(run)
+
+
+def check_published(study: Study) -> None:
+    """`UsageError` now, not when the report is written, for published tables that do not exist."""
+    from expunge.report import published
+
+    for table, _ in study.references():
+        published.find(table)
+
+
 def write_report(runs: Sequence[Path], out: Path) -> None:
-    """One self-contained page about all records of the given folders."""
+    """One self-contained page about all records of the given folders, headed by the study's own words if it is one."""
     from expunge import report
 
-    report.build([cell for run in runs for cell in read_cells(run)], out)
+    found = [_described(run) for run in runs]
+    cells = [cell for study in found for cell in study.cells]
+    words = {"title": found[0].title, "about": found[0].about} if len(found) == 1 and found[0].title else {}
+    report.build(cells, out, published=[reference for study in found for reference in study.published], **words)
+
+
+def write_site(runs: Sequence[Path], out: Path) -> Path:
+    """A folder of pages about the studies of the given folders; returns the first page."""
+    from expunge.report.site import SiteStudy, build_site
+
+    return build_site([SiteStudy(*_described(run)) for run in runs], out)
+
+
+class _Run(NamedTuple):
+    """The records of a run and what its recipe says about them."""
+
+    name: str
+    cells: list[CellRecord]
+    title: str = ""
+    about: str = ""
+    published: Sequence[tuple[str, str]] = ()
+
+
+def _described(run: Path) -> _Run:
+    cells, study = read_cells(run), read_study(run)
+    name = (run if run.is_dir() else run.parent).resolve().name
+    if study is None:
+        return _Run(name, cells)
+    labels = dict.fromkeys(str(cell.scenario.get("label", "")) for cell in cells)
+    compared = [(table, label) for table, only in study.references() for label in ([only] if only else labels)]
+    return _Run(name, cells, study.title or study.name, study.about, compared)

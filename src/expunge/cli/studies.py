@@ -6,7 +6,7 @@ Done by `expunge.bench` (run_study, status, export, tuning.tune, library.recipes
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from expunge.cli import console
 from expunge.core.errors import ExpungeError, UsageError, unknown
 
 if TYPE_CHECKING:
+    from expunge.api.record import CellRecord
     from expunge.bench.engines import Engine
 
 Folder = Annotated[Path, typer.Argument(help="A study folder, as `run` prints it.")]
@@ -30,6 +31,9 @@ Address = Annotated[
     str | None, typer.Option("--address", help="Ray: address of a running cluster, e.g. auto; default: start one here.")
 ]
 Gpus = Annotated[float, typer.Option("--gpus", min=0, help="Ray and SLURM: GPUs per cell.")]
+Track = Annotated[
+    str | None, typer.Option("--track", help="Also write each cell as a run of a tracker: mlflow (extra `tracking`).")
+]
 Partition = Annotated[str | None, typer.Option("--partition", help="SLURM: partition of the jobs.")]
 
 
@@ -39,8 +43,8 @@ def register(app: typer.Typer) -> None:
         (demo, "Example: expunge demo --out out/demo --jobs 2"),
         (run, "Example: expunge run recipes/smoke.yaml --jobs 2"),
         (status, "Example: expunge status runs/smoke"),
-        (report, "Examples: expunge report runs/smoke; expunge report forgot/ forgot-1/ --out both.html"),
-        (export, "Example: expunge export runs/smoke --csv table.csv --no-time"),
+        (report, "Examples: expunge report runs/smoke; expunge report runs/* --site out/"),
+        (export, "Examples: expunge export runs/smoke --csv table.csv --no-time; expunge export runs/smoke --mlflow"),
         (tune, "Example: expunge tune recipes/laf-mnist-random.yaml --jobs 2 --out tuned/laf-mnist-random"),
         (compare, "Example: expunge compare runs/smoke --metric average_gap"),
         (
@@ -71,10 +75,11 @@ def run(
     address: Address = None,
     gpus: Gpus = 0.0,
     partition: Partition = None,
+    track: Track = None,
 ) -> None:
     """Run a study from its recipe. Finished cells are kept: Ctrl-C is safe, the same command goes on."""
     folder = out or Path("runs") / recipe.stem
-    _study(recipe, folder, jobs, change or (), _engine(engine, folder, address, gpus, partition))
+    _study(recipe, folder, jobs, change or (), _engine(engine, folder, address, gpus, partition), track)
 
 
 def status(folder: Folder) -> None:
@@ -86,13 +91,22 @@ def status(folder: Folder) -> None:
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of `unlearn` or `run`, or cells.json files.")],
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page to write; default: report.html.", show_default=False)
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="Write a folder of pages instead: leaderboard, methods, scenarios.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about one or many runs."""
-    from expunge.cli.reports import write_report
+    """Write one self-contained HTML page, or a site of linked pages, about one or many runs."""
+    from expunge.cli.reports import write_report, write_site
 
-    write_report(runs, out)
-    console.say(f"report: {out}")
+    if site is not None:
+        console.say(f"site: {write_site(runs, site)}")
+    if out is not None or site is None:
+        page = out or Path("report.html")
+        write_report(runs, page)
+        console.say(f"report: {page}")
 
 
 def export(
@@ -103,15 +117,24 @@ def export(
         Path | None, typer.Option("--latex", help="Mean and deviation over seeds, one tabular each.")
     ] = None,
     time: Annotated[bool, typer.Option("--time/--no-time", help="With seconds; without, byte-comparable.")] = True,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Write the cells that MLflow does not have yet.")] = False,
 ) -> None:
-    """Write the table of a study as CSV, Parquet or LaTeX."""
+    """Write the table of a study as CSV, Parquet or LaTeX, or its cells as runs of MLflow."""
     from expunge.bench.run import export as write
 
     files = [file for file in (csv, parquet, latex) if file is not None]
-    if not files:
-        raise UsageError("nothing to write: give --csv, --parquet or --latex with a file.")
-    write(folder, csv=csv, parquet=parquet, latex=latex, time=time)
-    console.say(f"written: {', '.join(map(str, files))}")
+    if not files and not mlflow:
+        raise UsageError("nothing to write: give --csv, --parquet or --latex with a file, or --mlflow.")
+    if files:
+        write(folder, csv=csv, parquet=parquet, latex=latex, time=time)
+        console.say(f"written: {', '.join(map(str, files))}")
+    if mlflow:
+        from expunge.bench.tracking import export_mlflow
+        from expunge.cli.reports import read_cells, read_study
+
+        cells, study = read_cells(folder), read_study(folder)
+        name = study.name if study is not None else folder.resolve().name
+        console.say(f"MLflow, experiment {name}: {export_mlflow(name, cells)} of {len(cells)} cells written")
 
 
 def tune(
@@ -183,6 +206,7 @@ def reproduce(
     address: Address = None,
     gpus: Gpus = 0.0,
     partition: Partition = None,
+    track: Track = None,
 ) -> None:
     """Run a study that comes with Expunge, such as a paper's."""
     if show:
@@ -193,7 +217,8 @@ def reproduce(
         raise UsageError("which one? `expunge reproduce --list` has the names.")
     else:
         folder = out or Path("runs") / name
-        _study(_from_library(name), folder, jobs, change or (), _engine(engine, folder, address, gpus, partition))
+        chosen = _engine(engine, folder, address, gpus, partition)
+        _study(_from_library(name), folder, jobs, change or (), chosen, track)
 
 
 def _engine(name: str, folder: Path, address: str | None, gpus: float, partition: str | None) -> Engine | None:
@@ -214,6 +239,15 @@ def _engine(name: str, folder: Path, address: str | None, gpus: float, partition
     return Slurm(folder=folder / "jobs", **{key: value for key, value in options.items() if value is not None})
 
 
+def _watch(track: str | None, study: str) -> Callable[[CellRecord], None] | None:
+    """What takes every finished cell for `--track`."""
+    if track is None:
+        return None
+    from expunge.bench.tracking import Forgiving, opener
+
+    return Forgiving(opener(track, study), console.say)
+
+
 def _from_library(name: str) -> Path:
     from expunge.bench.library import recipes
 
@@ -223,17 +257,27 @@ def _from_library(name: str) -> Path:
     return Path(known[name])
 
 
-def _study(recipe: Path, out: Path, jobs: int, changes: Sequence[str] = (), engine: Engine | None = None) -> None:
+def _study(
+    recipe: Path,
+    out: Path,
+    jobs: int,
+    changes: Sequence[str] = (),
+    engine: Engine | None = None,
+    track: str | None = None,
+) -> None:
     """Run or resume a study, print a table per scenario, write its report, and say where and how long."""
-    from expunge.bench.run import run_study
+    from expunge.bench.run import load_study, run_study
     from expunge.cli.faults import Interrupted
-    from expunge.cli.reports import read_cells, write_report
+    from expunge.cli.reports import check_published, read_cells, write_report
     from expunge.cli.tables import cells_tables, failure_reasons
 
     began = time.perf_counter()
+    study = load_study(recipe, changes)
+    check_published(study)
+    watch = _watch(track, study.name)
     try:
         with console.progress() as progress:
-            run_study(recipe, out=out, jobs=jobs, engine=engine, progress=progress, overrides=changes)
+            run_study(recipe, out=out, jobs=jobs, engine=engine, progress=progress, overrides=changes, watch=watch)
         cells = read_cells(out)
         for grid in cells_tables(cells):
             console.out().print(grid)

@@ -17,6 +17,7 @@ from expunge.api.result import write_text
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.report import comparison, plots, verdicts
+from expunge.report.beside import References, beside
 from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock, blocks
 
 PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
@@ -85,10 +86,13 @@ INTRODUCTION = (
 )
 
 
-def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str) -> Path:
+def build_page(
+    cells: Sequence[CellRecord], out: Path, *, title: str, about: str, published: References = (), home: str = ""
+) -> Path:
+    """home: where the pages of a site lie that this one belongs to."""
     if not cells:
         raise UsageError("there is nothing to report: no cell was given.")
-    sections = [section(block) for block in blocks(cells)]
+    sections = [section(block, published) for block in blocks(cells)]
     folder = files("expunge.report").joinpath("templates")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -97,6 +101,7 @@ def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str
     html = template.render(
         title=title,
         about=about,
+        home=home,
         introduction=INTRODUCTION,
         sections=sections,
         overall=overall(cells),
@@ -112,10 +117,10 @@ def build_page(cells: Sequence[CellRecord], out: Path, *, title: str, about: str
     return out
 
 
-def section(block: ScenarioBlock) -> dict[str, Any]:
+def section(block: ScenarioBlock, published: References = ()) -> dict[str, Any]:
     """Everything the template shows of one scenario."""
     reference = block.row(REFERENCE)
-    judged = {row.label: verdicts.tested(row, block) for row in block.rows}
+    judged = {row.label: verdicts.over_seeds_word(row, block) for row in block.rows}
     drawn = [(name, text, picture) for name, text, draw in PICTURES if (picture := draw(block)) is not None]
     return {
         "label": block.label,
@@ -127,6 +132,7 @@ def section(block: ScenarioBlock) -> dict[str, Any]:
         "tested": [(label, *found) for label, found in judged.items() if found[0]],
         "pictures": [{"name": n, "text": t, "svg": Markup(p)} for n, t, p in drawn],
         "seeds": block.seeds,
+        "published": beside(block, published),
     }
 
 

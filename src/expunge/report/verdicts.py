@@ -31,7 +31,7 @@ _STATISTICS = {
 }
 
 
-def tested(row: MethodRow, block: ScenarioBlock) -> tuple[str, list[str]]:
+def over_seeds_word(row: MethodRow, block: ScenarioBlock) -> tuple[str, list[str]]:
     """(word, reasons) of one method by tests over seeds; ("", []) where there are too few, or no reference."""
     parts = [block.row(ORIGINAL), row, block.row(REFERENCE)]
     if row.name in (ORIGINAL, REFERENCE) or any(part is None for part in parts):

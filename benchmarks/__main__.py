@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.measure import Row, table
 
 LARGE = ("fisher", "ntk", "attack")
-TOPICS = ("loops", "decoding", "startup", "laf", "fisher", "ntk", "attack")
+TOPICS = ("loops", "decoding", "startup", "studies", "laf", "fisher", "ntk", "attack", "audit")
 KEPT = Path(__file__).with_name("results.json")
 
 

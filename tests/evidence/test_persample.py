@@ -141,6 +141,10 @@ def test_plain_attacks_find_members() -> None:
 def test_every_target_is_in_for_half_of_the_shadows() -> None:
     inside = half_in(50, 16, np.random.default_rng(0))
     assert (inside.sum(0) == 8).all()
+    assert (inside.sum(1) == 25).all()
+    odd = half_in(7, 4, np.random.default_rng(0))
+    assert (odd.sum(0) == 2).all()
+    assert sorted(odd.sum(1)) == [3, 3, 4, 4]
 
 
 def test_the_epsilon_of_one_sample() -> None:
@@ -259,6 +263,17 @@ def test_jobs_change_nothing(tmp_path: Path) -> None:
     one, two = (shadow_scores(net(), plan, recipe=quick, device="cpu", jobs=jobs) for jobs in (1, 2))
     np.testing.assert_array_equal(one.plain, two.plain)
     np.testing.assert_array_equal(one.population, two.population)
+
+
+def test_stacks_change_nothing_but_rounding() -> None:
+    forget, retain, test = digits()
+    plan = make_plan(forget, retain, test, 4, seed=1)
+    given: dict[str, Any] = {"recipe": Recipe(epochs=3, lr=0.01, batch_size=32), "device": "cpu"}
+    alone, stacked = (shadow_scores(net(), plan, stack=stack, **given) for stack in (1, 4))
+    np.testing.assert_allclose(stacked.plain, alone.plain, atol=1e-3)
+    assert np.abs(stacked.plain[0] - stacked.plain[1]).max() > 0.1
+    with pytest.raises(UsageError, match="at least 1"):
+        shadow_scores(net(), plan, stack=0, **given)
 
 
 def test_an_audit_with_shadows_tells_the_original_from_a_retrained_model(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""The audit: shadow models together against one after the other, and what an audit without them takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+import expunge
+from benchmarks.loops import data_path
+from benchmarks.measure import Row, compare
+from expunge.data.sources import load_pair
+from expunge.evidence.shadows import make_plan, shadow_scores
+from expunge.models.anatomy import reset_parameters
+from expunge.models.build import build_model
+from expunge.training.recipe import Recipe
+
+SHADOWS = 16
+
+
+def run() -> Iterator[Row]:
+    train, test = load_pair(data_path("mnist"))
+    assert test is not None
+    forget = train.take(train.index[:200], "forget")
+    retain = train.take(train.index[200:3000], "retain")
+    test = test.take(test.index[:2000], "test")
+    model = build_model("cnn", num_classes=10, input_shape=train.input_shape, seed=0, options={})
+    recipe = Recipe(epochs=5, batch_size=32, lr=1e-3, optimizer="adam")
+    plan = make_plan(forget, retain, test, SHADOWS)
+    cores = max(2, torch.get_num_threads())
+
+    def together() -> None:
+        shadow_scores(model, plan, recipe=recipe, jobs=cores, device="cpu")
+
+    def one_after_the_other() -> None:
+        for shadow in range(SHADOWS):
+            start = copy.deepcopy(model)
+            reset_parameters(start, seed=shadow)
+            seen = torch.from_numpy(plan.train[shadow].nonzero()[0])
+            expunge.train(start, plan.pool.take(seen), recipe=recipe, seed=shadow, device="cpu")
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cores)  # a loop as anybody would write it has all cores to itself
+    try:
+        ratio, a, b = compare(one_after_the_other, together, repeats=3)
+    finally:
+        torch.set_num_threads(threads)
+    what = f"cnn on mnist, {SHADOWS} models x 3,000 images x 5 epochs, {cores} workers, their start included"
+    yield Row("shadows: one after the other / together", what, ratio, f"{a:.1f} s / {b:.1f} s", least=1.7)
+
+    full = Recipe(epochs=20, batch_size=32, lr=1e-3, optimizer="adam")
+    whole = train.take(train.index[:3000])
+    original = expunge.train(model, whole, recipe=full, device="cpu")
+
+    def retrain() -> None:
+        expunge.unlearn(original.model, forget=forget, retain=retain, method="retrain", recipe=full, device="cpu")
+
+    def audit() -> None:
+        expunge.audit(original, original, forget=forget, retain=retain, test=test, device="cpu")
+
+    ratio, a, b = compare(audit, retrain, repeats=3)
+    what = "cnn on mnist, 3,000 training, 2,000 unseen images, 20 epochs"
+    yield Row("audit without shadows / retraining", what, ratio, f"{a:.2f} s / {b:.1f} s", most=0.10)

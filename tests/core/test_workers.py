@@ -5,6 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +60,38 @@ def test_leaving_early_ends_the_workers() -> None:
     for worker in set(multiprocessing.active_children()) - before:
         worker.join(5)
     assert set(multiprocessing.active_children()) <= before
+
+
+def named(folder: str, item: int) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    code = (
+        "from tests.core.test_workers import named\nfrom expunge.core.workers import in_processes\n"
+        f"list(in_processes(named, [1, 2], shared={str(tmp_path)!r}, jobs=2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        _until(lambda: len(list(tmp_path.iterdir())) == 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    _until(lambda: not any(_runs(worker) for worker in workers))
+
+
+def _until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Protocol
 from expunge.bench.store import Store
 from expunge.core.errors import ExpungeError
 from expunge.core.run import Progress
-from expunge.core.workers import without_main_module
+from expunge.core.workers import end_with_parent, without_main_module
 
 PRELOAD = ["expunge.bench.work"]
 ATTEMPTS = 3  # a cell that took its worker down so often has failed
@@ -133,7 +132,7 @@ def _worker(item: Work) -> None:
     from expunge.bench.work import run_cells
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     try:
         run_cells(item.study, item.folder, item.cells, None, lambda: None)
@@ -141,11 +140,3 @@ def _worker(item: Work) -> None:
         sys.stderr.write(f"{error}\n")
         sys.stderr.flush()
         os._exit(error.exit_code)
-
-
-def _end_with_parent() -> None:
-    """A worker must not outlive the run it works for: a later run would do the same cells beside it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

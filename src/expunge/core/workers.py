@@ -7,8 +7,10 @@ model, or `vmap` over stacked convolutions, are slower).
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -84,9 +86,22 @@ def without_main_module() -> Iterator[None]:
         space.update(hidden)
 
 
+def end_with_parent() -> None:
+    """From now on this worker ends when its parent does, however that ends: nobody would take its results."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _begin(shared: Any) -> None:
     import torch
 
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     torch.set_num_threads(1)
     _shared["value"] = shared

@@ -67,7 +67,19 @@ def test_shadow_models_are_trained_as_the_unlearned_model_was(audit, expunge, ro
     forgot = tmp_path / "u" / "model.safetensors"
     out = tmp_path / "shadows"
     result = expunge(
-        "audit", *common, "--original", weights, "--unlearned", forgot, "--shadows", 4, "--jobs", 2, "--out", out
+        "audit",
+        *common,
+        "--original",
+        weights,
+        "--unlearned",
+        forgot,
+        "--shadows",
+        4,
+        "--jobs",
+        2,
+        "--out",
+        out,
+        "--quiet",
     )
     assert result.code == 0, result.err
     assert "U-LiRA" in result.out

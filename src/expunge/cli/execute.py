@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def audit(job: Audit) -> None:
             margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
             shadows=job.shadows, method=method, recipe=recipe, design=job.design, requests=job.requests,
             jobs=job.jobs, cache=cache_root(), residue=job.residue,
-            progress=lambda done, of: progress(Progress("shadows", done, of, {})),
+            progress=_counting("shadows", progress),
         )  # fmt: skip
     record = {
         "word": verdict.word, "basis": verdict.basis, "reasons": verdict.reasons, "forgotten": split.describe(),
@@ -253,6 +254,14 @@ def audit(job: Audit) -> None:
     for note in verdict.residue.notes if verdict.residue is not None else ():
         console.say(f"note on residue: {note}")
     console.out().print(f"report: {page}", soft_wrap=True)
+
+
+def _counting(what: str, report: Callable[[Progress], None] | None) -> Callable[[int, int], None] | None:
+    """Progress from plain counts."""
+    if report is None:
+        return None
+    shown = report  # of a type that the inner function can rely on
+    return lambda done, of: shown(Progress(what, done, of, {}))
 
 
 def _audit_facts(job: Audit, data: inputs.Data, split: Forgetting, again: int) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ from torch import nn
 
 from expunge.api.result import write_text
 from expunge.api.train import train
+from expunge.core.options import build
 from expunge.core.seeds import derive, numpy_generator
 from expunge.core.workers import in_processes
 from expunge.data.cache import cache_root
@@ -54,7 +55,10 @@ WORLDS = {  # name -> (who is forgotten, share of wrong labels in all training d
 }
 SHARES = (0.25, 0.5, 0.75)  # of the forget set that a planted model still knows
 REFERENCES = (3, 5, 8)
-RECIPE = Recipe(epochs=30, batch_size=64, lr=0.001, optimizer="adam", weight_decay=0.0)
+RECIPE = build(
+    Recipe, {"epochs": 30, "batch_size": 64, "lr": 0.001, "optimizer": "adam", "weight_decay": 0.0}, "recipe"
+)
+MARGINS, DEPTH = build(Margins, {}, "margins"), build(Depth, {}, "depth")
 ALARMS = ("not forgotten", "over-forgotten", "damaged")
 
 
@@ -130,10 +134,10 @@ def trials(world: World, models: Sequence[Measured]) -> Iterator[dict[str, Any]]
 
     def row(count: int, group: int, one: Measured, references: Sequence[Measured]) -> dict[str, Any]:
         known = [reference.numbers for reference in references]
-        word, _, _ = against_retrained(original.numbers, one.numbers, known, Margins(), resolution=fine)
+        word, _, _ = against_retrained(original.numbers, one.numbers, known, MARGINS, resolution=fine)
         below = {"original": original.below, "unlearned": one.below}
         names = [f"retrained {i}" for i in range(len(references))]
-        flags = judge({**below, **dict(zip(names, (r.below for r in references), strict=True))}, names, Depth())[1]
+        flags = judge({**below, **dict(zip(names, (r.below for r in references), strict=True))}, names, DEPTH)[1]
         return {
             "world": world.name, "basis": f"{count} retrained", "group": group, "share": one.share, "seed": one.seed,
             "word": word, "hides": bool(flags),
@@ -147,7 +151,7 @@ def trials(world: World, models: Sequence[Measured]) -> Iterator[dict[str, Any]]
             for at in range(group, len(others), max(1, len(again) // (count + 1))):
                 yield row(count, group, others[at], members[:count])
     for group, one in enumerate(models):
-        word, _, _ = against_held_out(original.numbers, one.numbers, one.attack, Margins())
+        word, _, _ = against_held_out(original.numbers, one.numbers, one.attack, MARGINS)
         yield {
             "world": world.name, "basis": "held-out", "group": group, "share": one.share, "seed": one.seed,
             "word": word, "hides": None,
@@ -170,7 +174,7 @@ def ulira_trials(world: World, shadows: int, candidates: int, seed: int, jobs: i
             yield {
                 "world": world.name, "share": share, "candidate": at, "shadows": shadows, "auc": found.auc.value,
                 "low": found.auc.low, "high": found.auc.high, "epsilon": found.epsilon,
-                "alarm": found.auc.low > 0.5 + Margins().auc,
+                "alarm": found.auc.low > 0.5 + MARGINS.auc,
             }  # fmt: skip
 
 

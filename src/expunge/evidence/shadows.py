@@ -182,11 +182,11 @@ def shadow_scores(
     rows: dict[int, list[np.ndarray]] = {}
     missing = []
     for shadow in range(plan.shadows):
-        found = work.stored(shadow)
-        if found is None:
+        stored = work.stored(shadow)
+        if stored is None:
             missing.append(shadow)
         else:
-            rows[shadow] = found
+            rows[shadow] = stored
     if progress is not None:
         progress(len(rows), plan.shadows)
     size = stack if stack is not None else 8 if pick_device(device).type == "cuda" else 1

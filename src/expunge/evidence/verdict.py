@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from expunge.core.options import Field, options
+from expunge.core.options import Field, build, options
 from expunge.evidence.equivalence import ALPHA, Comparison, compare, compare_paired, holm
 from expunge.evidence.explain import STATISTICS
 from expunge.evidence.persample import PerSample
@@ -139,7 +139,7 @@ def over_seeds(
 
     Every seed has its own data, original, unlearned and retrained model, so the differences within a pair are tested.
     """
-    limits, fine = margins or Margins(), resolution or {}
+    limits, fine = margins or build(Margins, {}, "margins"), resolution or {}
     names = [name for name in (*FORGETTING, *UTILITY) if all(name in one for one in (*unlearned, *retrained))]
     found = [
         compare_paired(

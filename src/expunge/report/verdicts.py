@@ -6,6 +6,7 @@ Compared with the retrained model: a difference below `CLOSE` in accuracy counts
 from __future__ import annotations
 
 from expunge.api.record import CellRecord
+from expunge.core.options import build
 from expunge.evidence.equivalence import ALPHA
 from expunge.evidence.verdict import Margins, over_seeds
 from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock
@@ -17,10 +18,11 @@ RULES = (
     f"{CLOSE:.0%} below, and damages the model when test accuracy is more than {CLOSE:.0%} below the retrained one. "
     "These rules order attention; they are no statistical test."
 )
+_MARGINS = build(Margins, {}, "margins")
 FEWEST = 3  # seeds below which nothing is tested
 TESTED = (
     f"Paired tests over seeds, against the retrained model of each. Forgotten: forget, retain and test accuracy and "
-    f"the attack's AUC are all shown to lie within {Margins().accuracy:g} of it. Not forgotten, over-forgotten, "
+    f"the attack's AUC are all shown to lie within {_MARGINS.accuracy:g} of it. Not forgotten, over-forgotten, "
     f"damaged: one of them is shown to differ (at {ALPHA:.0%}, Holm). Not enough evidence: neither; more seeds help."
 )
 _STATISTICS = {
@@ -43,7 +45,8 @@ def over_seeds_word(row: MethodRow, block: ScenarioBlock) -> tuple[str, list[str
     sizes = {"forget": block.facts.get("forget"), "retain": block.facts.get("retain")}
     sizes["test"] = row.cells[0].data.get("test")
     fine = {f"{name} accuracy": 1 / size for name, size in sizes.items() if size}
-    word, reasons, _ = over_seeds(*([part[seeds] for seeds in shared] for part in found), resolution=fine)
+    original, mine, theirs = ([part[seeds] for seeds in shared] for part in found)
+    word, reasons, _ = over_seeds(original, mine, theirs, margins=_MARGINS, resolution=fine)
     return word, reasons
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from scipy.spatial.distance import jensenshannon
 from torch import nn
 
 from expunge.bench import tuning
@@ -37,13 +38,12 @@ def recipe(tmp_path: Path, **changed: Any) -> Path:
     return path
 
 
-def test_the_rule_by_hand() -> None:
+def test_the_score_by_hand() -> None:
     def score(**numbers: float) -> float:
-        return score_of({"forget": 0.5, "target": 0.5, "retain lost": 0.0, "validation lost": 0.0, **numbers})
+        return score_of({"forgetting": 0.0, "retain lost": 0.0, "validation lost": 0.0, **numbers})
 
     assert score() == 0
-    assert score(forget=0.8) == pytest.approx(0.3)
-    assert score(forget=0.2) == pytest.approx(0.3)  # forgetting too much counts as much
+    assert score(forgetting=0.3) == pytest.approx(0.3)
     assert score(**{"retain lost": 0.1, "validation lost": 0.05}) == pytest.approx(0.15)
     assert score(**{"retain lost": -0.1}) == 0  # gains make up for nothing
 
@@ -57,22 +57,40 @@ class Constant(nn.Module):
         return self.weight.expand(len(x), 10)
 
 
-def judge(scenario: str) -> Judge:
-    study = parse_study({**STUDY, "scenarios": [scenario], "tune": {}, "data": {**STUDY["data"], "validation": 0.2}})
+def judge(scenario: str, rule: str = "match") -> Judge:
+    data = {**STUDY["data"], "validation": 0.2}
+    study = parse_study({**STUDY, "scenarios": [scenario], "tune": {"rule": rule}, "data": data})
     bench = Workbench(study, cache_root())
     return Judge(bench, expand(study, bench.fingerprint())[1])
 
 
 def test_what_a_model_that_never_saw_the_samples_would_reach() -> None:
     always_three = Constant(3)
-    gone = judge("class:3").accuracies(always_three)
-    assert gone["target"] == 0.0  # the class is gone
-    assert gone["forget"] == 1.0
+    gone = judge("class:3").numbers(always_three)
+    assert gone["forget"] == gone["forgetting"] == 1.0  # the class is gone: 0 would be right
     assert gone["validation"] == 0.0  # of the classes that stay
-    some = judge("class:target=3,count=10").accuracies(always_three)
-    assert some["target"] == some["forget"] == 1.0  # validation samples of class 3
-    wrong = judge("noisy:0.2").accuracies(always_three)
-    assert wrong["target"] == pytest.approx((1 - wrong["validation"]) / 9)
+    some = judge("class:target=3,count=10").numbers(always_three)
+    assert some["forget"] == 1.0
+    assert some["forgetting"] == 0.0  # validation samples of class 3 are all right, too
+    wrong = judge("noisy:0.2").numbers(always_three)
+    assert wrong["forgetting"] == pytest.approx(abs(wrong["forget"] - (1 - wrong["validation"]) / 9))
+
+
+def test_rf_jsd_compares_with_the_original_on_unseen_samples() -> None:
+    one = judge("random:0.2", "rf-jsd")
+    original = one.bench.original(one.cell).model
+    near, far = one.numbers(original)["forgetting"], one.numbers(Constant(3))["forgetting"]
+    assert 0 <= near < far <= 1
+    labels, outputs = one.forget.y, torch.softmax(original(one.forget.inputs()), 1)
+    by_hand = 0.0
+    for label in labels.unique().tolist():
+        p = outputs[labels == label].mean(0).detach().numpy()
+        q = torch.softmax(original(one.kept.inputs()), 1)[one.kept.y == label].mean(0).detach().numpy()
+        by_hand += float((labels == label).sum()) * jensenshannon(p, q, base=2) ** 2
+    assert near == pytest.approx(by_hand / len(labels), abs=1e-5)
+    for scenario in ("class:3", "noisy:0.2"):
+        with pytest.raises(UsageError, match="rf-jsd cannot judge"):
+            judge(scenario, "rf-jsd")
 
 
 def test_every_method_gets_the_same_budget_and_begins_with_its_own_options(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ class TunePart(_Part):
 
     trials: int = Field(12, ge=1, description="per method, the recipe's own options included")
     seeds: tuple[int, ...] = Field((100,), min_length=1, description="of data and training; not those of the study")
+    rule: Literal["match", "rf-jsd"] = Field("match", description="how forgetting is judged without a retrained model")
     spaces: dict[str, dict[str, Space] | None] = Field(
         default_factory=dict,
         description="method label -> option -> values; a method without: its rates within a factor of ten, its epochs; "

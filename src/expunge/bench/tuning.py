@@ -3,11 +3,15 @@
 Data       the recipe's, with seeds of its own (`tune.seeds`) and a validation set held out; test data are never read
 Trials     the first one has the recipe's own options; the others are Optuna's (TPE). A trial's number is its score
            averaged over the recipe's scenarios and the tuning seeds; lower is better
-Rule       |forget accuracy - what a model that never saw the samples would reach|, plus what the retained and the
-           validation samples (of the classes that stay) lost against the original model, each counted where positive.
-           What such a model would reach: 0 for classes that go as a whole; for samples with a wrong label the share of
-           validation errors that happen to hit it, error / (classes - 1); otherwise the same model's accuracy on
-           validation samples of the same classes ("validation-matched")
+Score      how far forgetting is from right, by a rule, plus what the retained and the validation samples (of the
+           classes that stay) lost in accuracy against the original model, each counted where positive
+`match`    |forget accuracy - what a model that never saw the samples would reach|: 0 for classes that go as a whole;
+           for samples with a wrong label the share of validation errors that happen to hit it, error / (classes - 1);
+           otherwise the same model's accuracy on validation samples of the same classes ("validation-matched")
+`rf-jsd`   Spartalis et al., CVPR 2025 (LoTUS), as far as it is known: Jensen-Shannon divergence, in bits, between the
+           mean output of the unlearned model on the samples to forget of a class and that of the *original* on
+           validation samples of the class; mean over classes, weighted by samples to forget. Not for whole classes or
+           wrong labels, where the original knows no right answer
 Regret     with `oracle`, a retrained model of the same tuning seeds gives every trial its gap: the mean of |difference|
            of forget, retained and validation accuracy. regret = gap of the chosen trial - smallest gap of all trials.
            It is printed beside the choice and never makes one
@@ -41,6 +45,7 @@ from expunge.core.run import Progress
 from expunge.core.seeds import derive
 from expunge.core.workers import in_processes
 from expunge.data.cache import cache_root
+from expunge.evidence.distances import jsd
 from expunge.methods.base import make_method
 from expunge.methods.rewind import matched_error
 from expunge.metrics.base import Evaluation
@@ -161,13 +166,12 @@ def space_of(study: Study, label: str) -> dict[str, Space]:
 
 
 def score_of(numbers: Mapping[str, float]) -> float:
-    """The rule, from accuracies of one model: `forget` and its `target`, and what `retain` and `validation` lost.
+    """`forgetting` by the rule, and what `retain` and `validation` lost.
 
-    >>> round(score_of({"forget": 0.9, "target": 0.8, "retain lost": 0.05, "validation lost": -0.2}), 3)
+    >>> round(score_of({"forgetting": 0.1, "retain lost": 0.05, "validation lost": -0.2}), 3)
     0.15
     """
-    lost = (max(0.0, numbers[f"{split} lost"]) for split in ("retain", "validation"))
-    return abs(numbers["forget"] - numbers["target"]) + sum(lost)
+    return numbers["forgetting"] + sum(max(0.0, numbers[f"{split} lost"]) for split in ("retain", "validation"))
 
 
 class Judge:
@@ -186,30 +190,51 @@ class Judge:
         kept = ~torch.isin(validation.y, gone)
         self.kept = validation.take(validation.index[kept])
         self.wrong = bool((forgetting.true_labels[self.forget.index] != self.forget.y).all())
-        self.before = self.accuracies(bench.original(cell).model)
-
-    def accuracies(self, model: nn.Module) -> dict[str, float]:
-        splits = {"forget": self.forget, "retain": self.retain, "validation": self.kept}
-        seen = Evaluation({"model": model}, splits, device=pick_device(self.bench.study.device))
-        found = {name: float(seen.correct("model", name).double().mean()) for name in splits}
-        if self.wrong:
-            target = (1 - found["validation"]) / (self.forget.num_classes - 1)
-        elif len(self.gone) == len(self.forget.y.unique()):
-            target = 0.0
-        else:
-            target = 1 - matched_error(seen.logits("model", "validation"), self.kept.y, self.forget.y)
-        return {**found, "target": target}
+        self.rule = bench.study.tune.rule
+        if self.rule == "rf-jsd" and (self.wrong or len(gone)):
+            raise UsageError("the rule rf-jsd cannot judge whole classes or wrong labels; set tune.rule=match.")
+        seen = self._seen(bench.original(cell).model)
+        self.before, self.unseen = self.accuracies(seen), seen.logits("model", "validation").softmax(1)
 
     def numbers(self, model: nn.Module) -> dict[str, float]:
-        found = self.accuracies(model)
-        return {**found, **{f"{s} lost": self.before[s] - found[s] for s in ("retain", "validation")}}
+        """Accuracies, `forgetting` by the rule, and what was lost against the original."""
+        seen = self._seen(model)
+        found = self.accuracies(seen)
+        forgetting = abs(found["forget"] - self.target(seen)) if self.rule == "match" else self.rf_jsd(seen)
+        lost = {f"{split} lost": self.before[split] - found[split] for split in ("retain", "validation")}
+        return {**found, "forgetting": forgetting, **lost}
+
+    def target(self, seen: Evaluation) -> float:
+        """Forget accuracy of a model that never saw the samples (`match`)."""
+        if self.wrong:
+            return (1 - self.accuracies(seen)["validation"]) / (self.forget.num_classes - 1)
+        if len(self.gone) == len(self.forget.y.unique()):
+            return 0.0
+        return 1 - matched_error(seen.logits("model", "validation"), self.kept.y, self.forget.y)
+
+    def rf_jsd(self, seen: Evaluation) -> float:
+        outputs, labels = seen.logits("model", "forget").softmax(1), self.forget.y
+        total = 0.0
+        for label in labels.unique().tolist():
+            mine, theirs = outputs[labels == label], self.unseen[self.kept.y == label]
+            if not len(theirs):
+                raise UsageError(f"no validation sample has class {label}; hold out more, or set tune.rule=match.")
+            total += len(mine) * float(jsd(mine.mean(0, keepdim=True).log(), theirs.mean(0, keepdim=True).log()))
+        return total / len(labels)
+
+    def accuracies(self, seen: Evaluation) -> dict[str, float]:
+        return {name: float(seen.correct("model", name).double().mean()) for name in seen.splits}
+
+    def _seen(self, model: nn.Module) -> Evaluation:
+        splits = {"forget": self.forget, "retain": self.retain, "validation": self.kept}
+        return Evaluation({"model": model}, splits, device=pick_device(self.bench.study.device))
 
     def gap(self, numbers: Mapping[str, float]) -> float:
         """Mean |difference| to the retrained model of this cell."""
         reference = self.bench.reference(self.cell)
         if reference is None:
             raise UsageError("regret needs the retrained model, but the recipe says `retrain: false`.")
-        exact = self.accuracies(reference.model)
+        exact = self.accuracies(self._seen(reference.model))
         return sum(abs(numbers[s] - exact[s]) for s in ("forget", "retain", "validation")) / 3
 
 
@@ -312,7 +337,7 @@ def _as_recipe(study: Study, recipe: Path, folder: Path, found: Sequence[Tuned])
     content = {"name": f"{study.name}-tuned", "extends": base, "methods": methods}
     head = (
         f"# `expunge tune {recipe.name}`: {study.tune.trials} trials per method, seeds {list(study.tune.seeds)},\n"
-        "# by the validation-matched rule, without a retrained model.\n"
+        f"# by the rule `{study.tune.rule}`, without a retrained model.\n"
     )
     return head + str(yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True, width=120))
 

@@ -144,7 +144,7 @@ def pairs_table(rows: pd.DataFrame, best: str, better: str) -> Table:
 def tuned_table(found: Sequence[Tuned], oracle: bool) -> Table:
     """One row per method: the rule's score of the recipe's options and of the chosen ones, and what was chosen."""
     titles = ["method", "as written", "tuned", *(["gap", "regret"] if oracle else []), "options"]
-    note = "score of the validation-matched rule, in points, lower is better"
+    note = "score of the rule, in points, lower is better"
     if oracle:
         note += "; gap: of the chosen one to retraining; regret: against the best of the same trials by an oracle"
     grid = Table(*titles, title="tuned without a retrained model", caption=note)

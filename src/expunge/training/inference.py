@@ -28,7 +28,7 @@ def predict(
         for batch in split.batches(batch_size * world.size, device=device, world=world):
             parts.append(batch.whole(model(batch.x).float()))
     # A clone outside inference mode: cached logits take part in losses that need autograd.
-    return torch.cat(parts).clone() if parts else torch.empty(0, split.num_classes, device=device)
+    return torch.cat(parts).detach().clone() if parts else torch.empty(0, split.num_classes, device=device)
 
 
 def error_rate(logits: Tensor, labels: Tensor) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from scipy.spatial.distance import jensenshannon
 from torch import nn
 
@@ -18,7 +19,7 @@ from expunge.bench.reading import load_study, parse_study
 from expunge.bench.recipe import Space
 from expunge.bench.tuning import Judge, Trial, Tuned, score_of, space_of, tune
 from expunge.bench.workbench import Workbench
-from expunge.core.errors import UsageError
+from expunge.core.errors import ExpungeError, UsageError
 from expunge.data.cache import cache_root
 
 STUDY: dict[str, Any] = {
@@ -181,6 +182,13 @@ def test_trials_of_other_settings_never_count(tmp_path: Path) -> None:
     tune(recipe(tmp_path), tmp_path / "out")
     with pytest.raises(UsageError, match="other settings"):
         tune(recipe(tmp_path, train={"epochs": 4}), tmp_path / "out")
+
+
+def test_words_of_the_recipe_do_not_matter_and_two_searches_do(tmp_path: Path) -> None:
+    tune(recipe(tmp_path), tmp_path / "out")
+    tune(recipe(tmp_path, title="Another title"), tmp_path / "out")
+    with FileLock(tmp_path / "out" / "tuning.lock"), pytest.raises(ExpungeError, match="another process"):
+        tune(recipe(tmp_path), tmp_path / "out")
 
 
 def test_the_search_is_no_part_of_a_cell(tmp_path: Path) -> None:

@@ -23,13 +23,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from torch import nn
 
 from expunge.api.prepare import pick_device
@@ -123,8 +125,9 @@ def tune(
             raise UsageError(f"tune.spaces: no method is labelled `{label}`; {nearest(label, labels)}.")
     searched = [label for label in labels if space_of(tuning, label)]
     folder.mkdir(parents=True, exist_ok=True)
-    identity = address({**tuning.model_dump(mode="json"), "oracle": oracle})
-    _check_folder(folder, identity)
+    words = {"name", "title", "about", "published"}
+    source = Workbench(tuning, cache_root()).fingerprint()
+    identity = address({**tuning.model_dump(mode="json", exclude=words), "source": source, "oracle": oracle})
     text = tuning.model_dump_json()
     items = [(text, str(folder), label, oracle) for label in searched]
     done: list[Tuned] = []
@@ -133,10 +136,12 @@ def tune(
         if progress is not None:
             progress(Progress("methods", len(done), len(items), {}))
 
-    tell()
-    for found in in_processes(_search, items, jobs=jobs, preload=PRELOAD):
-        done.append(found)
+    with _claimed(folder):
+        _check_folder(folder, identity)
         tell()
+        for found in in_processes(_search, items, jobs=jobs, preload=PRELOAD):
+            done.append(found)
+            tell()
     done.sort(key=lambda one: labels.index(one.label))
     write_text(folder / "tuned.yaml", _as_recipe(study, Path(recipe), folder, done))
     write_text(folder / "trials.json", json.dumps([asdict(one) for one in done], indent=1))
@@ -313,6 +318,20 @@ def _finished(trials: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 def _trial(one: optuna.trial.FrozenTrial) -> Trial:
     return Trial(dict(one.params), one.value, one.user_attrs.get("gap"), one.user_attrs.get("failed", ""))
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Two searches in one folder would both spend the budget."""
+    lock = FileLock(folder / "tuning.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ExpungeError(f"another process is tuning in {folder}; wait for it, or choose another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_folder(folder: Path, identity: str) -> None:

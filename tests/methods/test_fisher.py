@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 import expunge
 from expunge.core.run import Run
 from expunge.data.split import ResidentStore, Split
-from expunge.methods.curvature import fisher_diagonal
+from expunge.methods.curvature import all_classes, fisher_diagonal
 from expunge.methods.fisher import posterior, whole_classes
 from expunge.methods.taps import Tapped
 from expunge.testing.toys import TiedNet, toy_problem
@@ -155,6 +155,18 @@ def test_layers_that_the_tap_would_get_wrong_are_left_to_torch_func(
     found = fisher_diagonal(net, split, Run())
     for name, value in slow(net.requires_grad_(True), split.inputs()).items():
         assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-12), name
+
+
+def test_the_vectors_hold_the_covariance_of_the_gradients() -> None:
+    p = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).mul(3).softmax(1)
+    vectors = all_classes(p)
+    assert vectors.shape == (6, 4, 5)  # one less than the classes
+    covariance = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    assert torch.allclose(vectors.transpose(1, 2) @ vectors, covariance, atol=1e-6)
+    sure = torch.eye(5)[[0, 1]] * (1 - 1e-9) + 2e-10
+    assert all_classes(torch.cat([sure, p[:1]]))[:2].abs().max() < 1e-3  # hardly anything is left of sure samples
+    two = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]])
+    assert all_classes(two).shape == (1, 1, 5)  # the other directions have no variance
 
 
 def test_inner_sum_is_the_variance_of_the_logit_jacobian() -> None:

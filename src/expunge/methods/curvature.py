@@ -2,9 +2,10 @@
 
     F_j = (1/N) sum over x of sum over y of p(y|x) (d CE(f(x; w), y) / d w_j)^2               eval mode, at w
 
-Samples are independent there, so one backward pass with the vectors sqrt(p(y|x)) (p - e_y) per class y holds all terms
-of a batch; their squares are summed (`methods.taps`). Monte Carlo draws one y per sample from p instead: unbiased, and
-cheaper by the number of classes.
+Samples are independent there, so one backward pass per vector holds the terms of a whole batch; their squares are
+summed (`methods.taps`). The sum over y is the diagonal of J^T (diag(p) - p p^T) J, J the Jacobian of the logits. That
+matrix has rank C - 1, so C - 1 eigenvectors give it, with one pass less than there are classes, and directions that no
+sample of a batch has are left out. Monte Carlo draws one y per sample from p instead: unbiased, one pass.
 """
 
 from __future__ import annotations
@@ -59,9 +60,17 @@ def _add_batch(
 
 
 def all_classes(p: Tensor) -> Tensor:
-    """Vectors (n, C, C): row y is sqrt(p(y|x)) times the gradient p - e_y of the cross-entropy at label y."""
-    residual = p.unsqueeze(1) - torch.eye(p.shape[1], device=p.device)
-    return p.sqrt().unsqueeze(2) * residual
+    """Vectors v (n, K, C), K < C, with sum_k v_k v_k^T = diag(p) - p p^T for every sample, p (n, C).
+
+    That is the covariance of the cross-entropy's gradient p - e_y under y ~ p. Directions whose variance is nowhere
+    above 1e-7 of the batch's mean are left out: float32 would not see them.
+    """
+    exact = p.double()
+    values, vectors = torch.linalg.eigh(torch.diag_embed(exact) - exact.unsqueeze(2) * exact.unsqueeze(1))
+    values = values.clamp(min=0).flip(1)  # the largest first
+    count = int((values.amax(0) > 1e-7 * values.sum(1).mean()).sum())
+    scaled = values.sqrt().unsqueeze(2) * vectors.transpose(1, 2).flip(1)
+    return scaled[:, : max(1, min(count, p.shape[1] - 1))].to(p)
 
 
 def sampled(p: Tensor, generator: torch.Generator) -> Tensor:
@@ -131,7 +140,7 @@ def from_pairs(a: Tensor, products: Tensor) -> Tensor:
 def batch_size(tapped: Tapped, sample: Tensor, estimate: Estimate, memory: float) -> int:
     """Samples whose gradients, patches and products fit in the budget; at least one."""
     seen = tapped.forward(sample)
-    count = 1 if estimate == "monte-carlo" else seen.logits.shape[1]
+    count = 1 if estimate == "monte-carlo" else max(1, seen.logits.shape[1] - 1)
     floats = 0
     for tap, g in zip(seen.taps, seen.backward(torch.ones_like(seen.logits), last=True), strict=True):
         floats += tap.a.numel() + g.numel()

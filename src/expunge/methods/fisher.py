@@ -8,7 +8,7 @@ Notation   F diagonal Fisher information on D_r at the trained weights w_o, N st
     w_u = mu + sqrt(v) N,   mu = w_o;  where a class goes whole: its rows in the head get mu = 0 and v = 1e-4, before
           the factor
 
-Cost       one forward and `classes` backward passes over D_r (`monte-carlo`: one), and a layer's weight gradients
+Cost       one forward and `classes` - 1 backward passes over D_r (`monte-carlo`: one), and a layer's weight gradients
 Limits     the noise is blind to the forget set unless a whole class goes; too little leaves it, too much ruins the rest
 """
 

@@ -87,3 +87,5 @@ def test_intervals_resample_groups() -> None:
     # Six equal trials are one: as wide as for 2 of 20, not as for 12 of 120 (0.05 .. 0.17).
     assert found["low"] == 0.0
     assert found["high"] >= 0.2
+    (none,) = summary(rows.assign(word="forgotten")).to_dict("records")
+    assert (none["low"], none["high"]) == pytest.approx((0.0, 0.168), abs=1e-3)  # 0 of 20 groups, not 0 of 120

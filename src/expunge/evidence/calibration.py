@@ -14,6 +14,7 @@ U-LiRA     the audited method is "retrain" for retrained candidates, and "origin
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from expunge.data.split import Split
 from expunge.evidence.audit import population_attacks, resolution, statistics
 from expunge.evidence.depth import Depth
 from expunge.evidence.persample import attack_unlearned
-from expunge.evidence.rates import Separation
+from expunge.evidence.rates import Separation, clopper_pearson
 from expunge.evidence.residue import examine, judge
 from expunge.evidence.shadows import make_plan, score, shadow_scores
 from expunge.evidence.verdict import Margins, against_held_out, against_retrained
@@ -50,8 +51,8 @@ from expunge.training.recipe import Recipe
 
 WORLDS = {  # name -> (who is forgotten, share of wrong labels in all training data)
     "a tenth": ("random:0.1", 0.0),
-    "one class": ("class:3", 0.0),
     "a tenth, overfitted to 30 % wrong labels": ("random:0.1", 0.3),
+    "one class": ("class:3", 0.0),
 }
 SHARES = (0.25, 0.5, 0.75)  # of the forget set that a planted model still knows
 REFERENCES = (3, 5, 8)
@@ -199,10 +200,12 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interval(alarms: np.ndarray, groups: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
-    """95 %, by resampling whole groups."""
+    """95 %, by resampling whole groups; where all trials agree, exact with groups as the units, which is cautious."""
     names, codes = np.unique(groups, return_inverse=True)
     hits = np.bincount(codes, alarms.astype(float), len(names))
     sizes = np.bincount(codes, minlength=len(names)).astype(float)
+    if alarms.all() or not alarms.any():
+        return clopper_pearson(len(names) if alarms.all() else 0, len(names))
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, len(names), (resamples, len(names)))
     rates = hits[drawn].sum(1) / sizes[drawn].sum(1)
@@ -227,10 +230,19 @@ def main(
     seed: int = 0,
     jobs: int = 1,
 ) -> None:
-    """Calibrate the audit and write what was found."""
-    rows: list[dict[str, Any]] = []
-    attacks: list[dict[str, Any]] = []
+    """Calibrate the audit, world by world; worlds that OUT holds are not done again."""
+    settings = {
+        "data": Path(data).name, "train_size": train_size, "test_size": test_size, "retrained": retrained,
+        "others": others, "shadows": shadows, "candidates": candidates, "seed": seed,
+    }  # fmt: skip
+    kept = out / "settings.json"
+    if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != settings:
+        raise typer.BadParameter(f"{out} holds results of other settings; choose another folder.")
+    write_text(kept, json.dumps(settings, indent=1) + "\n")
+    rows, attacks = _read(out / "trials.csv"), _read(out / "ulira.csv")
     for name in WORLDS:
+        if any(row["world"] == name for row in attacks):
+            continue
         world = make_world(name, data, train_size, test_size, seed)
         seeds = range(1000 * (seed + 1), 1000 * (seed + 1) + max(retrained, others))
         items = [(0.0, s) for s in seeds[:retrained]] + [(q, s) for q in (*SHARES, 1.0) for s in seeds[:others]]
@@ -240,10 +252,13 @@ def main(
         attacks += ulira_trials(world, shadows, candidates, seed, jobs)
         write_text(out / "trials.csv", pd.DataFrame(rows).to_csv(index=False))
         write_text(out / "ulira.csv", pd.DataFrame(attacks).to_csv(index=False))
-        table = summary(pd.DataFrame(rows))
-        write_text(out / "summary.csv", table.to_csv(index=False, float_format="%.4f"))
-        sys.stdout.write(f"{name}\n{table[table['world'] == name].to_string(index=False)}\n")
-        sys.stdout.flush()
+    table = summary(pd.DataFrame(rows))
+    write_text(out / "summary.csv", table.to_csv(index=False, float_format="%.4f"))
+    sys.stdout.write(f"{table.to_string(index=False)}\n")
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return pd.read_csv(file).to_dict("records") if file.is_file() else []
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_start_from_a_checkpoint(expunge, rows, trained, tmp_path):
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_interrupted_training_resumes_to_the_same_weights(expunge, rows, tmp_path, stop, code):
-    words = ["train", "--model", "mlp", "--data", rows, "--epochs", 400, "--batch_size", 4, "--lr", 0.01]
+    words = ["train", "--model", "mlp", "--data", rows, "--epochs", 80, "--batch_size", 4, "--lr", 0.01]
     words = [str(word) for word in words]
     out = tmp_path / "stopped"
     process = subprocess.Popen(

@@ -14,9 +14,17 @@ from torch import nn
 
 from expunge.evidence.distances import jsd, klom, tug_of_war
 from expunge.evidence.equivalence import compare, compare_paired
-from expunge.evidence.rates import clopper_pearson, epsilon_bound, separation, smallest_epsilon, tpr_at
+from expunge.evidence.rates import (
+    _at_levels,
+    clopper_pearson,
+    epsilon_bound,
+    separation,
+    smallest_epsilon,
+    tpr_at,
+)
 from expunge.evidence.signals import SIGNALS, gradient
 from expunge.evidence.verdict import over_seeds
+from expunge.metrics.membership import weighted_auc
 
 RNG = np.random.default_rng(0)
 
@@ -194,3 +202,18 @@ def test_words_over_seeds() -> None:
         assert len(comparisons) == 2
     noisy = [{"forget accuracy": v, "test accuracy": 0.8} for v in (0.5, 0.9, 0.6, 0.85)]
     assert over_seeds(original, noisy, retrained)[0] == "not enough evidence"
+
+
+def test_resamples_are_measured_as_the_whole_is() -> None:
+    rng = np.random.default_rng(0)
+    for ties in (1, 5, 40):
+        members = np.round(rng.standard_normal(30) + 0.5, 2) // (0.05 * ties)
+        others = np.round(rng.standard_normal(400), 2) // (0.05 * ties)
+        weights = rng.random(400) + 0.1
+        levels, places = np.unique(np.concatenate([members, others]), return_inverse=True)
+        counts = np.bincount(places[:30], minlength=len(levels)).astype(float)
+        mass = np.bincount(places[30:], weights, minlength=len(levels))
+        found = _at_levels(counts, mass, [0.01, 0.1])
+        expected = [float(weighted_auc(members, others, np.ones(30), weights))]
+        expected += [tpr_at(members, others, weights, rate) for rate in (0.01, 0.1)]
+        assert found == pytest.approx(expected, abs=1e-12)

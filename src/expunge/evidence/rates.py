@@ -59,21 +59,34 @@ def separation(
     effective = weights.sum() ** 2 / np.square(weights).sum()
     possible = [rate for rate in rates if rate * effective >= 1]
 
-    def measured(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> list[float]:
-        auc = float(weighted_auc(a, b, np.ones(len(a)), w))
-        return [auc, *(tpr_at(a, b, w, rate) for rate in possible)]
-
-    point = measured(members, others, weights)
+    point = [float(weighted_auc(members, others, np.ones(len(members)), weights))]
+    point += [tpr_at(members, others, weights, rate) for rate in possible]
+    levels, places = np.unique(np.concatenate([members, others]), return_inverse=True)
+    mine, theirs = places[: len(members)], places[len(members) :]
     draws = []
     for _ in range(resamples):
-        a = members[rng.integers(len(members), size=len(members))]
+        chosen = mine[rng.integers(len(members), size=len(members))]
         at = rng.integers(len(others), size=len(others))
         if weights[at].sum() > 0:
-            draws.append(measured(a, others[at], weights[at]))
+            counts = np.bincount(chosen, minlength=len(levels)).astype(float)
+            mass = np.bincount(theirs[at], weights[at], minlength=len(levels))
+            draws.append(_at_levels(counts, mass, possible))
     low, high = np.quantile(np.array(draws), [0.025, 0.975], axis=0)
     found = [Interval(p, float(lo), float(hi)) for p, lo, hi in zip(point, low, high, strict=True)]
     known = dict(zip(possible, found[1:], strict=True))
     return Separation(found[0], {rate: known.get(rate) for rate in rates})
+
+
+def _at_levels(counts: np.ndarray, mass: np.ndarray, rates: list[float]) -> list[float]:
+    """AUC and TPR at each rate from members (counts) and others (weights) per distinct score, ascending: no sorting."""
+    total, weight = counts.sum(), mass.sum()
+    up_to = mass.cumsum()
+    found = [float((counts * (up_to - mass / 2)).sum() / (total * weight))]  # a tie is worth one half
+    above_members, above = counts[::-1].cumsum(), mass[::-1].cumsum() / weight
+    for rate in rates:
+        level = int(np.searchsorted(above, rate, side="right"))  # the highest level that others may not pass
+        found.append(1.0 if level == len(above) else float(above_members[level] - counts[::-1][level]) / total)
+    return found
 
 
 def clopper_pearson(successes: int, trials: int, alpha: float = 0.05) -> tuple[float, float]:

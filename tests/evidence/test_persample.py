@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,15 +40,9 @@ def gaussians(
     return difficulty + shift * member + rng.standard_normal(samples), member, scores, inside
 
 
-def plan_of(member: np.ndarray, inside: np.ndarray) -> Any:
+def plan_of(member: np.ndarray) -> Any:
     """As much of a plan as the attacks read."""
-
-    class Plan:
-        pass
-
-    plan = Plan()
-    plan.member = member  # type: ignore[attr-defined]
-    return plan
+    return SimpleNamespace(member=member)
 
 
 def test_lira_reaches_the_auc_of_the_best_attack() -> None:
@@ -92,7 +87,7 @@ def test_a_sample_with_too_few_shadows_is_no_evidence() -> None:
 
 def test_equal_models_give_nothing_away() -> None:
     phi, member, scores, inside = gaussians(shift=0.0)
-    many = ShadowScores(plan_of(member, inside), scores, inside, scores, inside, ~inside, np.ones(128, bool), scores)
+    many = ShadowScores(plan_of(member), scores, inside, scores, inside, ~inside, np.ones(128, bool), scores)
     found = attack_unlearned(phi, many)
     assert found.auc.low < 0.5 < found.auc.high
     assert found.epsilon < 0.5 < found.largest
@@ -101,7 +96,7 @@ def test_equal_models_give_nothing_away() -> None:
 
 def test_what_was_remembered_is_found_with_its_epsilon() -> None:
     phi, member, scores, inside = gaussians(shift=4.0)
-    many = ShadowScores(plan_of(member, inside), scores, inside, scores, inside, ~inside, np.ones(128, bool), scores)
+    many = ShadowScores(plan_of(member), scores, inside, scores, inside, ~inside, np.ones(128, bool), scores)
     found = attack_unlearned(phi, many)
     assert found.auc.value > 0.99
     assert found.direction == pytest.approx(4, abs=0.3)
@@ -130,7 +125,7 @@ def test_plain_attacks_find_members() -> None:
     rng = np.random.default_rng(2)
     unseen = 20 * rng.standard_normal(300)
     many = ShadowScores(
-        plan_of(member, inside), scores, inside, scores[:0], inside[:0], inside[:0], np.zeros(0, bool),
+        plan_of(member), scores, inside, scores[:0], inside[:0], inside[:0], np.zeros(0, bool),
         unseen + rng.standard_normal((64, 300)),
     )  # fmt: skip
     found = {one.name: one for one in attack_plain(phi, unseen + rng.standard_normal(300), many)}
@@ -239,7 +234,7 @@ def test_scores_are_kept_and_never_stale(tmp_path: Path, monkeypatch: pytest.Mon
         return shadow_scores(net(), plan, **given)
 
     first = run()
-    for broken in sorted((tmp_path / "shadows").iterdir())[:1]:
+    for broken in sorted((tmp_path / "rows").iterdir())[:1]:
         broken.write_bytes(b"cut off")  # as a full disk would leave it
     calls: list[int] = []
     real = shadows_module.train

@@ -19,15 +19,15 @@ from typing import Any, TypeVar
 
 from expunge.core.errors import ExpungeError
 
-I = TypeVar("I")  # noqa: E741  # item
+Item = TypeVar("Item")
 R = TypeVar("R")
 
 _shared: dict[str, Any] = {}
 
 
 def in_processes(
-    function: Callable[[Any, I], R],
-    items: Sequence[I],
+    function: Callable[[Any, Item], R],
+    items: Sequence[Item],
     *,
     shared: Any = None,
     jobs: int = 1,

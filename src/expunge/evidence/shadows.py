@@ -23,8 +23,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +35,7 @@ from torch import nn
 from expunge.api.prepare import pick_device
 from expunge.api.train import train
 from expunge.api.unlearn import unlearn
-from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.errors import UsageError
 from expunge.core.options import to_dict
 from expunge.core.run import Run
 from expunge.core.seeds import derive, numpy_generator
@@ -50,6 +48,7 @@ from expunge.metrics.membership import matched
 from expunge.models.anatomy import reset_parameters
 from expunge.training.inference import predict
 from expunge.training.recipe import Recipe
+from expunge.training.rows import Rows
 from expunge.training.stacked import train_stacked
 
 FORMAT = 1  # raise when equal settings would give other scores
@@ -175,7 +174,7 @@ def shadow_scores(
     model: the architecture; its weights are not used. method: what forgets; None: originals only, for attacks on plain
     models. jobs: processes that train at the same time, one thread each. stack: originals of one size that a process
     trains as one (`training.stacked`); None: 1 on a CPU, where more are slower, and 8 on a GPU. cache: folder of the
-    score files; None: not kept. progress: called with (done, all shadows). Raises `UsageError` for a model that cannot
+    scores; None: not kept. progress: called with (done, all shadows). Raises `UsageError` for a model that cannot
     be drawn anew.
     """
     work = _Work(model, plan, recipe, method, seed, device, cache, _identity(model, plan, recipe, seed))
@@ -220,25 +219,25 @@ class _Work:
     def requests(self, shadow: int) -> list[np.ndarray]:
         return self.plan.forget[shadow] if self.method is not None else []
 
-    def file(self, shadow: int, request: int | None) -> Path | None:
-        """Where the scores of one model lie; request None: the shadow original."""
-        if self.cache is None:
-            return None
+    def key(self, shadow: int, request: int | None) -> str:
+        """Under which the scores of one model are kept; request None: the shadow original."""
         facts: list[Any] = [self.identity, shadow, _digest(self.plan.train[shadow])]
         if request is not None and self.method is not None:
             facts += [self.method.card.name, to_dict(self.method), request, _digest(self.plan.forget[shadow][request])]
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-        return self.cache / "shadows" / f"{key}.npy"
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def keep(self, shadow: int, request: int | None, scores: np.ndarray) -> np.ndarray:
+        Rows(self.cache).put(self.key(shadow, request), scores=scores)
+        return scores
 
     def stored(self, shadow: int) -> list[np.ndarray] | None:
         """Scores of the original and of every unlearned model; None if one is missing."""
         found = []
         for request in (None, *range(len(self.requests(shadow)))):
-            file = self.file(shadow, request)
-            row = None if file is None else _load(file, len(self.plan.targets) + len(self.plan.population))
-            if row is None:
+            kept = Rows(self.cache).get(self.key(shadow, request))
+            if kept is None:
                 return None
-            found.append(row)
+            found.append(kept["scores"])
         return found
 
 
@@ -280,8 +279,7 @@ def _scored(work: _Work, shadow: int, seed: int, start: nn.Module, trained: nn.M
     """Scores of one shadow original and of what its requests leave."""
     plan, everything = work.plan, work.plan.pool
     device = next((p.device for p in trained.parameters()), torch.device("cpu"))
-    rows = [score(trained, plan, device)]
-    _keep(work.file(shadow, None), rows[0])
+    rows = [work.keep(shadow, None, score(trained, plan, device))]
     for request, gone in enumerate(work.requests(shadow)):
         staying = np.setdiff1d(np.flatnonzero(plan.train[shadow]), gone)
         made = unlearn(
@@ -295,8 +293,7 @@ def _scored(work: _Work, shadow: int, seed: int, start: nn.Module, trained: nn.M
             seed=derive(seed, "request", request),
             device=work.device,
         )
-        rows.append(score(made.model, plan, device))
-        _keep(work.file(shadow, request), rows[-1])
+        rows.append(work.keep(shadow, request, score(made.model, plan, device)))
     return rows
 
 
@@ -353,31 +350,6 @@ def _identity(model: nn.Module, plan: Plan, recipe: Recipe, seed: int) -> str:
 
 def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-def _load(file: Path, length: int) -> np.ndarray | None:
-    try:
-        row = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there, or cut off: it is made again
-        return None
-    return row if row.shape == (length,) else None
-
-
-def _keep(file: Path | None, row: np.ndarray) -> None:
-    """Whole or not at all."""
-    if file is None:
-        return
-    part = ""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=file.parent, suffix=".part")
-        with os.fdopen(handle, "wb") as target:
-            np.save(target, row, allow_pickle=False)
-        Path(part).replace(file)
-    except OSError as error:
-        if part:
-            Path(part).unlink(missing_ok=True)
-        raise ExpungeError(f"cannot write {file} ({error.strerror}); free some space.") from None
 
 
 __all__ = ["Plan", "ShadowScores", "half_in", "make_plan", "score", "shadow_scores"]

@@ -77,6 +77,8 @@ def svg(figure: Figure, alt: str) -> str:
     text = re.sub(r'<svg ([^>]*?)width="[^"]+"', r"<svg \1", text, count=1)
     text = re.sub(r'<svg ([^>]*?)height="[^"]+"', r"<svg \1", text, count=1)
     text = re.sub(r"font: ([^;\"]*?)'[^'\"]*'[^;\"]*", r"font: \1 system-ui, sans-serif", text)
+    # A hundredth of a point is nothing to see, and a third of the file.
+    text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
     label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 

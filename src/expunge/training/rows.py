@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+
+from expunge.core.errors import ExpungeError
 
 
 class Rows:
@@ -29,14 +32,18 @@ class Rows:
             return None
 
     def put(self, key: str, **arrays: np.ndarray) -> None:
-        """The file appears whole or not at all."""
+        """The file appears whole or not at all; `ExpungeError` where it cannot be written."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self._path(key).with_suffix(".part")
-        with part.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
-        part.replace(self._path(key))
+        part = self._path(key).with_suffix(f".{secrets.token_hex(6)}.part")  # two processes may have the same to tell
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as stream:
+                np.savez_compressed(stream, allow_pickle=False, **arrays)
+            part.replace(self._path(key))
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise ExpungeError(f"cannot write to {self.folder} ({error.strerror}); free some space.") from None
 
     def state(self, key: str) -> Path | None:
         """Where the training of `key` keeps the state that it goes on from."""

@@ -73,7 +73,7 @@ def setup() -> None:
         if not run([*pip, *extra, CPU_TORCH]):
             stop("installing torch failed; the lines above say why. The next call tries again.")
     say("installing expunge and what it needs")
-    if not run([*pip, "-c", "constraints.txt", "-e", ".[dev,hub,ray,slurm,tracking,tune]"]):
+    if not run([*pip, "-c", "constraints.txt", "-e", ".[dev,hub,postgres,ray,service,slurm,tracking,tune]"]):
         stop("installing expunge failed; the lines above say why. The next call tries again.")
     STAMP.write_text(fingerprint(), encoding="utf-8")
     say(f"ready after {time.monotonic() - began:.0f} s")

@@ -1,1 +1,1 @@
-"""Deletion requests: a ledger, the lineage of the model, signed case files. `expunge.requests.desk.Desk` is the way in."""
+"""Deletion requests: a ledger, the lineage of the model, signed case files. The way in: `expunge.requests.desk.Desk`."""

@@ -1,1 +1,1 @@
-"""Deletion requests: a ledger, the lineage of the model, signed case files. The way in: `expunge.requests.desk.Desk`."""
+"""Deletion requests: a ledger, the lineage of the model, signed case files. The way in is `requests.desk.Desk`."""

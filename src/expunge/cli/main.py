@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from expunge import __version__
-from expunge.cli import console, faults, launched, studies
+from expunge.cli import console, faults, launched, requests, studies
 from expunge.cli.complete import KINDS, kinds
 from expunge.cli.lazy import LazyGroup
 
@@ -118,7 +118,13 @@ def memorise() -> None:
     """Score how much a model memorises each training sample, for scenarios to choose by."""
 
 
+@app.command()
+def init() -> None:
+    """Make a workspace for deletion requests around a trained model."""
+
+
 studies.register(app)
+app.add_typer(requests.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`train`, `unlearn`, `evaluate`, `audit`, `memorise`: one command per settings class; the work is done elsewhere."""
+"""`train`, `unlearn`, `evaluate`, `audit`, `memorise`, `init`: one command per settings class; the work is done elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from expunge.cli.fields import job_command
+from expunge.cli.fields import Inner, job_command
 from expunge.cli.jobs import Audit, Evaluate, Memorise, Train, Unlearn
 
 
@@ -69,16 +69,41 @@ Examples:\n
 Ctrl-C is safe: the same command goes on after the last finished model (subsampling) or epoch (confidence, events)."""
 
 
+INIT = """Examples:\n
+  expunge init --model app/net.py:build --checkpoint prod.safetensors --data data/ --id-column user_id\n
+  expunge init --model cnn --checkpoint run/model.safetensors --data mnist --workspace desk/\n
+Then: expunge requests add --subject 4711; expunge requests fulfil."""
+
+
+def init_class() -> type:
+    """Its settings are those of the workspace, which needs an extra."""
+    from expunge.requests.extras import needed
+
+    needed()
+    from expunge.cli.init import Init
+
+    return Init
+
+
 def register(app: typer.Typer, name: str) -> None:
     """Add one of these commands, with its options, to an application."""
-    cls, inner, epilog, home = {
+    if name == "init":
+        cls, inner, epilog, home = init_class(), None, INIT, "init"
+    else:
+        cls, inner, epilog, home = _settings(name)
+
+    @job_command(app, cls, inner=inner, epilog=epilog)
+    def run(job: Any) -> None:
+        getattr(import_module(f"expunge.cli.{home}"), name)(job)
+
+
+def _settings(name: str) -> tuple[type, Inner | None, str, str]:
+    """Class, inner class, epilog and module of a command."""
+    table: dict[str, tuple[type, Inner | None, str, str]] = {
         "train": (Train, recipe_class, TRAIN, "execute"),
         "unlearn": (Unlearn, method_class, UNLEARN, "execute"),
         "evaluate": (Evaluate, None, EVALUATE, "execute"),
         "audit": (Audit, None, AUDIT, "execute"),
         "memorise": (Memorise, recipe_class, MEMORISE, "memorise"),
-    }[name]
-
-    @job_command(app, cls, inner=inner, epilog=epilog)
-    def run(job: Any) -> None:
-        getattr(import_module(f"expunge.cli.{home}"), name)(job)
+    }
+    return table[name]

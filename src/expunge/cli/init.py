@@ -1,0 +1,52 @@
+"""`expunge init`: a workspace for deletion requests around a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from expunge.cli import console, inputs
+from expunge.core.options import Field, build, option_names, options, to_dict
+from expunge.requests.desk import Desk
+from expunge.requests.workspace import Settings
+
+
+@options
+class Init(Settings):
+    """Settings of `expunge init`: those of the workspace, and what is read once."""
+
+    checkpoint: Path = Field(..., description="weights of the trained model; they are copied into the workspace")
+    workspace: Path = Field(Path(), description="folder that becomes the workspace; default: this one")
+    recipe_file: Path | None = Field(
+        None, description="YAML of the training; default: `recipe`, or result.json beside the checkpoint"
+    )
+
+
+def init(job: Init) -> None:
+    """Copy the model in, draw keys, write expunge.yaml."""
+    training = inputs.Training.beside(job.checkpoint)
+    known = training.recipe(job.recipe_file)
+    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
+    train = data.train
+    if not training.matches(train):
+        console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
+    values = {name: getattr(job, name) for name in option_names(Settings)}
+    if job.recipe is None and known is not None:
+        values["recipe"] = to_dict(known)
+    for name in ("data", "test"):
+        if values[name] is not None and Path(values[name]).exists():
+            values[name] = str(Path(values[name]).resolve())  # found again from any folder
+    settings = build(Settings, {**values, "data_options": inputs.literals(job.data_options)})
+    settings = dataclasses.replace(settings, model_options=inputs.literals(job.model_options))
+    with Desk.create(job.workspace, settings, job.checkpoint, train, data.test) as desk:
+        active = desk.ledger.active()
+        console.out().print(f"model in force: {active.id[:12]}, trained on {active.knows:,} samples")
+        if settings.recipe is None:
+            console.say(
+                "note: how the model was trained is not known, so it cannot be retrained; give --recipe-file in a new "
+                "workspace, or add `recipe` to expunge.yaml."
+            )
+        console.say(
+            f"keep a backup of {desk.workspace.keys} in another place: without it no request is recognised and nothing "
+            "can be signed. Give public.pem to those who check case files."
+        )

@@ -1,0 +1,269 @@
+"""`expunge requests ...`: the desk of deletion requests on the command line. Done by `expunge.requests.desk`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expunge.cli import console
+from expunge.core.errors import ExpungeError, UsageError
+
+if TYPE_CHECKING:
+    from expunge.requests.desk import Desk
+
+Place = Annotated[Path, typer.Option("--workspace", "-w", help="The folder of `expunge init`.")]
+Number = Annotated[int, typer.Argument(min=1, help="Number of a request, as `add` and `status` print it.")]
+Batch = Annotated[str | None, typer.Option("--batch", help="Only requests of this batch.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+HERE = Path(".")
+
+app = typer.Typer(
+    name="requests",
+    help="Deletion requests: take them in, fulfil them, prove it, undo it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    pretty_exceptions_enable=False,
+    epilog="""Examples:\n
+  expunge requests add --subject 4711 --reason "GDPR Art. 17"\n
+  expunge requests fulfil --method auto\n
+  expunge requests verify 12; expunge requests export 12 --pdf case.pdf""",
+)
+
+
+@contextmanager
+def _desk(workspace: Path) -> Iterator[Desk]:
+    from expunge.requests.extras import needed
+
+    needed()
+    from expunge.requests.desk import Desk
+
+    with Desk.open(workspace) as desk:
+        yield desk
+
+
+@app.command(epilog='Example: expunge requests add --subject 4711 --reason "GDPR Art. 17" --ticket T-1')
+def add(
+    subject: Annotated[str, typer.Option("--subject", help="Id of the person or record, as the data write it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept as written, so name nobody in it.")] = "",
+    ticket: Annotated[
+        str | None, typer.Option("--ticket", help="Your number of it: the same ticket is never taken twice.")
+    ] = None,
+    batch: Annotated[str, typer.Option("--batch", help="A name to fulfil it by, such as weekly.")] = "",
+    workspace: Place = HERE,
+) -> None:
+    """Take in one request. The subject's id is kept as a keyed hash only."""
+    with _desk(workspace) as desk:
+        request, new = desk.add(subject, reason=reason, ticket=ticket, batch=batch)
+        console.out().print(f"request {request.id}: {request.state}{'' if new else ' (was known already)'}")
+
+
+@app.command("import", epilog="Example: expunge requests import tickets.csv")
+def import_(
+    file: Annotated[Path, typer.Argument(help="CSV with the column subject, and reason, ticket, batch if there are.")],
+    workspace: Place = HERE,
+) -> None:
+    """Take in a file of requests; a file with a fault in it is refused as a whole."""
+    with _desk(workspace) as desk:
+        taken = desk.import_tickets(file)
+        new = sum(1 for _, fresh in taken if fresh)
+        console.out().print(f"{new} new requests, {len(taken) - new} known already")
+
+
+@app.command(epilog="Examples: expunge requests fulfil --batch weekly; expunge requests fulfil --method retrain --plan")
+def fulfil(
+    batch: Batch = None,
+    method: Annotated[str, typer.Option("--method", help="auto, or a name or name/preset.")] = "auto",
+    option: Annotated[
+        list[str] | None, typer.Option("-s", "--set", metavar="NAME=VALUE", help="Options of the method.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and why; change nothing.")] = False,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for another process at work.")] = 0,
+    workspace: Place = HERE,
+) -> None:
+    """Unlearn what is asked for, audit it, sign a case file.
+
+    First what an interrupted call left is taken up. Ctrl-C is safe, the same command goes on.
+    """
+    from expunge.cli.faults import Interrupted
+    from expunge.cli.fields import pair
+
+    options = dict(pair(text) for text in option or ())
+    with _desk(workspace) as desk:
+        if plan:
+            found = desk.plan(batch=batch, method=method, options=options)
+            console.out().print(str(found) if found is not None else "nothing to do: no request waits", soft_wrap=True)
+            return
+        try:
+            with console.progress() as progress:
+                done = desk.fulfil(
+                    batch=batch, method=method, options=options, wait=wait, progress=progress, say=console.say
+                )
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; finished steps are kept; run the same command again to go on.") from None
+        for one in done:
+            console.out().print(desk.sentence(one), soft_wrap=True)
+        if not done:
+            console.out().print("nothing to do: no request waits")
+        failed = [one for one in done if one.state == "failed"]
+        if failed:
+            raise ExpungeError(f"{len(failed)} of {len(done)} fulfilments failed; see `expunge requests status`.")
+
+
+@app.command(epilog="Example: expunge requests status")
+def status(
+    last: Annotated[int, typer.Option("--last", min=1, help="So many of the newest requests.")] = 20,
+    json: Json = False,
+    workspace: Place = HERE,
+) -> None:
+    """How many requests are in which state, the newest ones, and the model that is in force."""
+    with _desk(workspace) as desk:
+        found = desk.status(last)
+    if json:
+        console.print_json(found)
+        return
+    grid = console.table("request", "state", "received", "batch", "samples", "message", right=("request", "samples"))
+    for row in found["requests"]:
+        samples = "" if row["samples"] is None else f"{row['samples']:,}"
+        grid.add_row(str(row["id"]), row["state"], row["received_at"][:16], row["batch"], samples, row["message"])
+    console.out().print(grid)
+    console.out().print("  ".join(f"{state} {count}" for state, count in found["counts"].items()) or "no requests")
+    active = found["active"]
+    console.out().print(f"model in force: {active['id'][:12]} ({active['method']}, {active['made_at'][:16]})")
+    console.out().print(f"advice: {found['advice']['word']}", soft_wrap=True)
+    for reason in found["advice"]["reasons"]:
+        console.out().print(f"- {reason}", soft_wrap=True)
+
+
+@app.command(epilog="Example: expunge requests show 12")
+def show(
+    number: Number,
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Only the ids of its samples in the data, one per line, to delete there.")
+    ] = False,
+    json: Json = False,
+    workspace: Place = HERE,
+) -> None:
+    """Everything about one request: states, times, what was done, the verdict."""
+    with _desk(workspace) as desk:
+        if samples:
+            console.out().print("\n".join(desk.samples_of(number)), soft_wrap=True)
+            return
+        found = desk.show(number)
+    if json:
+        console.print_json(found)
+        return
+    for name, value in found["summary"].items():
+        console.out().print(f"{name}: {value}", soft_wrap=True)
+    for event in found["events"]:
+        console.out().print(f"  {event['at'][:19]}  {event['kind']}  {event['by']}", soft_wrap=True)
+
+
+@app.command(epilog="Examples: expunge requests verify 12; expunge requests verify 000012.json --key public.pem")
+def verify(
+    case: Annotated[str, typer.Argument(help="Number of a request, or the path of a case file.")],
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Public key to hold a file against.", show_default=False)
+    ] = None,
+    workspace: Place = HERE,
+) -> None:
+    """Check a case file again: signature, chain, weights, ledger. A file alone can be checked anywhere, offline."""
+    if case.isdigit():
+        with _desk(workspace) as desk:
+            findings = desk.verify(int(case))
+    else:
+        from expunge.requests.extras import needed
+
+        needed()
+        from expunge.requests.case import verify_case
+        from expunge.requests.keys import load_public
+
+        if key is None:
+            raise UsageError("a case file alone is checked against a public key; give --key keys/public.pem.")
+        findings = verify_case(Path(case), public_key=load_public(key))
+    for one in findings:
+        console.out().print(f"{'ok  ' if one.ok else 'NOT '} {one.sentence}", soft_wrap=True)
+    bad = sum(1 for one in findings if not one.ok)
+    if bad:
+        raise ExpungeError(f"{bad} of {len(findings)} checks do not hold; do not rely on this case file.")
+
+
+@app.command(epilog="Example: expunge requests export 12 --pdf case.pdf --json case.json")
+def export(
+    number: Number,
+    pdf: Annotated[Path | None, typer.Option("--pdf", help="The case file as PDF.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="As one page.", show_default=False)] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="The signed document itself.", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The weights that came of it (.safetensors).", show_default=False)
+    ] = None,
+    workspace: Place = HERE,
+) -> None:
+    """Write the case file of a request, or the model, where others can read them."""
+    wanted = {"pdf": pdf, "html": html, "json": json, "model": model}
+    given = {name: path for name, path in wanted.items() if path is not None}
+    if not given:
+        raise UsageError("nothing to write: give --pdf, --html, --json or --model with a file.")
+    with _desk(workspace) as desk:
+        desk.export(number, **given)
+    console.say(f"written: {', '.join(map(str, given.values()))}")
+
+
+@app.command(epilog="Example: expunge requests rollback 12")
+def rollback(number: Number, workspace: Place = HERE) -> None:
+    """Put the model back in force that a fulfilment started from; its requests count as rolled back."""
+    with _desk(workspace) as desk:
+        version = desk.rollback(number)
+    console.out().print(f"model in force: {version.id[:12]} ({version.method})")
+
+
+@app.command(epilog="Example: expunge requests retry 12")
+def retry(number: Number, workspace: Place = HERE) -> None:
+    """Take a failed or rolled-back request in again."""
+    with _desk(workspace) as desk:
+        request = desk.retry(number)
+    console.out().print(f"request {request.id}: {request.state}")
+
+
+@app.command(epilog="Example: expunge requests versions")
+def versions(json: Json = False, workspace: Place = HERE) -> None:
+    """The lineage of the model: every version, how it was made, and whether its file is still there."""
+    with _desk(workspace) as desk:
+        rows = desk.versions()
+    if json:
+        console.print_json(rows)
+        return
+    grid = console.table("version", "parent", "method", "knows", "made", "state", right=("knows",))
+    for row in rows:
+        parent = row["parent"][:12] if row["parent"] else "-"
+        grid.add_row(row["id"][:12], parent, row["method"], f"{row['knows']:,}", row["made_at"][:16], row["state"])
+    console.out().print(grid)
+
+
+@app.command(epilog="Example: expunge requests purge")
+def purge(
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for the days of `retention`.")] = False,
+    workspace: Place = HERE,
+) -> None:
+    """Delete the files of older versions that still know what was to be forgotten, as `retention` says."""
+    with _desk(workspace) as desk:
+        gone = desk.purge(now=now)
+    console.out().print(f"{len(gone)} versions deleted{': ' if gone else ''}{', '.join(one.id[:12] for one in gone)}")
+
+
+@app.command(epilog="Example: expunge requests check")
+def check(workspace: Place = HERE) -> None:
+    """Check everything: the ledger's chain, each case file, each model file."""
+    with _desk(workspace) as desk:
+        breaks = desk.check()
+    for one in breaks:
+        console.out().print(f"NOT  {one}", soft_wrap=True)
+    if breaks:
+        raise ExpungeError(f"{len(breaks)} things do not hold; restore the workspace from a backup.")
+    console.out().print("ok   the ledger, its case files and model versions are as they were written")

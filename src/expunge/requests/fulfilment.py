@@ -1,0 +1,282 @@
+"""From a planned fulfilment to a signed case, step by step; a process that was killed is followed by one that goes on.
+
+planned     unlearn: save the new weights under their hash        -> unlearned
+unlearned   audit them, and measure side effects and drift        -> audited, or failed
+audited     write and sign the case file                          -> recorded
+recorded    put the version in force                              -> done
+
+Each step ends with one transaction of the ledger, and can be done again if that was not reached: seeds are fixed by the
+fulfilment, files appear whole or not at all, and nothing that came before is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from expunge import api
+from expunge.api.result import Result, write_text
+from expunge.core.errors import Cancelled, ExpungeError
+from expunge.core.run import Progress
+from expunge.core.seeds import derive
+from expunge.data.cache import cache_root
+from expunge.data.split import Split
+from expunge.evidence.audit import audit
+from expunge.methods.base import make_method
+from expunge.models.checkpoint import save_weights
+from expunge.requests import members
+from expunge.requests.case import build_case, save_case, sign_case
+from expunge.requests.case_content import Remaining
+from expunge.requests.case_page import build_case_page
+from expunge.requests.case_pdf import build_case_pdf
+from expunge.requests.drift import Advice, advise, measure_drift
+from expunge.requests.keys import load_signer
+from expunge.requests.ledger import Ledger
+from expunge.requests.records import Fulfilment, Version
+from expunge.requests.side_effects import side_effects
+from expunge.requests.workspace import MEMBERS, Workspace
+
+FAILED_WORDS = ("not forgotten", "over-forgotten", "damaged")
+
+
+@dataclass
+class Data:
+    """Training and test data, with the keyed hash of each training sample and of whom it belongs to."""
+
+    train: Split
+    test: Split
+    samples: np.ndarray
+    subjects: np.ndarray
+    members: set[str]
+
+
+@dataclass
+class Worker:
+    """Carries fulfilments on. by: who, for the log. progress, cancelled: as in `unlearn`."""
+
+    workspace: Workspace
+    ledger: Ledger
+    pepper: bytes
+    by: str
+    progress: Callable[[Progress], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+    _kept: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def data(self) -> Data:
+        train, test = self.workspace.load()
+        return Data(
+            train,
+            test,
+            members.of_samples(self.pepper, train),
+            members.owners(self.pepper, train, self.workspace.settings.id_column),
+            members.read_members(self.workspace.folder / MEMBERS),
+        )
+
+    def carry_on(self, one: Fulfilment) -> Fulfilment:
+        """All steps that are left. A step that fails ends the fulfilment, with the reason in the ledger."""
+        steps = {"planned": self._unlearn, "unlearned": self._audit, "audited": self._record, "recorded": self._finish}
+        try:
+            while one.step != "done" and one.state in ("planned", "running"):
+                one = steps[one.step](one)
+        except Cancelled:
+            raise
+        except ExpungeError as error:
+            one = self.fail(one, str(error))
+        return one
+
+    def fail(self, one: Fulfilment, message: str) -> Fulfilment:
+        """The version that it made, if any, is deleted: it was never in force."""
+        made = one.version
+        one = self.ledger.fail(one.id, message, by=self.by)
+        if made is not None:
+            (self.workspace.models / f"{made}.safetensors").unlink(missing_ok=True)
+            self.ledger.mark_deleted(made, by=self.by)
+        return one
+
+    def forgotten(self, *, before: Fulfilment | None = None) -> set[str]:
+        """Hashes of all samples that the version in force (or the parent of `before`) must not know."""
+        done = (one for one in self.ledger.fulfilments() if one.state == "fulfilled")
+        return {name for one in done if before is None or one.id < before.id for name in one.samples}
+
+    def splits(self, one: Fulfilment) -> tuple[Split, Split]:
+        """(forget, retain) of a fulfilment. Samples that the first model was not trained on belong to neither."""
+        data = self.data
+        gone = self.forgotten(before=one)
+        forget = members.select(data.train, data.samples, set(one.samples), "forget")
+        if len(forget) < len(one.samples):
+            raise ExpungeError(
+                f"{len(one.samples) - len(forget)} of {len(one.samples)} samples to forget are no longer in "
+                f"{self.workspace.settings.data}; delete them there after they were forgotten, not before."
+            )
+        retain = members.select(data.train, data.samples, data.members, "retain", but=gone | set(one.samples))
+        return forget, retain
+
+    def _unlearn(self, one: Fulfilment) -> Fulfilment:
+        forget, retain = self.splits(one)
+        parent = self.workspace.build(self.data.train, one.parent)
+        result = self._run(one, parent, forget, retain)
+        facts = result.record()
+        if facts["weights"] == one.parent:
+            raise ExpungeError(f"{facts['method']} changed no weight, so nothing was forgotten; choose another method.")
+        path = save_weights(result.model, self.workspace.models / f"{facts['weights']}.safetensors")
+        knows = members.of_samples(self.pepper, retain)
+        version = Version(
+            id=facts["weights"],
+            parent=one.parent,
+            made_at=_now(),
+            method=facts["method"],
+            options=facts["options"],
+            seed=one.seed,
+            data=data_hash(knows),
+            knows=len(knows),
+            file=path.name,
+            fulfilment=one.id,
+        )
+        return self.ledger.advance(one.id, "unlearned", by=self.by, version=version, facts=facts)
+
+    def _run(self, one: Fulfilment, parent: nn.Module, forget: Split, retain: Split) -> Result:
+        settings = self.workspace.settings
+        return api.unlearn(
+            parent,
+            forget=forget,
+            retain=retain,
+            method=make_method(one.plan["method"], **one.plan["options"]),
+            recipe=self.workspace.recipe,
+            seed=one.seed,
+            device=settings.device,
+            progress=self.progress,
+            cancelled=self.cancelled,
+        )
+
+    def _audit(self, one: Fulfilment) -> Fulfilment:
+        settings, workspace = self.workspace.settings, self.workspace
+        forget, retain = self.splits(one)
+        parent, new = (workspace.build(self.data.train, name) for name in (one.parent, one.version))
+        again = [self._reference(parent, forget, retain, one.seed + 1 + i) for i in range(settings.references)]
+        counted = self.progress
+        verdict = audit(
+            parent,
+            new,
+            forget=forget,
+            retain=retain,
+            test=self.data.test,
+            retrained=again,
+            margins=workspace.margins,
+            residue=settings.residue,
+            shadows=settings.shadows,
+            method=make_method(one.plan["method"], **one.plan["options"]) if settings.shadows else None,
+            recipe=workspace.recipe,
+            cache=cache_root(),
+            seed=one.seed,
+            device=settings.device,
+            progress=(lambda done, of: counted(Progress("shadows", done, of, {}))) if counted is not None else None,
+        )
+        record = {
+            **verdict.record(),
+            "side_effects": side_effects(parent, new, retain=retain, test=self.data.test, device=settings.device),
+            "drift": _plain(self.drift(one, new, verdict.word)),
+        }
+        if verdict.word not in settings.accept:
+            reasons = " ".join(verdict.reasons[:2])
+            raise ExpungeError(f"the audit says `{verdict.word}`, which `accept` does not allow: {reasons}")
+        return self.ledger.advance(one.id, "audited", by=self.by, audit=record)
+
+    def _reference(self, parent: nn.Module, forget: Split, retain: Split, seed: int) -> Result:
+        return api.unlearn(
+            parent, forget=forget, retain=retain, method="retrain", recipe=self.workspace.recipe, seed=seed,
+            device=self.workspace.settings.device, progress=self.progress, cancelled=self.cancelled,
+            cache=cache_root(),
+        )  # fmt: skip
+
+    def drift(self, one: Fulfilment, new: nn.Module, word: str) -> Advice:
+        """What this step and those before it moved, since the last version that was trained from the start."""
+        line = self._since_base(one)
+        base = line[0].parent if line else one.version
+        exact = "exact" in api.method(one.plan["method"].partition("/")[0]).card.tags
+        if exact or base is None:
+            base, line = one.version, []
+        knew = self.ledger.version(base).knows if base else 1
+        file = self.workspace.models / f"{base}.safetensors"
+        counted = {
+            "steps": len(line),
+            "forgotten": sum(len(step.samples) for step in line),
+            "knew": knew,
+            "failed": sum(1 for step in line[:-1] if step.audit.get("word") in FAILED_WORDS) + (word in FAILED_WORDS),
+        }
+        if not line or not file.is_file():  # the base may have been deleted for what it knew
+            return advise(measure_drift(new, new, None, **counted), self.workspace.limits)
+        first = self.workspace.build(self.data.train, base)
+        found = measure_drift(first, new, self.data.test, **counted, device=_device(self.workspace.settings.device))
+        return advise(found, self.workspace.limits)
+
+    def _since_base(self, one: Fulfilment) -> list[Fulfilment]:
+        """Approximate fulfilments from the base to this one, this one included, oldest first."""
+        by_version = {f.version: f for f in self.ledger.fulfilments() if f.version is not None}
+        line, at = [one], one.parent
+        while at in by_version and not _exact(by_version[at]):
+            line.append(by_version[at])
+            at = by_version[at].parent
+        return line[::-1]
+
+    def _record(self, one: Fulfilment) -> Fulfilment:
+        parent, new = self.ledger.version(one.parent), self.ledger.version(str(one.version))
+        measured = dict(one.audit)
+        rows = measured.pop("side_effects")
+        done = [f for f in self.ledger.fulfilments() if f.case is not None and f.id != one.id]
+        content = build_case(
+            one,
+            [self.ledger.request(number) for number in one.requests],
+            (parent, new),
+            plan=one.plan,
+            unlearning=one.facts,
+            audit=measured,
+            side_effects=rows,
+            remains=self._remaining(one),
+            previous_case_hash=max(done, key=lambda f: (f.ended_at or _now(), f.id)).case if done else None,
+            ledger_head=self.ledger.events()[-1].hash,
+            made_at=_now(),
+        )
+        document = sign_case(content, load_signer(self.workspace.keys))
+        place = self.workspace.cases / f"{one.id:06d}.json"
+        save_case(document, place)
+        build_case_page(document, place.with_suffix(".html"))
+        build_case_pdf(document, place.with_suffix(".pdf"))
+        return self.ledger.advance(one.id, "recorded", by=self.by, case=document["hash"])
+
+    def _remaining(self, one: Fulfilment) -> list[Remaining]:
+        """Versions whose files still know the samples: all that were made before this one and are there."""
+        days = timedelta(days=self.workspace.retention.keep_days)
+        older = [v for v in self.ledger.versions() if v.id != one.version and v.deleted_at is None]
+        return [Remaining(version, until=_now() + days) for version in older]
+
+    def _finish(self, one: Fulfilment) -> Fulfilment:
+        return self.ledger.advance(one.id, "done", by=self.by)
+
+
+def data_hash(hashes: np.ndarray) -> str:
+    """Hex sha256 over the sorted hashes of the samples that a version may know."""
+    return hashlib.sha256("\n".join(sorted(hashes.tolist())).encode()).hexdigest()
+
+
+def fulfilment_seed(pepper: bytes, number: int) -> int:
+    """Fixed by the requests, so that work that was cut off is done again with the same result."""
+    return derive(int.from_bytes(pepper[:4], "big"), "fulfilment", number)
+
+
+def _exact(one: Fulfilment) -> bool:
+    return bool(one.plan.get("exact"))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+__all__ = ["Data", "Worker", "data_hash", "fulfilment_seed", "write_text"]

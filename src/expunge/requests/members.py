@@ -1,0 +1,53 @@
+"""Who a sample belongs to, and who the model was trained on, by keyed hashes: neither ledger nor file names anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from expunge.api.result import write_text
+from expunge.core.errors import DataError
+from expunge.data.ids import columns_of
+from expunge.data.split import Split
+from expunge.requests.keys import sample_hash, subject_hash
+
+def of_subject(pepper: bytes, subject: str) -> str:
+    """Hex hash of a subject as the id column writes it; space around it does not count."""
+    return subject_hash(pepper, subject.strip())
+
+
+def of_samples(pepper: bytes, split: Split) -> np.ndarray:
+    """Hex hashes (len(split),) of the samples' ids."""
+    return np.array([sample_hash(pepper, name) for name in split.ids.tolist()], dtype="U64")
+
+
+def owners(pepper: bytes, split: Split, column: str) -> np.ndarray:
+    """Hex hashes (len(split),) of the subject that each sample belongs to. `DataError` if there is no such column."""
+    columns = columns_of(split)
+    if column not in columns:
+        raise DataError(f"{split.name} has no column `{column}`; it has: {', '.join(sorted(columns))}.")
+    names, which = np.unique(columns[column].astype(str), return_inverse=True)
+    return np.array([of_subject(pepper, name) for name in names.tolist()], dtype="U64")[which]
+
+
+def write_members(path: Path, hashes: Iterable[str]) -> None:
+    """One per line; sorted, so that the file says nothing about the order of the data."""
+    write_text(path, "".join(f"{one}\n" for one in sorted(hashes)))
+
+
+def read_members(path: Path) -> set[str]:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it from a backup.") from None
+    if not lines or any(len(line) != len(lines[0]) for line in lines):
+        raise DataError(f"{path} is damaged; restore it from a backup.")
+    return set(lines)
+
+
+def select(split: Split, hashes: np.ndarray, wanted: Collection[str], name: str, *, but: Collection[str] = ()) -> Split:
+    """The samples of `split` whose hash is among `wanted` and not among `but`, in the order of the data."""
+    chosen = np.fromiter((one in wanted and one not in but for one in hashes.tolist()), dtype=bool, count=len(hashes))
+    return split.take(split.index[chosen], name)

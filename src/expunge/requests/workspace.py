@@ -1,0 +1,181 @@
+"""The folder that a deletion desk works in: settings, keys, ledger, model versions, case files.
+
+    expunge.yaml      settings, written by `expunge init`, edited by hand
+    ledger.sqlite     the ledger, unless `ledger` or $EXPUNGE_LEDGER names a PostgreSQL server
+    members.txt       who the first model was trained on, by keyed hash
+    keys/             the pepper of all hashes, the signing key, its public half
+    models/           one file per model version, by content hash
+    cases/            one signed case file per fulfilment, with its page and PDF
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import field_validator
+from torch import nn
+
+from expunge.api.result import write_text
+from expunge.core.errors import DataError, UsageError
+from expunge.core.options import Field, build, options, to_dict
+from expunge.data.sources import load_pair
+from expunge.data.split import Split
+from expunge.evidence.verdict import Margins
+from expunge.models.build import build_model
+from expunge.models.checkpoint import load_weights, weights_hash
+from expunge.requests.drift import Limits
+from expunge.requests.lineage import Retention
+from expunge.training.recipe import Recipe
+
+SETTINGS, LEDGER, MEMBERS = "expunge.yaml", "ledger.sqlite", "members.txt"
+LEDGER_VARIABLE = "EXPUNGE_LEDGER"
+WORDS = ("forgotten", "forgotten (weak)", "not enough evidence", "over-forgotten", "not forgotten", "damaged")
+
+
+@options
+class Settings:
+    """What a workspace knows: the model, its data, how the audit is done, and what counts as good enough."""
+
+    model: str = Field(..., description="catalogue name, package.module:function or path/to/file.py:function")
+    model_options: dict[str, Any] = Field(default_factory=dict, description="model options as name=value")
+    data: str = Field(..., description="what the model was trained on, as for `expunge train`")
+    data_options: dict[str, Any] = Field(default_factory=dict, description="of the data, as for `expunge train`")
+    id_column: str = Field("id", description="column that says whose a sample is; `id`: every sample is its own")
+    test: str | None = Field(None, description="data that no model was trained on; default: the test part of the data")
+    recipe: dict[str, Any] | None = Field(None, description="how the model was trained, for retraining and references")
+    ledger: str | None = Field(None, description="database URL, e.g. postgresql://user@host/name; default: SQLite here")
+    budget_seconds: float | None = Field(None, gt=0, description="time that one fulfilment may take")
+    references: int = Field(0, ge=0, description="models retrained for each audit; 0 gives the weaker verdict")
+    shadows: int = Field(0, ge=0, description="shadow models for each audit; 64 say something")
+    residue: bool = Field(False, description="also look below the answers in each audit")
+    accept: tuple[str, ...] = Field(
+        ("forgotten", "forgotten (weak)", "not enough evidence"), description="verdicts that fulfil a request"
+    )
+    fallback: Literal["none", "retrain"] = Field(
+        "none", description="what is done after another verdict: the fulfilment fails, or the model is retrained"
+    )
+    margins: dict[str, float] = Field(default_factory=dict, description="differences that count as none in the audit")
+    retention: dict[str, float] = Field(default_factory=dict, description="how long older versions are kept")
+    limits: dict[str, float] = Field(default_factory=dict, description="drift at which retraining is advised")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    @field_validator("accept")
+    @classmethod
+    def _known_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        for word in words:
+            if word not in WORDS:
+                raise ValueError(f"knows no verdict `{word}`; allowed: {', '.join(WORDS)}")
+        return words
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with settings; nothing in it is opened before it is asked for."""
+
+    folder: Path
+    settings: Settings
+
+    @classmethod
+    def open(cls, folder: Path) -> Workspace:
+        """Raises `UsageError` where `expunge init` was not run, or where the settings cannot be read."""
+        path = folder / SETTINGS
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"{folder} is no workspace (there is no {SETTINGS}); run `expunge init` there, or pass --workspace."
+            ) from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{path} cannot be read ({reason}); mend it, or run `expunge init` elsewhere.") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"{path} must hold `name: value` lines; mend it, or run `expunge init` elsewhere.")
+        try:
+            return cls(folder, build(Settings, values, "settings")).checked()
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+
+    def checked(self) -> Workspace:
+        """Raises `UsageError` for a block of settings that its class refuses."""
+        _ = self.recipe, self.margins, self.retention, self.limits
+        return self
+
+    def write(self) -> None:
+        """The settings as YAML, without those that are as by default."""
+        plain = to_dict(build(Settings, {"model": self.settings.model, "data": self.settings.data}))
+        values = {k: v for k, v in to_dict(self.settings).items() if k in ("model", "data") or v != plain[k]}
+        write_text(self.folder / SETTINGS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / "keys"
+
+    @property
+    def models(self) -> Path:
+        return self.folder / "models"
+
+    @property
+    def cases(self) -> Path:
+        return self.folder / "cases"
+
+    @property
+    def ledger_url(self) -> str:
+        """$EXPUNGE_LEDGER, else the setting, else a file here: passwords need not stand in the settings."""
+        return os.environ.get(LEDGER_VARIABLE) or self.settings.ledger or f"sqlite:///{self.folder / LEDGER}"
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return build(Recipe, self.settings.recipe) if self.settings.recipe is not None else None
+
+    @property
+    def margins(self) -> Margins:
+        return build(Margins, self.settings.margins)
+
+    @property
+    def retention(self) -> Retention:
+        return build(Retention, self.settings.retention)
+
+    @property
+    def limits(self) -> Limits:
+        return build(Limits, self.settings.limits)
+
+    def load(self) -> tuple[Split, Split]:
+        """Training and test data as the settings name them. Raises `DataError` without unseen samples."""
+        return load(self.settings)
+
+    def build(self, data: Split, version: str | None = None, *, seed: int = 0) -> nn.Module:
+        """The model, fresh or with the weights of a version, whose content is checked against its name."""
+        model = build_model(
+            self.settings.model,
+            num_classes=data.num_classes,
+            input_shape=data.input_shape,
+            seed=seed,
+            options=self.settings.model_options,
+        )
+        if version is None:
+            return model
+        path = self.models / f"{version}.safetensors"
+        if not path.is_file():
+            raise DataError(f"the weights of version {version[:12]} are gone ({path}); they cannot be worked on.")
+        load_weights(model, path)
+        if weights_hash(model) != version:
+            raise DataError(f"{path} was changed: its content is not what its name says; restore it from a backup.")
+        return model
+
+
+def load(settings: Settings) -> tuple[Split, Split]:
+    """(training data, test data). Raises `DataError` where there are no unseen samples to audit with."""
+    arguments: Mapping[str, Any] = settings.data_options
+    train, test = load_pair(settings.data, **arguments)
+    if settings.test is not None:
+        first, second = load_pair(settings.test, **arguments)
+        test = second if second is not None else first
+        test.store.normalisation = train.store.normalisation
+    if test is None:
+        raise DataError(f"{settings.data} has no test part, and an audit needs unseen samples; give them with `test`.")
+    return train, test

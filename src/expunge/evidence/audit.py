@@ -89,7 +89,8 @@ def audit(
     below = examine(evaluation) if residue else None
     numbers = {name: statistics(evaluation, name, attacks[name]) for name in names}
     again = [numbers[name] for name in names if name.startswith("retrained")]
-    details: dict[str, Any] = {"statistics": numbers, "margins": to_dict(limits)}
+    counts = sizes(evaluation)
+    details: dict[str, Any] = {"statistics": numbers, "margins": to_dict(limits), "samples": counts}
     details["zrf"] = ignorance(evaluation, names)
     found_by_shadows, per_sample = None, {}
     if how is not None:
@@ -106,7 +107,7 @@ def audit(
         details["tow"] = tug_of_war(*({k.removesuffix(" accuracy"): v for k, v in d.items()} for d in
                                       (numbers["unlearned"], mean)))  # fmt: skip
         word, reasons, found = against_retrained(
-            numbers["original"], numbers["unlearned"], again, limits, found_by_shadows, resolution(evaluation)
+            numbers["original"], numbers["unlearned"], again, limits, found_by_shadows, resolution(counts)
         )
     elif "loss" not in attacks["unlearned"]:
         few = f"fewer than {_TOO_FEW} samples to forget, or unseen ones of their classes"
@@ -132,13 +133,18 @@ def statistics(evaluation: Evaluation, model: str, attacks: Mapping[str, Separat
     return found
 
 
-def resolution(evaluation: Evaluation) -> dict[str, float]:
-    """The smallest difference that the accuracies among the statistics can show: one sample."""
+def sizes(evaluation: Evaluation) -> dict[str, int]:
+    """Number of samples behind each accuracy among the statistics."""
     kept = ~torch.isin(evaluation.labels("test"), evaluation.removed_classes())
-    sizes = {"forget": len(evaluation.splits["forget"]), "test": int(kept.sum())}
+    found = {"forget accuracy": len(evaluation.splits["forget"]), "test accuracy": int(kept.sum())}
     if "retain" in evaluation.splits:
-        sizes["retain"] = len(evaluation.splits["retain"])
-    return {f"{name} accuracy": 1 / size for name, size in sizes.items() if size}
+        found["retain accuracy"] = len(evaluation.splits["retain"])
+    return {name: size for name, size in found.items() if size}
+
+
+def resolution(counts: Mapping[str, int]) -> dict[str, float]:
+    """The smallest difference that accuracies over so many samples can show: one sample."""
+    return {name: 1 / count for name, count in counts.items()}
 
 
 def population_attacks(evaluation: Evaluation, model: str, resamples: int = 500) -> dict[str, Separation]:

@@ -35,7 +35,7 @@ from expunge.core.workers import in_processes
 from expunge.data.cache import cache_root
 from expunge.data.sources import load_pair
 from expunge.data.split import Split
-from expunge.evidence.audit import population_attacks, resolution, statistics
+from expunge.evidence.audit import population_attacks, resolution, sizes, statistics
 from expunge.evidence.depth import Depth
 from expunge.evidence.persample import attack_unlearned
 from expunge.evidence.rates import Separation, clopper_pearson
@@ -131,7 +131,7 @@ def trials(world: World, models: Sequence[Measured]) -> Iterator[dict[str, Any]]
     others = [one for one in models if one.share > 0]
     original = next(one for one in others if one.share == 1)
     splits = {"forget": world.forget, "retain": world.retain, "test": world.test}
-    fine = resolution(Evaluation({}, splits))
+    fine = resolution(sizes(Evaluation({}, splits)))
 
     def row(count: int, group: int, one: Measured, references: Sequence[Measured]) -> dict[str, Any]:
         known = [reference.numbers for reference in references]

@@ -92,6 +92,18 @@ class Verdict:
         """One row per statistic that was tested against the retrained models."""
         return pd.DataFrame([{**vars(one), "equivalent": one.equivalent} for one in self.comparisons])
 
+    def record(self) -> dict[str, Any]:
+        """JSON-ready but for NaN and infinity: the word, its reasons, and every number but those of single samples."""
+        found: dict[str, Any] = {
+            "word": self.word,
+            "basis": self.basis,
+            "reasons": self.reasons,
+            "tests": self.tests().to_dict("records"),
+            "attacks": self.frame().to_dict("records"),
+            **self.details,
+        }
+        return found if self.residue is None else {**found, "residue": self.residue.details()}
+
     def __str__(self) -> str:
         return "\n".join([f"{self.word} (against {self.basis} {_NOUN[self.basis]})", *(f"- {r}" for r in self.reasons)])
 

@@ -40,8 +40,13 @@ _MALFORMED = (
 
 def weights_hash(model: nn.Module) -> str:
     """Hex sha256 over names, types, shapes and bytes of the state dict, in key order."""
+    return state_hash(model.state_dict())
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """`weights_hash` of the model with this state dict, e.g. what `read_weights` returns."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         tensor = value.detach().cpu().contiguous()
         digest.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
         digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))

@@ -41,6 +41,8 @@ from expunge.training.shards import PLAN, Checkpoints, Sharding, cut, read_plan,
 
 __all__ = ["Cost", "Ensemble", "ShardedTraining", "Sharding"]
 
+NOTHING_LEFT = "no sample is left in any shard; there is nothing to train on."
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -132,14 +134,39 @@ class ShardedTraining:
                     self._checkpoints.put(model, shard, stage)
                 models.append(model.to(home))
         if not models:
-            raise UsageError("no sample is left in any shard; there is nothing to train on.")
-        full = sum(self._passes(k, r) for k in range(len(self.shards)) for r in range(1, self.sharding.slices + 1))
+            raise UsageError(NOTHING_LEFT)
+        full = sum(self._passes(shard, r) for shard in self.shards for r in range(1, self.sharding.slices + 1))
         self.cost = Cost(samples, full, stages, self.sharding.slices * len(models))
         outer.details["sisa"] = {**vars(self.cost), "share": self.cost.share}
         return Ensemble(models, self.sharding.aggregate).eval()
 
     def forget(self, gone: Split | Sequence[str], run: Run | None = None) -> Ensemble:
         """Take samples out (a split of the same store, or ids), train again what saw them, return the ensemble."""
+        left, touched = self._without(gone)
+        for number, stage in touched.items():
+            self._checkpoints.drop(number, range(stage, self.sharding.slices + 1))
+        self.shards = left
+        self._write()
+        return self.train(run)
+
+    def forget_cost(self, gone: Split | Sequence[str]) -> Cost:
+        """The `Cost` that `forget` would have; nothing is trained, and nothing changes. Raises what it would raise."""
+        left, touched = self._without(gone)
+        slices = self.sharding.slices
+        samples = total = stages = models = 0
+        for number, shard in enumerate(left):
+            if not sum(len(part) for part in shard):
+                continue
+            done = min(self._checkpoints.newest(number, slices), touched.get(number, slices + 1) - 1)
+            passes = [self._passes(shard, stage) for stage in range(1, slices + 1)]
+            samples, total = samples + sum(passes[done:]), total + sum(passes)
+            stages, models = stages + slices - done, models + 1
+        if not models:
+            raise UsageError(NOTHING_LEFT)
+        return Cost(samples, total, stages, slices * models)
+
+    def _without(self, gone: Split | Sequence[str]) -> tuple[list[list[Tensor]], dict[int, int]]:
+        """The shards as they are left, and for each that is touched the first stage (1-based) that saw a sample."""
         positions = self._positions(gone)
         present = torch.cat([part for shard in self.shards for part in shard])
         strange = positions[~torch.isin(positions, present)]
@@ -148,13 +175,13 @@ class ShardedTraining:
                 f"{len(strange)} of the samples to forget are not in the training (first: position {int(strange[0])}); "
                 "they were forgotten before, or never in it."
             )
+        left, touched = list(self.shards), {}
         for number, shard in enumerate(self.shards):
             hit = [bool(torch.isin(part, positions).any()) for part in shard]
             if any(hit):
-                self._checkpoints.drop(number, range(hit.index(True) + 1, self.sharding.slices + 1))
-                self.shards[number] = [part[~torch.isin(part, positions)] for part in shard]
-        self._write()
-        return self.train(run)
+                touched[number] = hit.index(True) + 1
+                left[number] = [part[~torch.isin(part, positions)] for part in shard]
+        return left, touched
 
     def _positions(self, gone: Split | Sequence[str]) -> Tensor:
         if isinstance(gone, Split):
@@ -189,14 +216,15 @@ class ShardedTraining:
             reference=dict(start.named_parameters()),
         )  # fmt: skip
         outer.history.extend({**row, "shard": shard, "stage": stage} for row in run.history)
-        return self._passes(shard, stage)
+        return self._passes(self.shards[shard], stage)
 
     def _stage_data(self, shard: int, stage: int) -> Split:
         return self.data.take(torch.cat(self.shards[shard][:stage]).sort().values, f"shard {shard}")
 
-    def _passes(self, shard: int, stage: int) -> int:
+    def _passes(self, shard: Sequence[Tensor], stage: int) -> int:
+        """Samples that pass through training in one stage of a shard, given as its slices."""
         epochs = stage_recipe(self.recipe, self.sharding).epochs
-        return epochs * sum(len(part) for part in self.shards[shard][:stage])
+        return epochs * sum(len(part) for part in shard[:stage])
 
     def _write(self) -> None:
         if self._checkpoints.folder is None:

@@ -1,0 +1,105 @@
+"""What is at hand when a request is to be fulfilled, in one typed value, and what it lets a method have."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from expunge.core.needs import Needs
+from expunge.core.options import Field, options
+from expunge.training.recipe import Recipe
+from expunge.training.sisa import Cost
+
+Kind = Literal["samples", "class", "labels"]
+Access = Literal[
+    "forget labels", "retain inputs", "retain labels", "few labels", "validation labels", "recipe", "initial"
+]
+ACCESS: tuple[Access, ...] = get_args(Access)
+
+# What a person would have to provide, by what is missing.
+PROVIDE: dict[Access, str] = {
+    "forget labels": "the labels of the samples to forget",
+    "retain inputs": "the samples that stay",
+    "retain labels": "the labelled samples that stay",
+    "few labels": "labels of a few samples that stay",
+    "validation labels": "labelled held-out samples",
+    "recipe": "the recipe that the model was trained with",
+    "initial": "the weights that training started from",
+}
+
+
+@options
+class Situation:
+    """One batch of requests and what there is to fulfil it with. Sizes count samples."""
+
+    forget: int = Field(ge=1, description="samples to forget")
+    retain: int = Field(0, ge=0, description="training samples that stay")
+    classes: int = Field(ge=1, description="classes that the model tells apart")
+    labels: bool = Field(True, description="samples have labels")
+    retain_data: bool = Field(True, description="the samples that stay can be read")
+    validation: bool = Field(False, description="there are held-out samples with labels")
+    recipe: Recipe | None = Field(None, description="how the model was trained; none: unknown")
+    initial: bool = Field(False, description="the weights that training started from are known")
+    sharded: Cost | None = Field(
+        None, description="the model was trained in shards: what `ShardedTraining.forget_cost` says of this batch"
+    )
+    whole_class: bool = Field(False, description="every training sample of a class is to be forgotten")
+    wrong_labels: bool = Field(False, description="the labels of the samples to forget are wrong")
+    batchnorm: bool = Field(False, description="the model has BatchNorm layers")
+    budget_seconds: float | None = Field(None, gt=0, description="most seconds for unlearning; none: no limit")
+    accept: tuple[Access, ...] = Field(
+        ACCESS, description="what methods may be handed beside the inputs of the samples to forget"
+    )
+
+    @property
+    def kind(self) -> Kind:
+        """What the request is about. Wrong labels come first: a class of which all labels are wrong is a repair."""
+        return "labels" if self.wrong_labels else "class" if self.whole_class else "samples"
+
+    @property
+    def at_hand(self) -> frozenset[Access]:
+        """What there is, allowed or not."""
+        kept = self.retain_data and self.retain > 0
+        there: dict[Access, bool] = {
+            "forget labels": self.labels,
+            "retain inputs": kept,
+            "retain labels": kept and self.labels,
+            "few labels": kept and self.labels,
+            "validation labels": self.validation,
+            "recipe": self.recipe is not None,
+            "initial": self.initial,
+        }
+        return frozenset(name for name, present in there.items() if present)
+
+    def missing(self, needs: Needs) -> list[str]:
+        """What keeps a method with these needs from running, as phrases that follow its name; empty if nothing does."""
+        wanted = [name for name in ACCESS if name in wanted_access(needs)]
+        absent = [PROVIDE[name] for name in wanted if name not in self.at_hand]
+        closed = [PROVIDE[name] for name in wanted if name in self.at_hand and name not in self._allowed]
+        phrases = [("needs", absent), ("is not allowed to read", closed)]
+        return [f"{verb} {' and '.join(names)}" for verb, names in phrases if names]
+
+    @property
+    def _allowed(self) -> frozenset[Access]:
+        """`accept`; who allows all labels of the samples that stay allows some of them, and their inputs."""
+        more: set[Access] = set(self.accept)
+        if "retain labels" in more:
+            more |= {"few labels", "retain inputs"}
+        return frozenset(more)
+
+
+def wanted_access(needs: Needs) -> set[Access]:
+    """The kinds of access that a declaration asks for beside the inputs of the samples to forget.
+
+    >>> sorted(wanted_access(Needs(forget="inputs", retain="labels")))
+    ['retain labels']
+    """
+    wanted: dict[Access, bool] = {
+        "forget labels": needs.forget == "labels",
+        "retain inputs": needs.retain == "inputs",
+        "retain labels": needs.retain == "labels",
+        "few labels": needs.labelled > 0,
+        "validation labels": needs.validation != "none",
+        "recipe": needs.recipe,
+        "initial": needs.initial,
+    }
+    return {name for name, asked in wanted.items() if asked}

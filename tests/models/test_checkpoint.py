@@ -8,6 +8,7 @@ import errno
 import os
 import pickle
 import resource
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -325,3 +326,11 @@ def test_the_hash_takes_scalars_strides_and_half_precision() -> None:
     made.register_buffer("short", torch.ones(2, dtype=torch.bfloat16))
     made.register_buffer("empty", torch.zeros(0))
     assert weights_hash(made) == weights_hash(made)
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_has_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(20_000_000))
+    with pytest.raises(CheckpointError, match="unpack to 20,000,000"):
+        read_weights(path)

@@ -10,6 +10,7 @@ import re
 import secrets
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -165,7 +166,25 @@ def _all_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all())  # float8 knows no isfinite
 
 
+def _refuse_bomb(source: Path) -> None:
+    """PyTorch never compresses what it saves, so what unpacks to far more was made to fill memory."""
+    if not zipfile.is_zipfile(source):
+        return
+    size = source.stat().st_size
+    try:
+        with zipfile.ZipFile(source) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"checkpoint {source} is truncated ({error}); copy or write it again.") from None
+    if unpacked > 2 * size:
+        raise CheckpointError(
+            f"checkpoint {source} has {size:,} bytes that unpack to {unpacked:,}, which no checkpoint does; it is not "
+            "opened: ask where it comes from."
+        )
+
+
 def _read_torch(source: Path) -> dict[str, Tensor]:
+    _refuse_bomb(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about foreign formats, which end in an error of ours anyhow

@@ -1,89 +1,111 @@
-"""Requests as they come in, by hand or as a file of tickets: checked before anything is stored."""
+"""What happens to single requests: received, rejected, received again. Each function works inside one transaction."""
 
 from __future__ import annotations
 
-import csv
-import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from expunge.core.errors import DataError, UsageError, nearest
+import sqlalchemy as sa
 
-COLUMNS = ("subject", "reason", "ticket", "batch")
-LARGEST = 64 * 2**20  # bytes of a file of tickets; a million lines of 64 characters
-_LONGEST = {"subject": 512, "reason": 10_000, "ticket": 200, "batch": 100}
+from expunge.core.errors import UsageError, unknown
+from expunge.requests.chain import Row, Writing
+from expunge.requests.reading import chunks, request_row, rows
+from expunge.requests.records import State
+from expunge.requests.rules import OPEN, check_move
+from expunge.requests.tables import requests
+from expunge.requests.values import REASON, hexhash, message, text
 
-
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """One request before it is stored: `subject` is the id of a person or record, as the data write it."""
-
-    subject: str
-    reason: str = ""
-    ticket: str | None = None
-    batch: str = ""
+_FIELDS = ("subject", "reason", "ticket", "batch")
 
 
-def make_wish(*, subject: str, reason: str = "", ticket: str | None = None, batch: str = "") -> Wish:
-    """Raises `UsageError` for an empty subject, text that is too long, and characters that no ledger should hold."""
-    values = {"subject": subject, "reason": reason, "ticket": ticket or "", "batch": batch}
-    made = {name: _clean(name, value) for name, value in values.items()}
-    if not made["subject"]:
-        raise UsageError("a request needs a subject: the id of the person or record to be forgotten.")
-    return Wish(subject=made["subject"], reason=made["reason"], ticket=made["ticket"] or None, batch=made["batch"])
+def wish(row: Mapping[str, Any], what: str) -> Row:
+    """The checked fields of a request that is to be added. what: "request" or "row 3", for the sentence."""
+    if extra := [str(name) for name in row if name not in _FIELDS]:
+        raise unknown(f"field of a {what}", extra[0][:40], _FIELDS)
+    ticket = row.get("ticket")
+    return {
+        "subject": hexhash(row.get("subject"), f"the subject of {what}"),
+        "reason": text(row.get("reason", ""), f"the reason of {what}", most=REASON, empty=True),
+        "ticket": None if ticket is None else text(ticket, f"the ticket of {what}"),
+        "batch": text(row.get("batch", ""), f"the batch of {what}", empty=True),
+    }
 
 
-def _clean(name: str, value: str) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"`{name}` must be text, got {type(value).__name__}.")
-    text = unicodedata.normalize("NFC", value).strip()
-    if len(text) > _LONGEST[name]:
-        raise UsageError(f"`{name}` has {len(text):,} characters; {_LONGEST[name]:,} are allowed.")
-    strange = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), None)
-    if strange is not None or (name != "reason" and any(c in text for c in "\n\t")):
-        what = f"U+{ord(strange):04X}" if strange is not None else "a line break or tab"
-        raise UsageError(f"`{name}` holds a character that is no text ({what}); take it out.")
-    return text
+def receive(writing: Writing, wishes: Iterable[Row]) -> list[tuple[Row, bool]]:
+    """Each wish's request, and whether it is new; `records.Request` says which wishes are the same request."""
+    listed = list(wishes)
+    by_ticket = _found(writing, requests.c.ticket, [wish["ticket"] for wish in listed if wish["ticket"] is not None])
+    open_ones = _found(writing, requests.c.subject, [wish["subject"] for wish in listed], requests.c.state.in_(OPEN))
+    number = writing.next_id(requests)
+    answer: list[tuple[Row, bool]] = []
+    for wish in listed:
+        same = open_ones.get(wish["subject"]) if wish["ticket"] is None else by_ticket.get(wish["ticket"])
+        if same is not None:
+            if same["subject"] != wish["subject"]:
+                raise UsageError(
+                    f"ticket {wish['ticket']!r} is request {same['id']} of another subject already; "
+                    "give each request a ticket of its own."
+                )
+            answer.append((same, False))
+            continue
+        new = _new(writing, number, wish)
+        number += 1
+        answer.append((new, True))
+        open_ones.setdefault(new["subject"], new)
+        if new["ticket"] is not None:
+            by_ticket[new["ticket"]] = new
+    fresh = [row for row, new in answer if new]
+    writing.insert(requests, fresh, log=lambda row: writing.log("received", request=row["id"], to="received"))
+    return answer
 
 
-def read_tickets(path: Path) -> list[Wish]:
-    """Requests from a CSV file with the column `subject`, and those of reason, ticket and batch that it has.
-
-    Raises `DataError` naming file and line: nothing of a file with a fault in it is taken.
-    """
-    try:
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise DataError(f"{path} has {size:,} bytes; at most {LARGEST:,} are read at once: split the file.")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}).") from None
-    wishes = list(_rows(text, path))
-    if not wishes:
-        raise DataError(f"{path} holds no requests.")
-    return wishes
+def move(writing: Writing, row: Row, state: State, **values: Any) -> Row:
+    """Change a request's state by the rules; the caller logs it."""
+    check_move(f"request {row['id']}", row["state"], state)
+    return writing.change(requests, row, state=state, changed_at=writing.at, **values)
 
 
-def _rows(text: str, path: Path) -> Iterator[Wish]:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        for name in header:
-            if name not in COLUMNS:
-                raise DataError(f"{path} has a column `{name}`; {nearest(name, COLUMNS)}.")
-        if "subject" not in header or len(set(header)) < len(header):
-            raise DataError(f"{path} needs one column `subject` in its first line; allowed: {', '.join(COLUMNS)}.")
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(header):
-                raise DataError(f"{path}, line {reader.line_num}: {len(row)} values for {len(header)} columns.")
-            try:
-                yield make_wish(**dict(zip(header, row, strict=True)))
-            except UsageError as error:
-                raise DataError(f"{path}, line {reader.line_num}: {error}") from None
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from None
+def reject(writing: Writing, request: int, why: str) -> Row:
+    row = request_row(writing.connection, request)
+    rejected = move(writing, row, "rejected", message=message(why))
+    writing.log("rejected", request=row["id"], **{"from": row["state"], "to": "rejected"})
+    return rejected
+
+
+def retry(writing: Writing, request: int) -> Row:
+    row = request_row(writing.connection, request)
+    check_move(f"request {row['id']}", row["state"], "received")
+    if row["ticket"] is None and (
+        other := _found(writing, requests.c.subject, [row["subject"]], requests.c.state.in_(OPEN))
+    ):
+        raise UsageError(
+            f"request {row['id']} is not needed again: request {other[row['subject']]['id']} is the same and open."
+        )
+    again = move(writing, row, "received", fulfilment=None, samples=None, message="")
+    writing.log("retried", request=row["id"], fulfilment=row["fulfilment"], **{"from": row["state"], "to": "received"})
+    return again
+
+
+def _new(writing: Writing, number: int, wish: Row) -> Row:
+    return {
+        "id": number,
+        **wish,
+        "state": "received",
+        "received_at": writing.at,
+        "by": writing.by,
+        "changed_at": writing.at,
+        "fulfilment": None,
+        "samples": None,
+        "message": "",
+    }
+
+
+def _found(
+    writing: Writing, column: sa.Column[Any], values: list[Any], *conditions: sa.ColumnElement[bool]
+) -> dict[Any, Row]:
+    """Stored requests by the value of `column`, the oldest of each."""
+    found: dict[Any, Row] = {}
+    for part in chunks(dict.fromkeys(values)):
+        query = sa.select(requests).where(column.in_(part), *conditions).order_by(requests.c.id.desc())
+        found |= {row[column.name]: row for row in rows(writing.connection, query)}
+    return found

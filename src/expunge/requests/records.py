@@ -50,7 +50,8 @@ class Version:
 
     parent: the version it was made from, None for the first. method, options, seed: how it was made ("import" for the
     first). data: content hash of the samples it may know (the training data without all that was forgotten by then).
-    knows: number of those samples. deleted_at: when its file was removed, for what it still knew.
+    knows: number of those samples. retired_at: when another version took its place, or it was given up before it was
+    ever active. deleted_at: when its file was removed, for what it still knew.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Version:
     file: str
     fulfilment: int | None = None
     active: bool = False
+    retired_at: datetime | None = None
     deleted_at: datetime | None = None
 
 

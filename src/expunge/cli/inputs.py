@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,15 @@ from expunge.training.recipe import Recipe
 Job = Train | Unlearn | Evaluate | Audit | Memorise
 
 
+class HasData(Protocol):
+    """Settings that name data; `test` and `validation` are read where they have them."""
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def data_options(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Data:
     """train: what the original was trained on. validation: samples that it never saw."""
@@ -34,13 +43,13 @@ class Data:
     validation: Split | None = None
 
 
-def load_data(job: Job, *, holdout: float = 0.0, split_seed: int = 0) -> Data:
+def load_data(job: HasData, *, holdout: float = 0.0, split_seed: int = 0) -> Data:
     """The data of a job; `holdout` of the training part becomes validation data."""
     with parallel.current().in_turn():
         return _load_data(job, holdout, split_seed)
 
 
-def _load_data(job: Job, holdout: float, split_seed: int) -> Data:
+def _load_data(job: HasData, holdout: float, split_seed: int) -> Data:
     train, test = load_pair(job.data, **literals(job.data_options))
     other = getattr(job, "test", None)
     if other is not None:
@@ -52,7 +61,7 @@ def _load_data(job: Job, holdout: float, split_seed: int) -> Data:
     return Data(train, test, _extra(own, job, train) if own is not None else held)
 
 
-def _extra(spec: str, job: Job, train: Split) -> Split:
+def _extra(spec: str, job: HasData, train: Split) -> Split:
     """Test or validation data of their own, normalised as the training data are."""
     first, second = load_pair(spec, **literals(job.data_options))
     chosen = second if second is not None else first

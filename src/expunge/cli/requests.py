@@ -37,10 +37,10 @@ app = typer.Typer(
 
 @contextmanager
 def _desk(workspace: Path) -> Iterator[Desk]:
-    from expunge.requests.extras import needed
+    from expunge.requests.extras import extra
 
-    needed()
-    from expunge.requests.desk import Desk
+    with extra("requests"):
+        from expunge.requests.desk import Desk
 
     with Desk.open(workspace) as desk:
         yield desk
@@ -176,11 +176,11 @@ def verify(
         with _desk(workspace) as desk:
             findings = desk.verify(int(case))
     else:
-        from expunge.requests.extras import needed
+        from expunge.requests.extras import extra
 
-        needed()
-        from expunge.requests.case import verify_case
-        from expunge.requests.keys import load_public
+        with extra("requests"):
+            from expunge.requests.case import verify_case
+            from expunge.requests.keys import load_public
 
         if key is None:
             raise UsageError("a case file alone is checked against a public key; give --key keys/public.pem.")
@@ -197,9 +197,7 @@ def export(
     number: Number,
     pdf: Annotated[Path | None, typer.Option("--pdf", help="The case file as PDF.", show_default=False)] = None,
     html: Annotated[Path | None, typer.Option("--html", help="As one page.", show_default=False)] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="The signed document itself.", show_default=False)
-    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="The signed document itself.", show_default=False)] = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="The weights that came of it (.safetensors).", show_default=False)
     ] = None,

@@ -1,4 +1,4 @@
-"""`train`, `unlearn`, `evaluate`, `audit`, `memorise`, `init`: one command per settings class; the work is done elsewhere."""
+"""`train`, `unlearn`, `evaluate`, `audit`, `memorise`, `init`: one command per settings class, done elsewhere."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ Then: expunge requests add --subject 4711; expunge requests fulfil."""
 
 def init_class() -> type:
     """Its settings are those of the workspace, which needs an extra."""
-    from expunge.requests.extras import needed
+    from expunge.requests.extras import extra
 
-    needed()
-    from expunge.cli.init import Init
+    with extra("requests"):
+        from expunge.cli.init import Init
 
     return Init
 

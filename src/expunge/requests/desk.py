@@ -1,10 +1,10 @@
 """The desk of deletion requests: everything that a person, the command line or the service asks of a workspace.
 
-    with Desk.open(Path("workspace")) as desk:
-        request, new = desk.add("4711", reason="GDPR Art. 17")
-        for fulfilment in desk.fulfil():
-            print(desk.sentence(fulfilment))
-        assert all(finding.ok for finding in desk.verify(request.id))
+with Desk.open(Path("workspace")) as desk:
+    request, new = desk.add("4711", reason="GDPR Art. 17")
+    for fulfilment in desk.fulfil():
+        print(desk.sentence(fulfilment))
+    assert all(finding.ok for finding in desk.verify(request.id))
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from expunge.api.prepare import pick_device
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.options import build, to_dict
 from expunge.core.run import Progress
 from expunge.data.split import Split
-from expunge.models.anatomy import has_batchnorm
 from expunge.models.checkpoint import load_weights, save_weights, weights_hash
 from expunge.requests import lineage, members
 from expunge.requests.case import Finding, verify_case
 from expunge.requests.drift import Advice, Drift, advise
-from expunge.requests.fulfilment import Data, Worker, data_hash, fulfilment_seed
-from expunge.requests.intake import make_wish, read_tickets
+from expunge.requests.fulfilment import Worker, data_hash, fulfilment_seed
 from expunge.requests.keys import PUBLIC, create_keys, load_pepper
 from expunge.requests.ledger import Ledger
 from expunge.requests.pace import measure_pace
 from expunge.requests.planning import Plan, make_plan
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.situation import Situation
+from expunge.requests.tickets import make_wish, read_tickets
 from expunge.requests.workspace import MEMBERS, SETTINGS, Settings, Workspace
 
 Say = Callable[[str], None]
@@ -230,19 +231,18 @@ class Desk:
         retain = members.select(data.train, data.samples, data.members, "retain", but=gone | wanted)
         active = self.ledger.active()
         model = self.workspace.build(data.train, active.id)
-        recipe = self.workspace.recipe
-        situation = Situation(
-            forget=len(forget),
-            retain=len(retain),
-            classes=data.train.num_classes,
-            labels=forget.has_labels,
-            recipe=recipe,
-            whole_class=_whole_classes(forget, retain),
-            batchnorm=has_batchnorm(model),
-            budget_seconds=settings.budget_seconds,
-        )
-        pace = measure_pace(model, retain, settings.device)
-        return make_plan(situation, method, given=options, pace=pace, advice=self.advise())
+        facts = {
+            "forget": len(forget),
+            "retain": len(retain),
+            "classes": data.train.num_classes,
+            "labels": forget.has_labels,
+            "recipe": self.workspace.recipe,
+            "whole_class": _whole_classes(forget, retain),
+            "batchnorm": any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()),
+            "budget_seconds": settings.budget_seconds,
+        }
+        pace = measure_pace(model, retain, pick_device(settings.device))
+        return make_plan(build(Situation, facts), method, given=options, pace=pace, advice=self.advise())
 
     def _worker(
         self,
@@ -428,6 +428,3 @@ def _plain(record: Any) -> dict[str, Any]:
     """A record as JSON-ready values; times in ISO 8601."""
     values = asdict(record)
     return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in values.items()}
-
-
-__all__ = ["Data", "Desk"]

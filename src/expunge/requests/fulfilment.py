@@ -22,8 +22,10 @@ import numpy as np
 from torch import nn
 
 from expunge import api
-from expunge.api.result import Result, write_text
+from expunge.api.prepare import pick_device
+from expunge.api.result import Result
 from expunge.core.errors import Cancelled, ExpungeError
+from expunge.core.options import to_dict
 from expunge.core.run import Progress
 from expunge.core.seeds import derive
 from expunge.data.cache import cache_root
@@ -32,11 +34,12 @@ from expunge.evidence.audit import audit
 from expunge.methods.base import make_method
 from expunge.models.checkpoint import save_weights
 from expunge.requests import members
+from expunge.requests.canonical import plain
 from expunge.requests.case import build_case, save_case, sign_case
 from expunge.requests.case_content import Remaining
 from expunge.requests.case_page import build_case_page
 from expunge.requests.case_pdf import build_case_pdf
-from expunge.requests.drift import Advice, advise, measure_drift
+from expunge.requests.drift import Drift, measure_drift
 from expunge.requests.keys import load_signer
 from expunge.requests.ledger import Ledger
 from expunge.requests.records import Fulfilment, Version
@@ -140,7 +143,7 @@ class Worker:
             file=path.name,
             fulfilment=one.id,
         )
-        return self.ledger.advance(one.id, "unlearned", by=self.by, version=version, facts=facts)
+        return self.ledger.advance(one.id, "unlearned", by=self.by, version=version, facts=plain(facts))
 
     def _run(self, one: Fulfilment, parent: nn.Module, forget: Split, retain: Split) -> Result:
         settings = self.workspace.settings
@@ -182,12 +185,12 @@ class Worker:
         record = {
             **verdict.record(),
             "side_effects": side_effects(parent, new, retain=retain, test=self.data.test, device=settings.device),
-            "drift": _plain(self.drift(one, new, verdict.word)),
+            "drift": to_dict(self.drift(one, new, verdict.word)),
         }
         if verdict.word not in settings.accept:
             reasons = " ".join(verdict.reasons[:2])
             raise ExpungeError(f"the audit says `{verdict.word}`, which `accept` does not allow: {reasons}")
-        return self.ledger.advance(one.id, "audited", by=self.by, audit=record)
+        return self.ledger.advance(one.id, "audited", by=self.by, audit=plain(record))
 
     def _reference(self, parent: nn.Module, forget: Split, retain: Split, seed: int) -> Result:
         return api.unlearn(
@@ -196,26 +199,22 @@ class Worker:
             cache=cache_root(),
         )  # fmt: skip
 
-    def drift(self, one: Fulfilment, new: nn.Module, word: str) -> Advice:
+    def drift(self, one: Fulfilment, new: nn.Module, word: str) -> Drift:
         """What this step and those before it moved, since the last version that was trained from the start."""
-        line = self._since_base(one)
-        base = line[0].parent if line else one.version
-        exact = "exact" in api.method(one.plan["method"].partition("/")[0]).card.tags
-        if exact or base is None:
-            base, line = one.version, []
-        knew = self.ledger.version(base).knows if base else 1
-        file = self.workspace.models / f"{base}.safetensors"
-        counted = {
-            "steps": len(line),
-            "forgotten": sum(len(step.samples) for step in line),
-            "knew": knew,
-            "failed": sum(1 for step in line[:-1] if step.audit.get("word") in FAILED_WORDS) + (word in FAILED_WORDS),
-        }
-        if not line or not file.is_file():  # the base may have been deleted for what it knew
-            return advise(measure_drift(new, new, None, **counted), self.workspace.limits)
-        first = self.workspace.build(self.data.train, base)
-        found = measure_drift(first, new, self.data.test, **counted, device=_device(self.workspace.settings.device))
-        return advise(found, self.workspace.limits)
+        line = [] if one.plan["exact"] else self._since_base(one)
+        base = self.ledger.version(line[0].parent if line else str(one.version))
+        there = bool(line) and (self.workspace.models / base.file).is_file()  # it may be deleted for what it knew
+        first = self.workspace.build(self.data.train, base.id) if there else new
+        return measure_drift(
+            first,
+            new,
+            self.data.test if there else None,
+            steps=len(line),
+            forgotten=sum(len(step.samples) for step in line),
+            knew=base.knows,
+            failed=sum(step.audit.get("word") in FAILED_WORDS for step in line[:-1]) + (word in FAILED_WORDS),
+            device=pick_device(self.workspace.settings.device),
+        )
 
     def _since_base(self, one: Fulfilment) -> list[Fulfilment]:
         """Approximate fulfilments from the base to this one, this one included, oldest first."""
@@ -277,6 +276,3 @@ def _exact(one: Fulfilment) -> bool:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-__all__ = ["Data", "Worker", "data_hash", "fulfilment_seed", "write_text"]

@@ -13,6 +13,7 @@ from expunge.data.ids import columns_of
 from expunge.data.split import Split
 from expunge.requests.keys import sample_hash, subject_hash
 
+
 def of_subject(pepper: bytes, subject: str) -> str:
     """Hex hash of a subject as the id column writes it; space around it does not count."""
     return subject_hash(pepper, subject.strip())

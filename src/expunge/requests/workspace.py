@@ -1,11 +1,11 @@
 """The folder that a deletion desk works in: settings, keys, ledger, model versions, case files.
 
-    expunge.yaml      settings, written by `expunge init`, edited by hand
-    ledger.sqlite     the ledger, unless `ledger` or $EXPUNGE_LEDGER names a PostgreSQL server
-    members.txt       who the first model was trained on, by keyed hash
-    keys/             the pepper of all hashes, the signing key, its public half
-    models/           one file per model version, by content hash
-    cases/            one signed case file per fulfilment, with its page and PDF
+expunge.yaml      settings, written by `expunge init`, edited by hand
+ledger.sqlite     the ledger, unless `ledger` or $EXPUNGE_LEDGER names a PostgreSQL server
+members.txt       who the first model was trained on, by keyed hash
+keys/             the pepper of all hashes, the signing key, its public half
+models/           one file per model version, by content hash
+cases/            one signed case file per fulfilment, with its page and PDF
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 from expunge.evidence.explain import STATISTICS
 from expunge.metrics.accuracy import wilson
 
+_MANY = 10_000  # samples from which on an interval is so narrow that one decimal hides it
 _MOST_CLASSES = 20  # shown; of more, those that lost most
 Columns = list[tuple[str, bool]]
 Rows = list[list[str | tuple[str, str]]]
@@ -47,7 +48,7 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> tuple[Columns, Rows, int]:
     data = [kind for kind in ("retain", "test") if any(row["data"] == kind for row in rows)]
     columns = [("Class", False)]
     for kind in data:
-        columns += [(f"{_KINDS[kind]}, before", True), ("after", True), ("change (95 %)", True)]
+        columns += [(f"{_KINDS[kind]}, before", True), ("after", True), ("change", True)]
     shown: Rows = []
     for name in names:
         line: list[str | tuple[str, str]] = [f"{name} (deleted)" if _gone(by_class[name]) else name]
@@ -74,9 +75,9 @@ def overall(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     gone = list(dict.fromkeys(row["class"] for row in rows if row["gone"]))
     sentences.append(
-        f"Clearly lower (beyond what chance explains, at 95 %, for each class alone): {some}."
+        f"Classes that are clearly less accurate than before (at 95 %, for each class alone): {some}."
         if hurt
-        else "No class is clearly lower (at 95 %, for each class alone)."
+        else "No class is clearly less accurate than before (at 95 %, for each class alone)."
     )
     if gone:
         sentences.append(
@@ -86,7 +87,7 @@ def overall(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 _KINDS = {"retain": "Kept data", "test": "Unseen data"}
@@ -110,14 +111,15 @@ def _interval(name: str, value: float, audit: Mapping[str, Any]) -> str:
     if not size:
         return "–"
     low, high = wilson(round(value * size), size)
-    return f"{100 * low:.1f} to {100 * high:.1f} %"
+    digits = 1 if size < _MANY else 2
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f} %"
 
 
 def _change(row: Mapping[str, Any] | None) -> list[str | tuple[str, str]]:
     if row is None:
         return ["–", "–", "–"]
-    span = f"({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-    return [percent(row["before"]), percent(row["after"]), f"{100 * row['change']:+.1f} {span}"]
+    change, low, high = (f"{100 * row[key]:+z.1f}" for key in ("change", "low", "high"))  # z: no minus before zero
+    return [percent(row["before"]), percent(row["after"]), f"{change} ({low} to {high})"]
 
 
 def _gone(parts: Mapping[str, Mapping[str, Any]]) -> bool:

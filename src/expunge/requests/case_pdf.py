@@ -25,6 +25,7 @@ _FACES = {"": "DejaVuSans.ttf", "B": "DejaVuSans-Bold.ttf"}
 _MISSING = "\u25a1"  # stands where the font has no glyph; the case file has the text itself
 _INK, _SOFT, _LINE, _TINT = (28, 32, 38), (90, 99, 112), (216, 221, 227), (243, 246, 249)
 _TONES = {"good": (10, 107, 61), "bad": (163, 48, 0), "open": (90, 99, 112)}
+_WIDEST = 64.0  # mm of a column before the table is stretched over the page
 _FULL = {"new_x": XPos.LMARGIN, "new_y": YPos.NEXT}
 
 
@@ -55,7 +56,7 @@ class _Sheet(FPDF):
         self.set_font(_FONT, style, size)
 
     def shown(self, text: str) -> str:
-        return "".join(one if ord(one) in self.known else _MISSING for one in text)
+        return "".join(one if one == "\n" or ord(one) in self.known else _MISSING for one in text)
 
     def say(self, text: str, *, height: float = 5.0) -> None:
         self.multi_cell(0, height, self.shown(text), align="L", **_FULL)
@@ -142,8 +143,9 @@ def _facts(sheet: _Sheet, facts: Sequence[tuple[str, str]]) -> None:
     sheet.set_draw_color(*_LINE)
     sheet.set_line_width(0.2)
     with sheet.table(
-        col_widths=(32, 68), first_row_as_headings=False, borders_layout=TableBordersLayout.HORIZONTAL_LINES,
-        line_height=4.6, padding=(0.8, 1), text_align=("LEFT", "LEFT"), cell_fill_color=_TINT, cell_fill_mode="ALL",
+        col_widths=(27, 73), first_row_as_headings=False, borders_layout=TableBordersLayout.HORIZONTAL_LINES,
+        line_height=4.6, padding=(0.8, 1), v_align="TOP", text_align=("LEFT", "LEFT"), cell_fill_color=_TINT,
+        cell_fill_mode="ALL",
     ) as table:  # fmt: skip
         for name, text in facts:
             row = table.row()
@@ -152,14 +154,13 @@ def _facts(sheet: _Sheet, facts: Sequence[tuple[str, str]]) -> None:
 
 
 def _table(sheet: _Sheet, table: Table) -> None:
-    """The first column is wider where it explains itself in a second line."""
     sheet.ink(size=8)
     sheet.set_draw_color(*_LINE)
     sheet.set_line_width(0.2)
-    explained = any(not isinstance(row[0], str) for row in table.rows)
-    widths = [_width(table, column, explained) for column in range(len(table.columns))]
+    widths = [_width(sheet, table, column) for column in range(len(table.columns))]
     with sheet.table(
         col_widths=widths, borders_layout=TableBordersLayout.HORIZONTAL_LINES, line_height=4.2, padding=(0.8, 1),
+        v_align="TOP",
         text_align=["RIGHT" if number else "LEFT" for _, number in table.columns],
         headings_style=FontFace(emphasis="BOLD", fill_color=_TINT), repeat_headings=1,
     ) as drawn:  # fmt: skip
@@ -172,10 +173,10 @@ def _table(sheet: _Sheet, table: Table) -> None:
                 line.cell(sheet.shown(cell if isinstance(cell, str) else f"{cell[0]}\n{cell[1]}"))
 
 
-def _width(table: Table, column: int, explained: bool) -> int:
-    """In proportion to the longest text, within bounds, so that one long reason does not press the others together."""
-    if column == 0 and explained:
-        return 46
-    name = table.columns[column][0]
-    longest = max([len(name), *(len(str(row[column])) for row in table.rows)])
-    return min(max(longest, 8), 30)
+def _width(sheet: _Sheet, table: Table, column: int) -> float:
+    """mm of the longest line, or word of the heading; bounded, so that one long reason leaves room to the others."""
+    sheet.set_font(_FONT, "B")
+    words = [sheet.get_string_width(word) for word in table.columns[column][0].split()]
+    sheet.set_font(_FONT, "")
+    cells = [cell if isinstance(cell, str) else cell[1] for cell in (row[column] for row in table.rows)]
+    return min(_WIDEST, max([*words, *(sheet.get_string_width(sheet.shown(text)) for text in cells)]) + 4)

@@ -16,7 +16,7 @@ from expunge.evidence import explain
 from expunge.methods import METHODS
 from expunge.report.audit_page import tone
 from expunge.requests.case_numbers import class_table, main_numbers, overall
-from expunge.requests.case_words import count, day, duration, moment, short, visible
+from expunge.requests.case_words import count, day, duration, minute, moment, short, visible
 
 FORGOTTEN = "How well it forgot"  # title of the section that the page illustrates
 _MOST_ROWS = 100  # of requests and of versions that a page lists; the case file holds all
@@ -92,7 +92,7 @@ def _story(document: Mapping[str, Any]) -> Story:
         ("Method", f"{unlearning.get('method', after['method'])} ({'exact' if content['exact'] else 'approximate'})"),
         ("Model before", short(before["id"])),
         ("Model after", short(after["id"])),
-        ("Case made", day(content["made_at"])),
+        ("Case made", minute(content["made_at"])),
     ]
     sections = [
         _asked(content), _done(content), _access(unlearning), _forgotten(content), _cost(content), _left(content),
@@ -118,9 +118,9 @@ _CLAIM = {
 
 def _asked(content: Mapping[str, Any]) -> Section:
     asked = content["requests"]
-    days = sorted(one["received_at"] for one in asked)
-    span = "" if not days else f", received on {day(days[0])}" if len(days) == 1 else f", the first on {day(days[0])}"
-    samples = len(content["samples"])
+    days = list(dict.fromkeys(day(one) for one in sorted(one["received_at"] for one in asked)))
+    span = f"received on {days[0]}" if len(days) == 1 else f"received from {days[0]} to {days[-1]}"
+    what = f"{count(len(asked), 'request')} to delete what the model knows of"
     rows = [
         [
             str(one["id"]), day(one["received_at"]), visible(one["reason"]) or "–", visible(one["ticket"] or "") or "–",
@@ -132,12 +132,12 @@ def _asked(content: Mapping[str, Any]) -> Section:
     return Section(
         "What was asked",
         [
-            f"{count(len(asked), 'request')} to delete what the model knows of {count(samples, 'training sample')}{span}.",
-            "People and samples are named by keyed hashes. Only the holder of the workspace's key file `pepper` can "
+            f"{what} {count(len(content['samples']), 'training sample')}, {span}.",
+            "People and samples are named by keyed hashes. Only the holder of the workspace's secret file “pepper” can "
             "tell which hash is whose." + (f" {more:,} more requests are in the case file." if more else ""),
         ],
         table=Table(
-            [("Request", True), ("Received", False), ("Reason", False), ("Ticket", False), ("Samples", True),
+            [("Request", False), ("Received", False), ("Reason", False), ("Ticket", False), ("Samples", True),
              ("Subject", False)],
             rows,
         ),
@@ -151,10 +151,14 @@ def _done(content: Mapping[str, Any]) -> Section:
     status = _STATUS.get(str(unlearning.get("status", "")), "")
     seconds = unlearning.get("seconds")
     took = "" if seconds is None else f" It took {duration(seconds)}{'; ' + status if status else ''}."
-    facts = [("Method", f"{method}: {_summary(method)}"), ("Made", day(after["made_at"])), ("Seed", str(after["seed"]))]
+    facts = [
+        ("Method", f"{method}: {_summary(method)}"),
+        ("Made", minute(after["made_at"])),
+        ("Seed", str(after["seed"])),
+    ]
     facts += [("Options", _options(unlearning["options"]))] if unlearning.get("options") else []
     facts += [
-        ("Training samples that the new model may know", f"{after['knows']:,}"),
+        ("Samples that it may know", f"{after['knows']:,}"),
         ("Hash of these samples", short(after["data"])),
     ]
     notes = [visible(text) for text in unlearning.get("notes", ())]
@@ -193,7 +197,11 @@ def _forgotten(content: Mapping[str, Any]) -> Section:
     columns, rows = main_numbers(audit)
     return Section(
         FORGOTTEN,
-        [f"Verdict: {audit['word']}. {explain.WORDS[audit['word']]}"],
+        [
+            f"Verdict: {audit['word']}. {explain.WORDS[audit['word']]}",
+            "An AUC says how well an attacker tells the samples to forget from unseen ones: 0.5 is guessing, 1 is "
+            "always right. The interval says how far chance reaches with so many samples.",
+        ],
         points=[visible(reason) for reason in audit["reasons"]],
         table=Table(columns, rows) if rows else None,
     )
@@ -202,6 +210,8 @@ def _forgotten(content: Mapping[str, Any]) -> Section:
 def _cost(content: Mapping[str, Any]) -> Section:
     columns, rows, left_out = class_table(content["side_effects"])
     paragraphs = overall(content["side_effects"])
+    if rows:
+        paragraphs.append("Changes are in percentage points, with their 95 % interval.")
     if left_out:
         paragraphs.append(f"The {len(rows)} classes that lost most are shown; {left_out} more are in the case file.")
     return Section("What it cost, class by class", paragraphs, table=Table(columns, rows) if rows else None)
@@ -209,7 +219,7 @@ def _cost(content: Mapping[str, Any]) -> Section:
 
 def _left(content: Mapping[str, Any]) -> Section:
     rows = [
-        [short(one["id"]), day(one["made_at"]), f"{one['knows']:,}", _fate(one)]
+        [short(one["id"]), minute(one["made_at"]), f"{one['knows']:,}", _fate(one)]
         for one in content["remains"][:_MOST_ROWS]
     ]
     still = [one for one in content["remains"] if one["deleted_at"] is None]
@@ -224,8 +234,8 @@ def _left(content: Mapping[str, Any]) -> Section:
         "What remains",
         [
             text,
-            "This case is about the model versions of this workspace. The samples in the data set itself, copies of the "
-            "model elsewhere and backups are not in its reach.",
+            "This case is about the model versions of this workspace. The samples in the data set itself, copies of "
+            "the model elsewhere, and backups are not in its reach.",
         ],
         table=Table([("Version", False), ("Made", False), ("Samples it knows", True), ("Its file", False)], rows)
         if rows
@@ -238,9 +248,9 @@ def _check(document: Mapping[str, Any]) -> Section:
     return Section(
         "How to check this",
         [
-            "These words are a rendering; what counts is the signed case file. `expunge requests verify` checks it "
-            "without a network, and docs/case-file.md says how to do it with other tools. Compare the fingerprint of the "
-            "key with one that reached you by another way.",
+            "These words are a rendering; what counts is the signed case file. The command “expunge requests verify” "
+            "checks it without a network, and docs/case-file.md says how to do it with other tools. Compare the "
+            "fingerprint of the key with one that reached you by another way.",
         ],
         [
             ("Hash of the case", document["hash"]),
@@ -254,8 +264,8 @@ def _check(document: Mapping[str, Any]) -> Section:
 
 def _fate(version: Mapping[str, Any]) -> str:
     if version["deleted_at"] is not None:
-        return f"deleted on {day(version['deleted_at'])}"
-    return "no date of deletion is set" if version["until"] is None else f"to be deleted on {day(version['until'])}"
+        return f"deleted on {minute(version['deleted_at'])}"
+    return "no date of deletion is set" if version["until"] is None else f"to be deleted on {minute(version['until'])}"
 
 
 def _summary(method: str) -> str:

@@ -6,7 +6,20 @@ import re
 from datetime import datetime
 
 _LONGEST = 300  # characters of a reason that are shown
-_MONTHS = "January February March April May June July August September October November December".split()
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]  # fmt: skip  (not the locale's: equal cases give equal pages)
 
 
 def short(digest: str) -> str:
@@ -15,13 +28,21 @@ def short(digest: str) -> str:
 
 
 def day(stamp: str) -> str:
-    """A time of the case for people.
+    """The date of a time of the case, for people.
 
     >>> day("2026-03-01T12:30:05Z")
-    '1 March 2026, 12:30 UTC'
+    '1 March 2026'
     """
     at = moment(stamp)
-    return f"{at.day} {_MONTHS[at.month - 1]} {at.year}, {at:%H:%M} UTC"
+    return f"{at.day} {_MONTHS[at.month - 1]} {at.year}"
+
+
+def minute(stamp: str) -> str:
+    """
+    >>> minute("2026-03-01T12:30:05Z")
+    '1 March 2026, 12:30 UTC'
+    """
+    return f"{day(stamp)}, {moment(stamp):%H:%M} UTC"
 
 
 def visible(text: str) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -18,6 +16,7 @@ from expunge import __version__
 from expunge.api.result import write_text
 from expunge.evidence import explain
 from expunge.evidence.verdict import Verdict
+from expunge.report.environment import environment, stylesheet
 from expunge.report.plots import COLOURS, INK, PICTURE_STYLE, svg
 
 _MODELS = {"original": ("#888888", "s", 0.12), "unlearned": (COLOURS[0], "o", -0.12)}
@@ -26,32 +25,36 @@ _TONE = {"forgotten": "good", "forgotten (weak)": "good", "not enough evidence":
 
 def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence[tuple[str, str]] = ()) -> Path:
     """Write the page. facts: (label, value) of what was audited, shown on top."""
-    folder = files("expunge.report").joinpath("templates")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(folder.joinpath("audit.html").read_text(encoding="utf-8"))
     frame = verdict.frame()
-    html = template.render(
-        title=title,
-        word=verdict.word,
-        tone=_TONE.get(verdict.word, "bad"),
-        meaning=explain.WORDS[verdict.word],
-        basis=explain.BASIS[verdict.basis],
-        reasons=verdict.reasons,
-        facts=facts,
-        tests=[_test(one, explain.STATISTICS) for one in verdict.comparisons],
-        attacks=_drawn(attack_intervals(frame)) if not frame.empty else None,
-        attack_texts=[(name, explain.ATTACKS[name]) for name in dict.fromkeys(frame.get("signal", ()))],
-        roc=_drawn(roc_curves(verdict)) if verdict.per_sample else None,
-        samples=[_sample(name, one) for name, one in verdict.per_sample.items()],
-        distances=distances(verdict.details),
-        residue=_below(verdict),
-        version=__version__,
-        style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
+    html = (
+        environment()
+        .get_template("audit.html")
+        .render(
+            title=title,
+            word=verdict.word,
+            tone=tone(verdict.word),
+            meaning=explain.WORDS[verdict.word],
+            basis=f"{explain.BASIS[verdict.basis]} An audit gives evidence, not proof.",
+            reasons=verdict.reasons,
+            facts=facts,
+            tests=[_test(one, explain.STATISTICS) for one in verdict.comparisons],
+            attacks=_drawn(attack_intervals(frame)) if not frame.empty else None,
+            attack_texts=[(name, explain.ATTACKS[name]) for name in dict.fromkeys(frame.get("signal", ()))],
+            roc=_drawn(roc_curves(verdict)) if verdict.per_sample else None,
+            samples=[_sample(name, one) for name, one in verdict.per_sample.items()],
+            distances=distances(verdict.details),
+            residue=_below(verdict),
+            version=__version__,
+            style=stylesheet(),
+        )
     )
     write_text(out, html)
     return out
+
+
+def tone(word: str) -> str:
+    """The colour of a verdict: good, open or bad."""
+    return _TONE.get(word, "bad")
 
 
 def attack_intervals(frame: pd.DataFrame) -> str:

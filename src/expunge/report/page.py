@@ -8,7 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from expunge import __version__
@@ -18,6 +17,7 @@ from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.report import comparison, plots, verdicts
 from expunge.report.beside import References, beside
+from expunge.report.environment import environment, stylesheet
 from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock, blocks
 
 PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
@@ -94,24 +94,24 @@ def build_page(
         raise UsageError("there is nothing to report: no cell was given.")
     sections = [section(block, published) for block in blocks(cells)]
     folder = files("expunge.report").joinpath("templates")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(folder.joinpath("report.html").read_text(encoding="utf-8"))
-    html = template.render(
-        title=title,
-        about=about,
-        home=home,
-        introduction=INTRODUCTION,
-        sections=sections,
-        overall=overall(cells),
-        access=access([cell for cell in cells if cell.state == "done"]),
-        settings=settings(cells),
-        rules=verdicts.RULES,
-        tested=verdicts.TESTED,
-        version=__version__,
-        style=Markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
-        script=Markup(folder.joinpath("report.js").read_text(encoding="utf-8")),
+    html = (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=title,
+            about=about,
+            home=home,
+            introduction=INTRODUCTION,
+            sections=sections,
+            overall=overall(cells),
+            access=access([cell for cell in cells if cell.state == "done"]),
+            settings=settings(cells),
+            rules=verdicts.RULES,
+            tested=verdicts.TESTED,
+            version=__version__,
+            style=stylesheet(),
+            script=Markup(folder.joinpath("report.js").read_text(encoding="utf-8")),
+        )
     )
     write_text(out, html)
     return out

@@ -20,7 +20,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from expunge import __version__
@@ -31,6 +30,7 @@ from expunge.core.needs import Needs
 from expunge.core.registry import Card
 from expunge.methods import METHODS
 from expunge.report.drill import drill
+from expunge.report.environment import environment, stylesheet
 from expunge.report.page import build_page, facts, table_row
 from expunge.report.summarise import COLUMNS, REFERENCE, ScenarioBlock, blocks
 
@@ -182,15 +182,12 @@ class _Renderer:
 
     def __init__(self) -> None:
         self._folder = files("expunge.report").joinpath("templates")
-        self._environment = jinja2.Environment(
-            autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-            loader=jinja2.FunctionLoader(self._read),
-        )  # fmt: skip
+        self._environment = environment()
 
     def __call__(
         self, path: Path, template: str, *, style: Sequence[str], script: Sequence[str], **values: Any
     ) -> None:
-        sheets = "\n".join(self._read(f"{name}.css") for name in ("report", *style))
+        sheets = "\n".join(stylesheet(name) for name in ("report", *style))
         scripts = "\n".join(self._read(f"{name}.js") for name in script)
         html = self._environment.get_template(f"{template}.html").render(
             **values, sheets=Markup(sheets), scripts=Markup(scripts), version=__version__

@@ -123,7 +123,7 @@ def stream(method: str, **options: Any) -> Advice:
 
 
 def test_a_stream_that_ruins_a_model_says_retrain_now_and_a_gentle_one_goes_on() -> None:
-    ruined = stream("neggrad", epochs=20, lr=0.3, batch_size=8)
+    ruined = stream("neggrad", epochs=5, lr=0.1, batch_size=8, clip=1.0)
     assert ruined.word == "retrain now"
     assert ruined.drift.accuracy_loss is not None
     assert ruined.drift.accuracy_loss > 0.05

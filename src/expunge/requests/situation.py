@@ -113,7 +113,7 @@ def provide(names: Sequence[Access]) -> str:
     return " and ".join(words)
 
 
-def situation_of(model: nn.Module, forget: Split, retain: Split | None, **rest: Any) -> Situation:
+def situation_of(model: nn.Module, forget: Split, retain: Split | None, /, **rest: Any) -> Situation:
     """A situation of real splits; `rest` are further fields of `Situation`, and replace what is found here.
 
     retain: None where the samples that stay cannot be read.

@@ -197,3 +197,36 @@ def test_bad_requests_are_refused() -> None:
     other = Split.whole(ResidentStore(*toy_images(8, seed=1)))
     with pytest.raises(UsageError, match="another data set"):
         sharded().forget(other)
+
+
+def test_the_cost_of_forgetting_is_known_without_training(tmp_path: Path) -> None:
+    """What `forget_cost` says before is what `forget` counts: for any samples, one request after the other."""
+    training = sharded(sharding=Sharding(shards=3, slices=3), folder=tmp_path)
+    training.train()
+    parts = training.shards
+    requests = [
+        parts[0][2][:1],
+        torch.cat([parts[0][1][:2], parts[2][0][:1]]),
+        torch.cat(parts[1]),  # a shard that is left without samples
+        torch.cat([part[3:4] for part in (parts[0][0], parts[2][2])]),
+    ]
+    for positions in requests:
+        files, shards = sorted(tmp_path.iterdir()), training.shards
+        said = training.forget_cost(DATA.take(positions))
+        assert training.shards is shards
+        assert files == sorted(tmp_path.iterdir())
+        training.forget(DATA.take(positions))
+        assert training.cost == said
+        assert 0 <= said.share <= 1
+    polls = iter([False] * 2 + [True])
+    unfinished = sharded(sharding=Sharding(shards=2, slices=3))
+    with pytest.raises(Cancelled):
+        unfinished.train(Run(cancelled=lambda: next(polls)))
+    gone = DATA.take(unfinished.shards[0][2][:1])
+    said = unfinished.forget_cost(gone)
+    unfinished.forget(gone)
+    assert unfinished.cost == said
+    with pytest.raises(UsageError, match="are not in the training"):
+        unfinished.forget_cost(gone)
+    with pytest.raises(UsageError, match="no sample is left"):
+        unfinished.forget_cost(DATA.take(torch.cat([p for shard in unfinished.shards for p in shard])))

@@ -15,110 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import UsageError
-from expunge.core.options import Field, build, options, to_dict
+from expunge.core.options import build, to_dict
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.requests.choices import AVOIDED, CHOICES, Choice, avoided
 from expunge.requests.drift import Advice
-from expunge.requests.pace import Pace, Work
-from expunge.requests.situation import Kind, Situation
+from expunge.requests.pace import Pace
+from expunge.requests.plan import KINDS, Alternative, Plan, duration
+from expunge.requests.situation import Situation, provide
 from expunge.requests.work import count_work
-
-_KIND: Mapping[Kind, str] = {
-    "samples": "single samples",
-    "class": "a whole class",
-    "labels": "samples with wrong labels",
-}
-
-
-@options
-class Alternative:
-    """A method that was not taken. seconds: its estimate, if it could run and the pace is known.
-
-    weighed: whether it is one of those that `auto` takes for this kind of request.
-    """
-
-    method: str
-    why_not: str
-    seconds: float | None = None
-    weighed: bool = True
-
-
-@options
-class Plan:
-    """What is going to be done. JSON by `to_dict(plan)`, and back by `build(Plan, values)`.
-
-    method, options: for `expunge.unlearn`; for "sisa": `ShardedTraining.forget`. budget_seconds: of the run; none where
-    there is no limit, or where it was set aside.
-    """
-
-    method: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    exact: bool
-    why: tuple[str, ...]
-    estimate_seconds: float | None = None
-    work: Work | None = None
-    pace: Pace | None = None
-    budget_seconds: float | None = None
-    alternatives: tuple[Alternative, ...] = ()
-    retrain_now: Advice | None = None
-    situation: Situation
-
-    def made(self) -> Method:
-        """The method with its options."""
-        return make_method(self.method, **self.options)
-
-    def lines(self) -> list[str]:
-        """The plan in words, a line each."""
-        at = self.situation
-        claim = "exact" if self.exact else "approximate: the audit gives evidence, not proof"
-        lines = [
-            f"forget {at.forget} of {at.forget + at.retain} training samples ({_KIND[at.kind]})",
-            f"method: {self.method} ({claim})",
-        ]
-        if self.options:
-            lines.append("options: " + ", ".join(f"{name}={value}" for name, value in self.options.items()))
-        lines.append(f"estimate: {self.estimate()}")
-        lines += [f"- {reason}" for reason in self.why]
-        weighed = [one for one in self.alternatives if one.weighed]
-        others = [one.method for one in self.alternatives if not one.weighed]
-        if weighed:
-            lines.append("not taken:")
-        for one in weighed:
-            cost = "" if one.seconds is None else f" (about {duration(one.seconds)})"
-            lines.append(f"- {one.method}{cost}: {one.why_not}")
-        if others:
-            lines.append(f"not for {_KIND[at.kind]}, by our measurements: {', '.join(others)}")
-        return lines
-
-    def estimate(self) -> str:
-        """The cost in words, with what it rests on."""
-        if self.work is None:
-            return "unknown; this method's work cannot be counted"
-        counted = f"{self.work.step_samples:,} samples through training steps"
-        if self.work.forward_samples:
-            counted += f" and {self.work.forward_samples:,} through forward passes"
-        if self.pace is None or self.estimate_seconds is None:
-            return f"{self.work.bound} {counted} (counted); no pace was measured"
-        return (
-            f"{self.work.bound} {duration(self.estimate_seconds)}: {counted} (counted), at "
-            f"{1e3 * self.pace.step.per_sample:.3g} ms a sample and {1e3 * self.pace.step.per_batch:.3g} ms a batch of "
-            f"training (measured on {self.pace.device})"
-        )
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> [duration(s) for s in (0.42, 75, 5400)]
-    ['0.42 s', '75 s', '90 min']
-    """
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def make_plan(
@@ -228,7 +133,7 @@ class _Planner:
 
     def approximate(self, urged: bool) -> Plan:
         for choice in CHOICES[self.at.kind]:
-            chosen = make_method(choice.method, **choice.settings(self.at))
+            chosen = _method(choice, self.at)
             reason, seconds = self.why_not(chosen)
             if not reason:
                 return self.plan(chosen, self.reasons(choice, urged), self.at.budget_seconds, rest=True)
@@ -264,12 +169,13 @@ class _Planner:
                 f"no method fits the budget of {duration(self.at.budget_seconds or 0.0)}: the fastest that could run, "
                 f"{fastest.method}, takes about {duration(fastest.seconds or 0.0)}; raise the budget."
             )
-        ways = dict.fromkeys(one.why_not.rstrip(".") for one in self.rejected)
-        shown = "; ".join(f"{self._who(why_not)} {why_not}" for why_not in ways)
-        return f"nothing that is known to forget {_KIND[self.at.kind]} can run here: {shown}. Provide one of these."
-
-    def _who(self, why_not: str) -> str:
-        return " or ".join(one.method for one in self.rejected if one.why_not.rstrip(".") == why_not)
+        ways: dict[str, list[str]] = {}
+        lacking = {choice.method: self.at.lacking(_method(choice, self.at).needs) for choice in CHOICES[self.at.kind]}
+        for name, missing in lacking.items():
+            if not any(set(other) < set(missing) for other in lacking.values()):
+                ways.setdefault(provide(missing), []).append(name)
+        shown = ", or ".join(f"{things} (for {' or '.join(names)})" for things, names in ways.items())
+        return f"nothing that is known to forget {KINDS[self.at.kind]} can run here; provide, or allow, {shown}."
 
     # what all rules share
 
@@ -292,7 +198,7 @@ class _Planner:
     def list_others(self) -> None:
         """The approximate methods that could have run, with their cost."""
         for choice in CHOICES[self.at.kind]:
-            chosen = make_method(choice.method, **choice.settings(self.at))
+            chosen = _method(choice, self.at)
             absent = self.obstacles(chosen)
             reason = f"{_joined(absent)}." if absent else "approximate, where exact can be had."
             seconds = None if absent else self.seconds(chosen)
@@ -304,7 +210,7 @@ class _Planner:
             seen = {name, *(one.method for one in self.rejected)}
             for choice in CHOICES[self.at.kind]:
                 if choice.method not in seen:
-                    other = make_method(choice.method, **choice.settings(self.at))
+                    other = _method(choice, self.at)
                     reason, seconds = self.why_not(other)
                     why_not = reason or f"{name} did better for this kind of request."
                     self.rejected.append(Alternative(method=choice.method, why_not=why_not, seconds=seconds))
@@ -330,6 +236,10 @@ class _Planner:
 
 
 _EXACT = "exact: the new weights never saw the samples, by construction, given the stated data and code."
+
+
+def _method(choice: Choice, at: Situation) -> Method:
+    return make_method(choice.method, **choice.settings(at))
 
 
 def _joined(phrases: list[str]) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.needs import Needs
-from expunge.core.options import Field, options
+from expunge.core.options import Field, build, options
+from expunge.data.split import Split
 from expunge.training.recipe import Recipe
 from expunge.training.sisa import Cost
 
@@ -19,7 +24,7 @@ ACCESS: tuple[Access, ...] = get_args(Access)
 PROVIDE: dict[Access, str] = {
     "forget labels": "the labels of the samples to forget",
     "retain inputs": "the samples that stay",
-    "retain labels": "the labelled samples that stay",
+    "retain labels": "the labels of the samples that stay",
     "few labels": "labels of a few samples that stay",
     "validation labels": "labelled held-out samples",
     "recipe": "the recipe that the model was trained with",
@@ -70,13 +75,21 @@ class Situation:
         }
         return frozenset(name for name, present in there.items() if present)
 
+    def lacking(self, needs: Needs) -> tuple[Access, ...]:
+        """What a method with these needs asks for and is not there, or not allowed; labels lack their samples too."""
+        wanted = wanted_access(needs)
+        lack = {name for name in wanted if name not in self.at_hand or name not in self._allowed}
+        if "retain labels" in lack and "retain inputs" not in self.at_hand:
+            lack.add("retain inputs")
+        return tuple(name for name in ACCESS if name in lack)
+
     def missing(self, needs: Needs) -> list[str]:
         """What keeps a method with these needs from running, as phrases that follow its name; empty if nothing does."""
-        wanted = [name for name in ACCESS if name in wanted_access(needs)]
-        absent = [PROVIDE[name] for name in wanted if name not in self.at_hand]
-        closed = [PROVIDE[name] for name in wanted if name in self.at_hand and name not in self._allowed]
+        lack = self.lacking(needs)
+        absent = tuple(name for name in lack if name not in self.at_hand)
+        closed = tuple(name for name in lack if name in self.at_hand)
         phrases = [("needs", absent), ("is not allowed to read", closed)]
-        return [f"{verb} {' and '.join(names)}" for verb, names in phrases if names]
+        return [f"{verb} {provide(names)}" for verb, names in phrases if names]
 
     @property
     def _allowed(self) -> frozenset[Access]:
@@ -85,6 +98,38 @@ class Situation:
         if "retain labels" in more:
             more |= {"few labels", "retain inputs"}
         return frozenset(more)
+
+
+def provide(names: Sequence[Access]) -> str:
+    """What a person would have to provide, in words.
+
+    >>> provide(("retain inputs", "retain labels"))
+    'the samples that stay with their labels'
+    """
+    together = {"retain inputs", "retain labels"} <= set(names)
+    words = [PROVIDE[name] for name in names if not (together and name == "retain labels")]
+    if together:
+        words[words.index(PROVIDE["retain inputs"])] += " with their labels"
+    return " and ".join(words)
+
+
+def situation_of(model: nn.Module, forget: Split, retain: Split | None, /, **rest: Any) -> Situation:
+    """A situation of real splits; `rest` are further fields of `Situation`, and replace what is found here.
+
+    retain: None where the samples that stay cannot be read.
+    """
+    names = set(forget.y.tolist()) if forget.has_labels else set()
+    kept = set(retain.y.tolist()) if retain is not None and retain.has_labels else names
+    found = {
+        "forget": len(forget),
+        "retain": 0 if retain is None else len(retain),
+        "classes": forget.num_classes,
+        "labels": forget.has_labels and (retain is None or retain.has_labels),
+        "retain_data": retain is not None,
+        "whole_class": bool(names) and not names & kept,
+        "batchnorm": any(isinstance(module, _BatchNorm) for module in model.modules()),
+    }
+    return build(Situation, {**found, **rest})
 
 
 def wanted_access(needs: Needs) -> set[Access]:

@@ -120,27 +120,30 @@ def laf(method: LAFBase, at: Situation) -> Work:
     return work + Work(bound="at most") if stops else work
 
 
+def looking(at: Situation, times: int) -> Work:
+    """Passes over the forget set that tell whether it is forgotten."""
+    return Work(forward_samples=times * at.forget, forward_batches=times * batches(at.forget, 1024))
+
+
 def l2ul(method: L2UL, at: Situation) -> Work:
     images = method.examples * at.forget
-    attack = steps(images, method.attack_batch_size, method.iterations)
+    attack = steps(images, method.attack_batch_size, method.iterations) + answers(images, method.attack_batch_size)
     count = method.limit * batches(images, method.batch_size)
     size = min(method.forget_batch_size, at.forget)
     learning = steps(images, method.batch_size, method.limit) + steps(count * size, size)
-    looks = Work(forward_samples=count * at.forget, forward_batches=count * batches(at.forget, 1024))
-    return attack + learning + looks + Work(bound="at most")
+    return attack + learning + looking(at, count + 1) + Work(bound="at most")
 
 
 def l2ul_plain(method: Plain, at: Situation) -> Work:
-    looks = Work(forward_samples=method.limit * at.forget, forward_batches=method.limit * batches(at.forget, 1024))
-    return steps(at.forget, method.forget_batch_size, method.limit) + looks + Work(bound="at most")
+    learning = steps(at.forget, method.forget_batch_size, method.limit)
+    return learning + looking(at, method.limit) + Work(bound="at most")
 
 
 def l2ul_oracle(method: Oracle, at: Situation) -> Work:
     count = method.limit * batches(at.retain, method.retain_batch_size)
     size = min(method.forget_batch_size, at.forget)
-    looks = Work(forward_samples=count * at.forget, forward_batches=count * batches(at.forget, 1024))
     learning = steps(at.retain, method.retain_batch_size, method.limit) + steps(count * size, size)
-    return learning + looks + Work(bound="at most")
+    return learning + looking(at, count + 1) + Work(bound="at most")
 
 
 COUNTS: dict[str, Callable[[Any, Situation], Work]] = {

@@ -1,0 +1,334 @@
+"""Plans: what is chosen in which situation and why, refusals, costs against counted passes and measured seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import expunge
+from expunge.core.errors import UsageError
+from expunge.core.options import build, to_dict
+from expunge.data.split import ResidentStore, Split
+from expunge.methods import METHODS
+from expunge.methods.base import make_method
+from expunge.requests.choices import AVOIDED, CHOICES, avoided
+from expunge.requests.drift import Advice, Drift, Limits
+from expunge.requests.pace import Line, Pace, Work, measure_pace
+from expunge.requests.plan import Plan
+from expunge.requests.planning import make_plan
+from expunge.requests.situation import ACCESS, Kind, Situation, situation_of
+from expunge.requests.work import COUNTS, count_work
+from expunge.testing.conformance import same, weights
+from expunge.testing.toys import ToyNet, ToyProblem, toy_images, toy_problem
+from expunge.training.recipe import Recipe
+from expunge.training.shards import Sharding
+from expunge.training.sisa import Cost, ShardedTraining
+
+PACE = Pace(step=Line(per_batch=0, per_sample=1e-3), forward=Line(per_batch=0, per_sample=0), small=0)
+RECIPE = Recipe(epochs=20, batch_size=100)
+URGENT = Advice(word="retrain now", reasons=("x",), drift=Drift(steps=3, forgotten=1, knew=9), limits=Limits())
+
+
+def at(**fields: Any) -> Situation:
+    return build(Situation, {"forget": 40, "retain": 4000, "classes": 10, **fields})
+
+
+CASES: list[tuple[str, dict[str, Any], str, str]] = [
+    ("no budget", {"recipe": RECIPE}, "retrain", "no budget was set"),
+    ("enough", {"recipe": RECIPE, "budget_seconds": 100}, "retrain", "within the budget of 100 s"),
+    ("too little", {"recipe": RECIPE, "budget_seconds": 30}, "scrub", "above the budget of 30 s"),
+    ("recipe unknown", {}, "scrub", "CIFAR-10"),
+    ("whole class", {"whole_class": True}, "scrub", "CIFAR-5"),
+    ("wrong labels", {"wrong_labels": True}, "scrub", "IC-ERR"),
+    ("no labels", {"labels": False, "recipe": RECIPE}, "bad-t", "no label"),
+    ("no labels, class", {"labels": False, "whole_class": True}, "laf", "no label"),
+    ("no labels, labels", {"labels": False, "wrong_labels": True}, "laf", "noisy labels"),
+    ("few labels", {"accept": ("forget labels", "retain inputs", "few labels")}, "laf+r", "halved the gap"),
+    ("no retain", {"retain_data": False, "recipe": RECIPE}, "l2ul", "the samples to forget alone"),
+    ("no retain, class", {"retain_data": False, "whole_class": True}, "boundary-shrink", "gap of 0.3"),
+    ("no retain, labels", {"retain_data": False, "wrong_labels": True}, "l2ul", "CIFAR-10"),
+    ("bare class", {"retain_data": False, "labels": False, "whole_class": True}, "boundary-expand", "beware"),
+    ("nothing stays", {"retain": 0, "recipe": RECIPE}, "l2ul", "needs the samples that stay with their labels"),
+    ("not allowed", {"recipe": RECIPE, "accept": ("forget labels",)}, "l2ul", "is not allowed to read"),
+    ("cheapest of all", {"whole_class": True, "recipe": RECIPE, "budget_seconds": 1}, "boundary-shrink", "budget"),
+]
+
+
+@pytest.mark.parametrize(("fields", "method", "reason"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_what_is_at_hand_decides_and_is_explained(fields: dict[str, Any], method: str, reason: str) -> None:
+    situation = at(**fields)
+    plan = make_plan(situation, pace=PACE)
+    assert plan.method == method
+    assert plan.exact is (method == "retrain")
+    assert reason in str(plan)
+    assert not situation.missing(plan.made().needs)
+    assert len(plan.why) >= 2 or plan.exact
+    assert all(line.endswith(".") for line in (*plan.why, *(one.why_not for one in plan.alternatives)))
+    named = [plan.method, *(one.method for one in plan.alternatives)]
+    assert len(named) == len(set(named))
+    if plan.budget_seconds is not None and plan.estimate_seconds is not None:
+        assert plan.estimate_seconds <= plan.budget_seconds
+
+
+def test_a_plan_survives_json() -> None:
+    plan = make_plan(at(recipe=RECIPE, budget_seconds=30, wrong_labels=True), pace=PACE, advice=None)
+    read = build(Plan, json.loads(json.dumps(to_dict(plan), allow_nan=False)))
+    assert read == plan
+    assert read.made() == plan.made()
+    assert str(read) == str(plan)
+    urged = make_plan(at(recipe=RECIPE), advice=URGENT)
+    assert build(Plan, json.loads(json.dumps(to_dict(urged)))) == urged
+
+
+def test_drift_sets_the_budget_aside() -> None:
+    plan = make_plan(at(recipe=RECIPE, budget_seconds=30), pace=PACE, advice=URGENT)
+    assert (plan.method, plan.exact, plan.budget_seconds, plan.estimate_seconds) == ("retrain", True, None, 80.0)
+    assert "drift says retrain now, so the budget of 30 s is set aside (estimate 80 s)." in plan.why
+    without = make_plan(at(budget_seconds=30), pace=PACE, advice=URGENT)
+    assert without.method == "scrub"
+    assert any("retrain now, but that cannot be done" in reason for reason in without.why)
+
+
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"labels": False, "retain_data": False},
+        r"provide, or allow, the samples that stay \(for bad-t\), or the labels of the samples to forget \(for l2ul\)",
+    ),
+    ({"budget_seconds": 1e-3}, "no method fits the budget of 0.001 s: the fastest .* takes about .*; raise the budget"),
+    ({"budget_seconds": 1e-3, "recipe": RECIPE, "sharded": Cost(900, 9000, 3, 20)}, "trained in shards.*about 0.9 s"),
+    ({"sharded": Cost(900, 9000, 3, 20)}, "sisa needs the recipe that the model was trained with"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSALS)
+def test_a_refusal_says_in_one_sentence_what_to_provide(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        make_plan(at(**fields), pace=PACE)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_misuse_is_refused() -> None:
+    with pytest.raises(UsageError, match="needs the pace"):
+        make_plan(at(budget_seconds=3))
+    with pytest.raises(UsageError, match="belong to a method"):
+        make_plan(at(), given={"lr": 0.1})
+    with pytest.raises(UsageError, match="`forget` should be greater"):
+        at(forget=0)
+    with pytest.raises(UsageError, match="unknown method `scrbu`; did you mean `scrub`"):
+        make_plan(at(), "scrbu")
+
+
+def test_a_named_method_is_taken_if_it_can_run() -> None:
+    plan = make_plan(at(), "finetune", given={"epochs": 2}, pace=PACE)
+    assert (plan.method, plan.options, plan.estimate_seconds) == ("finetune", {"epochs": 2}, 8.0)
+    assert any(AVOIDED["finetune"] in reason for reason in plan.why)
+    preset = make_plan(at(), "scrub/up")
+    assert preset.made() == make_method("scrub/up")
+    assert make_plan(at(whole_class=True), "scrub").options["msteps"] == 1  # scaled to the request
+    over = make_plan(at(budget_seconds=1), "scrub", given={"epochs": 9}, pace=PACE)
+    assert over.budget_seconds is None
+    assert any("is set aside" in reason for reason in over.why)
+    with pytest.raises(UsageError, match="scrub needs the labels of the samples that stay; provide that"):
+        make_plan(at(labels=False), "scrub")
+    with pytest.raises(UsageError, match="scrub needs labelled held-out samples"):
+        make_plan(at(), "scrub", given={"rewind": True})
+    with pytest.raises(UsageError, match="sisa needs a model that was trained in shards"):
+        make_plan(at(recipe=RECIPE), "sisa")
+    with pytest.raises(UsageError, match="original forgets nothing"):
+        make_plan(at(), "original")
+
+
+def test_every_method_is_a_choice_or_has_a_reason_and_a_count() -> None:
+    ours = [name for name in METHODS.names() if METHODS.card(name).target.startswith("expunge.")]
+    assert set(COUNTS) == set(ours)
+    for kind, choices in CHOICES.items():
+        chosen = {choice.method for choice in choices}
+        assert len(chosen) == len(choices)
+        assert not chosen & set(AVOIDED)
+        others = set(ours) - chosen - {"original", "retrain", "sisa"}
+        assert all(avoided(kind, name) for name in others)
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+@pytest.mark.parametrize("batchnorm", [False, True])
+def test_settings_are_valid_at_every_size(kind: Kind, batchnorm: bool) -> None:
+    for forget in (1, 8, 9, 33, 65, 600, 20_000):
+        situation = at(forget=forget, batchnorm=batchnorm)
+        for choice in CHOICES[kind]:
+            work = count_work(make_method(choice.method, **choice.settings(situation)), situation)
+            assert work is not None
+            assert work.step_samples > 0
+
+
+@pytest.mark.parametrize("forget", [16, 40, 100, 600, 5000])
+def test_ascent_steps_do_not_grow_with_the_forget_set(forget: int) -> None:
+    """SCRUB takes one ascent step per batch of the forget set: as many as in the studies, at every size."""
+    for kind, fields, low, high in (("samples", {}, 3, 3), ("class", {"whole_class": True}, 1, 10),
+                                    ("labels", {"wrong_labels": True}, 2, 20)):  # fmt: skip
+        options = make_plan(at(forget=forget, **fields), "scrub").made()
+        batch, passes = options.forget_batch_size, options.msteps  # type: ignore[attr-defined]
+        steps = passes * -(-forget // batch)
+        assert low <= steps <= high or batch == 512, (kind, steps)
+
+
+def test_models_trained_in_shards_forget_by_their_shards() -> None:
+    images, labels = toy_images(60, seed=0)
+    data = Split.whole(ResidentStore(images, labels, classes=list("abcd")), "train")
+    recipe = Recipe(epochs=2, batch_size=8, lr=0.05)
+    training = ShardedTraining(ToyNet(), data, recipe=recipe, sharding=Sharding(shards=3, slices=2))
+    training.train()
+    gone = data.take(training.shards[1][1][:3])
+    cost = training.forget_cost(gone)
+    situation = build(
+        Situation, {"forget": 3, "retain": 57, "classes": 4, "recipe": recipe, "sharded": cost, "budget_seconds": 60}
+    )
+    plan = make_plan(situation, pace=PACE)
+    assert (plan.method, plan.exact) == ("sisa", True)
+    assert plan.estimate_seconds == pytest.approx(cost.samples * 1e-3)
+    assert f"1 of 6 stages are trained again, {cost.share:.0%} of a whole training." in str(plan)
+    training.forget(gone)
+    assert training.cost == cost
+    assert make_plan(situation, "scrub", pace=PACE).method == "scrub"  # whoever names it may
+
+
+def test_situations_of_real_splits() -> None:
+    toy = toy_problem(epochs=0)
+    found = situation_of(toy.model, toy.forget, toy.retain, recipe=RECIPE)
+    assert (found.forget, found.retain, found.classes) == (30, 90, 4)
+    assert (found.kind, found.labels, found.batchnorm, found.retain_data) == ("class", True, True, True)
+    mixed = toy_problem(ToyNet(batchnorm=False), epochs=0, forget_class=None)
+    assert situation_of(mixed.model, mixed.forget, mixed.retain).kind == "samples"
+    bare = situation_of(mixed.model, mixed.forget.without_labels(), None, retain=96)
+    assert (bare.labels, bare.retain_data, bare.retain, bare.batchnorm) == (False, False, 96, False)
+    assert bare.at_hand == frozenset()
+    assert set(at(recipe=RECIPE, initial=True, validation=True).at_hand) == set(ACCESS)
+
+
+class Passes:
+    """Counts what really passes through the first layer of a model and of its copies."""
+
+    def __init__(self) -> None:
+        self.trained = self.steps = self.answered = 0
+
+    def watch(self, model: nn.Module) -> nn.Module:
+        # A closure: copies of the model share it, as functions are not copied.
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            if torch.is_grad_enabled() and output.requires_grad:
+                self.trained += len(output)
+                self.steps += 1
+            else:
+                self.answered += len(output)
+
+        model.get_submodule("conv").register_forward_hook(hook)
+        return model
+
+
+COUNTED: dict[str, dict[str, Any]] = {
+    "retrain": {},
+    "finetune": {"epochs": 2, "batch_size": 16},
+    "neggrad": {"epochs": 3, "batch_size": 8},
+    "neggrad+": {"epochs": 2, "retain_batch_size": 32, "forget_batch_size": 8},
+    "random-label": {"epochs": 2, "retain_batch_size": 32, "forget_batch_size": 8},
+    "bad-t": {"epochs": 2, "retain_batch_size": 32, "forget_batch_size": 50},
+    "scrub": {"epochs": 3, "msteps": 2, "retain_batch_size": 32, "forget_batch_size": 16},
+    "cf-k": {"epochs": 2, "batch_size": 32},
+    "eu-k": {"epochs": 2, "batch_size": 32},
+    "boundary-shrink": {"epochs": 3, "batch_size": 16, "iterations": 2},
+    "boundary-expand": {"epochs": 3, "batch_size": 16},
+    "unrolling": {},
+    "laf": {"epochs": 3, "batch_size": 16, "extractor": "hidden", "skip_noise": False},
+    "laf+r": {"epochs": 2, "batch_size": 16, "extractor": "hidden"},
+    "l2ul": {"examples": 2, "limit": 4, "iterations": 3, "strength": 0.0},
+    "l2ul-plain": {"limit": 4},
+    "l2ul-oracle": {"limit": 4},
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_counted_work_is_what_passes_through_the_network(name: str) -> None:
+    toy, passes = toy_problem(epochs=2), Passes()
+    recipe = Recipe(epochs=2, batch_size=16)
+    chosen = make_method(name, **COUNTED[name])
+    situation = situation_of(toy.model, toy.forget, toy.retain, recipe=recipe, initial=True)
+    work = count_work(chosen, situation)
+    assert work is not None
+    result = expunge.unlearn(
+        passes.watch(toy.model), forget=toy.forget, retain=toy.retain, method=chosen, recipe=recipe,
+        initial=toy.initial, device="cpu",
+    )  # fmt: skip
+    looks = 32  # samples that checks and the search for the model's parts pass, whatever the sizes
+    if name in ("cf-k", "eu-k"):  # the first layer is frozen: counted as passes, but without a gradient
+        assert passes.trained <= looks
+        assert passes.answered == pytest.approx(work.step_samples, abs=looks)
+    elif work.bound == "at most":
+        assert 0 < passes.trained <= work.step_samples + looks
+        assert passes.answered <= work.forward_samples + looks
+    else:
+        assert passes.trained == pytest.approx(work.step_samples, abs=looks)
+        assert passes.answered == pytest.approx(work.forward_samples, abs=looks)
+        assert passes.steps <= work.step_batches + 4
+    assert result.facts["sizes"]["forget"] == situation.forget
+
+
+def wide(count: int = 512) -> ToyProblem:
+    """A toy problem whose network takes milliseconds, so that a clock says something."""
+    toy = toy_problem(epochs=0)
+    images, labels = toy_images(count, seed=3)
+    toy.retain = Split.whole(ResidentStore(images, labels, classes=list("abcd")), "retain")
+    toy.model = nn.Sequential(
+        nn.Conv2d(1, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU(), nn.Conv2d(48, 48, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(48 * 64, 4),
+    )  # fmt: skip
+    return toy
+
+
+FACTOR = 3.0  # within which an estimate is promised
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("finetune", {"epochs": 2, "batch_size": 64}), ("scrub", {"epochs": 2}), ("retrain", {})],
+)
+def test_estimates_hold_within_a_factor(method: str, options: dict[str, Any]) -> None:
+    toy, recipe = wide(), Recipe(epochs=2, batch_size=32)
+    for _attempt in range(3):  # other work on the machine can slow either side
+        pace = measure_pace(toy.model, toy.retain)
+        situation = situation_of(toy.model, toy.forget, toy.retain, recipe=recipe)
+        plan = make_plan(situation, method, given=options, pace=pace)
+        began = time.perf_counter()
+        expunge.unlearn(
+            toy.model, forget=toy.forget, retain=toy.retain, method=plan.made(), recipe=recipe, device="cpu"
+        )
+        real = time.perf_counter() - began
+        assert plan.estimate_seconds is not None
+        ratio = plan.estimate_seconds / real
+        if 1 / FACTOR <= ratio <= FACTOR:
+            return
+    pytest.fail(f"{method}: the last of three estimates was {ratio:.2f} times what it took ({real:.3f} s).")
+
+
+def test_the_probe_changes_nothing() -> None:
+    toy = toy_problem(epochs=1)
+    before, state = weights(toy.model), torch.get_rng_state()
+    pace = measure_pace(toy.model, toy.forget.without_labels().take(range(3)))
+    assert same(before, weights(toy.model))
+    assert torch.equal(state, torch.get_rng_state())
+    assert not toy.model.training
+    assert pace.seconds(Work(step_samples=10, step_batches=1)) > 0
+    assert pace.step.per_batch + pace.step.per_sample > 0
+    with pytest.raises(UsageError, match="without samples"):
+        measure_pace(toy.model, toy.forget.take([]))
+
+
+def test_seconds_are_a_sum_of_counts() -> None:
+    pace = Pace(step=Line(per_batch=5, per_sample=3), forward=Line(per_batch=2, per_sample=1), small=7)
+    work = Work(step_samples=1, step_batches=10, forward_samples=100, forward_batches=1000, small=10000)
+    assert pace.seconds(work) == 3 + 50 + 100 + 2000 + 70000
+    assert pace.seconds(work + work) == 2 * pace.seconds(work)
+    assert (work + Work(bound="at most")).bound == "at most"

@@ -1,4 +1,4 @@
-"""A ledger in each kind of database; PostgreSQL is a real server of this machine, on loopback, for these tests alone."""
+"""A ledger in each kind of database; PostgreSQL is a real server on loopback, for these tests alone."""
 
 from __future__ import annotations
 

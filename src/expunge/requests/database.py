@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.requests.extras import extra
@@ -27,7 +27,7 @@ CLAIM = 7_305_814_212_669_052
 
 
 class Database:
-    """One ledger's database. Connections are made per transaction, so that threads and forks need no care."""
+    """One ledger's database; threads may share it, and a forked process makes connections of its own."""
 
     def __init__(self, url: str) -> None:
         self.path: Path | None = None
@@ -45,7 +45,12 @@ class Database:
             )
             arguments = {"connect_timeout": 10} if "connect_timeout" not in target.query else {}
         with extra("postgres"):
-            self._engine = sa.create_engine(target, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
+            # SQLite's file is opened in no time; a server is asked for a password.
+            pool = NullPool if self.path is not None else QueuePool
+            self._engine = sa.create_engine(
+                target, poolclass=pool, pool_pre_ping=True, hide_parameters=True, connect_args=arguments
+            )
+        self._process = os.getpid()
         if self.path is not None:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
@@ -77,13 +82,18 @@ class Database:
             yield connection
 
     def connection(self) -> sa.Connection:
-        """A connection that lives on, without a transaction; the caller closes it."""
+        """A connection that lives on, without transactions, until the caller closes it: then its session ends."""
         with self.said():
-            return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            connection.detach()  # the pool would keep the session, and the locks that it holds
+            return connection
 
     @contextmanager
     def said(self) -> Iterator[None]:
         """Errors of the database as one sentence, without the password."""
+        if self._process != os.getpid():
+            self._engine.dispose(close=False)  # the connections in the pool are our parent's
+            self._process = os.getpid()
         try:
             yield
         except DBAPIError as error:

@@ -1,8 +1,8 @@
 """Retention: retired versions of the model that still know what was forgotten are deleted, file and all.
 
-What a version has forgotten: the samples of every fulfilment on its way back to the first version, its own included, as
-far as it was fulfilled (or was, before a rollback). What it still knows of the forgotten: all that any fulfilled request
-made the workspace forget, without that. An imported version counts as knowing everything.
+What a version has forgotten: the samples of every fulfilment on its way back to the first version, its own included,
+as far as it was fulfilled (or was, before a rollback). What it still knows of the forgotten: all that any fulfilled
+request made the workspace forget, without that. An imported version counts as knowing everything.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.options import Field, options
 from expunge.requests.ledger import Ledger
 from expunge.requests.records import Fulfilment, Version
+from expunge.requests.rules import UNFINISHED
 from expunge.requests.values import filename
 
 
@@ -44,19 +45,12 @@ def due(ledger: Ledger, retention: Retention, now: datetime) -> list[Version]:
     """Versions that the policy no longer keeps, oldest retirement first; never the active one, nor one in use."""
     versions, fulfilments = ledger.versions(), ledger.fulfilments()
     known = still_known(versions, fulfilments)
-    busy = {
-        name for work in fulfilments if work.state in ("planned", "running") for name in (work.parent, work.version)
-    }
-    retired = [
-        (_retired_at(version), version) for version in versions if version.deleted_at is None and not version.active
-    ]
-    retired = sorted(
-        ((at, version) for at, version in retired if known[version.id] and version.id not in busy),
-        key=lambda pair: (pair[0], pair[1].id),
-    )
+    there = [version for version in versions if version.deleted_at is None and not version.active]
+    retired = [version for version in there if known[version.id] and version.id not in _in_use(fulfilments)]
+    retired.sort(key=lambda version: (_retired_at(version), version.id))
     kept_since = now - timedelta(days=retention.keep_days)
     surplus = len(retired) - retention.keep_versions
-    return [version for place, (at, version) in enumerate(retired) if at < kept_since or place < surplus]
+    return [one for place, one in enumerate(retired) if _retired_at(one) < kept_since or place < surplus]
 
 
 def purge(ledger: Ledger, folder: Path, versions: Collection[Version], by: str) -> list[Version]:
@@ -67,10 +61,11 @@ def purge(ledger: Ledger, folder: Path, versions: Collection[Version], by: str) 
     """
     purged = []
     with nullcontext() if ledger.claimed else ledger.claim():
+        busy = _in_use(ledger.fulfilments())
         for version in versions:
             current = ledger.version(version.id)
-            if current.active:
-                raise UsageError(f"version {current.id[:12]} is active and must keep its file.")
+            if current.active or current.id in busy:
+                raise UsageError(f"version {current.id[:12]} is in use and must keep its file.")
             if current.deleted_at is None:
                 _unlink(folder, filename(current.file, "a version's file"))
             purged.append(ledger.mark_deleted(current.id, by))
@@ -97,6 +92,11 @@ def _forgotten_by(
         samples |= forgot.get(step.fulfilment, frozenset()) if step.fulfilment is not None else frozenset()
         step = by_id.get(step.parent) if step.parent is not None else None
     return samples
+
+
+def _in_use(fulfilments: Collection[Fulfilment]) -> set[str | None]:
+    unfinished = [work for work in fulfilments if work.state in UNFINISHED]
+    return {name for work in unfinished for name in (work.parent, work.version)}
 
 
 def _retired_at(version: Version) -> datetime:

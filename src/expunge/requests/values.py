@@ -14,6 +14,7 @@ NAME = 200  # characters of a ticket, a batch, a person, a method, a file
 REASON = 10_000  # characters of a reason or a message
 _HASH = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 _LARGEST_ID = 2**31 - 1  # of an INTEGER in PostgreSQL
 _ALLOWED_CONTROLS = "\t\n\r"
 
@@ -72,7 +73,7 @@ def known_id(value: object, what: str) -> int:
 
 def canonical(value: Any) -> str:
     """JSON in one spelling: sorted keys, no spaces, ASCII, no NaN. Equal values, equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def plain(value: Any, what: str) -> str:

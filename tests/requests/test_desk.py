@@ -1,0 +1,225 @@
+"""The desk: requests in, models and case files out, and nothing in between that a look could find half done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from expunge.core.errors import ExpungeError, UsageError
+from expunge.models.checkpoint import load_weights, weights_hash
+from expunge.requests.desk import Desk
+from expunge.requests.workspace import Workspace
+from tests.requests.desks import PEOPLE, make_desk
+
+FAST = {"method": "finetune", "options": {"epochs": 1}}  # changes weights, and little else
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which nothing happened yet; tests copy it."""
+    folder = tmp_path_factory.mktemp("made")
+    make_desk(folder, accept=["forgotten (weak)", "not forgotten", "not enough evidence", "over-forgotten"]).close()
+    return folder / "desk"
+
+
+@pytest.fixture
+def desk(made: Path, tmp_path: Path) -> Iterator[Desk]:
+    shutil.copytree(made, tmp_path / "desk")
+    with Desk.open(tmp_path / "desk", by="tests") as opened:
+        yield opened
+
+
+def test_a_request_from_its_arrival_to_its_case_file(desk: Desk, tmp_path: Path) -> None:
+    first = desk.ledger.active()
+    request, new = desk.add("t3", reason="GDPR Art. 17", ticket="T-1", batch="weekly")
+    assert (request.state, new) == ("received", True)
+    assert desk.add("t3", ticket="T-1")[0].id == request.id
+    (done,) = desk.fulfil(batch="weekly", method="retrain")
+    assert (done.state, done.step, len(done.samples)) == ("fulfilled", "done", 3)
+    assert desk.ledger.request(request.id).state == "fulfilled"
+    active = desk.ledger.active()
+    assert (active.parent, active.method, active.knows) == (first.id, "retrain", 3 * PEOPLE - 3)
+    train, _ = desk.workspace.load()
+    weights = load_weights(
+        Workspace(tmp_path, desk.workspace.settings).build(train), desk.workspace.models / active.file
+    )
+    assert weights_hash(weights) == active.id
+    assert all(finding.ok for finding in desk.verify(request.id))
+    assert desk.check() == []
+    assert desk.samples_of(request.id) == ["train-9", "train-10", "train-11"]
+    desk.export(request.id, pdf=tmp_path / "c.pdf", html=tmp_path / "c.html", json=tmp_path / "c.json")
+    assert (tmp_path / "c.pdf").read_bytes().startswith(b"%PDF")
+    case = json.loads((tmp_path / "c.json").read_text())["content"]
+    assert case["exact"] is True
+    assert case["requests"][0]["subject"] == request.subject
+    assert "t3" not in json.dumps(case["requests"])
+    assert desk.fulfil() == []
+
+
+def test_people_who_are_not_there_and_people_who_are_gone(desk: Desk) -> None:
+    desk.add("nobody"), desk.add("t1")
+    desk.fulfil(**FAST)
+    again, new = desk.add("t1")
+    assert new
+    desk.fulfil(**FAST)
+    assert desk.ledger.request(1).message.startswith("no sample that the model was trained on")
+    assert desk.ledger.request(again.id).message == "all samples of this subject were forgotten before."
+    assert desk.ledger.counts()["rejected"] == 2
+    assert len(desk.ledger.versions()) == 2
+
+
+def test_each_version_knows_less_than_the_one_before(desk: Desk) -> None:
+    for number in range(3):
+        desk.add(f"t{number}")
+        desk.fulfil(**FAST)
+    assert [version.knows for version in desk.ledger.versions()] == [120, 117, 114, 111]
+    advice = desk.advise()
+    assert advice is not None
+    assert (advice.drift.steps, advice.drift.forgotten, advice.drift.knew) == (3, 9, 120)
+    assert desk.check() == []
+
+
+def test_a_rollback_puts_the_version_before_in_force_and_the_request_can_come_again(desk: Desk) -> None:
+    before = desk.ledger.active().id
+    desk.add("t1"), desk.add("t2")
+    (done,) = desk.fulfil(**FAST)
+    assert desk.rollback(1).id == before
+    assert [one.state for one in desk.ledger.requests()] == ["rolled back", "rolled back"]
+    with pytest.raises(UsageError, match="request 2 is rolled back; only what is fulfilled"):
+        desk.rollback(2)
+    desk.retry(1)
+    (again,) = desk.fulfil(**FAST)
+    assert again.state == "fulfilled"
+    assert set(again.samples) < set(done.samples)
+    assert desk.check() == []
+
+
+def test_old_versions_that_know_too_much_are_deleted(desk: Desk) -> None:
+    first = desk.workspace.models / desk.ledger.active().file
+    desk.add("t1")
+    desk.fulfil(**FAST)
+    assert desk.purge() == []
+    assert first.exists()
+    assert [one.id for one in desk.purge(now=True)] == [first.stem]
+    assert not first.exists()
+    with pytest.raises(UsageError, match="was deleted"):
+        desk.rollback(1)
+    assert desk.versions()[0]["state"] == "deleted"
+    assert desk.check() == []
+
+
+def test_a_verdict_that_is_not_accepted_leaves_the_model_as_it_was(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "desk")
+    settings = (tmp_path / "desk" / "expunge.yaml").read_text()
+    start, _, rest = settings.partition("accept:")
+    rest = rest[rest.index("\ndevice") :] if "\ndevice" in rest else rest[rest.rindex("\n- ") :].partition("\n")[2]
+    (tmp_path / "desk" / "expunge.yaml").write_text(f"{start}accept: [damaged]\nfallback: retrain\n{rest}")
+    with Desk.open(tmp_path / "desk", by="tests") as desk:
+        before = desk.ledger.active().id
+        desk.add("t1")
+        one, two = desk.fulfil(**FAST)
+        assert [one.state, two.state] == ["failed", "failed"]
+        assert "which `accept` does not allow" in one.message
+        assert [one.plan["method"], two.plan["method"]] == ["finetune", "retrain"]
+        assert desk.ledger.active().id == before
+        assert [path.stem for path in desk.workspace.models.iterdir()] == [before]
+        assert desk.ledger.request(1).state == "failed"
+        assert desk.check() == []
+
+
+def test_an_export_of_what_is_not_there(desk: Desk, tmp_path: Path) -> None:
+    desk.add("t1")
+    with pytest.raises(UsageError, match="request 1 is received; there is a case file once it is fulfilled"):
+        desk.export(1, pdf=tmp_path / "c.pdf")
+    with pytest.raises(UsageError, match="no request 7"):
+        desk.show(7)
+
+
+def test_samples_that_were_deleted_too_early(desk: Desk) -> None:
+    desk.add("t1")
+    source = Path(desk.workspace.settings.data)
+    kept = source.read_text()
+    try:
+        source.write_text("".join(line for line in kept.splitlines(keepends=True) if ",t1," not in line))
+        assert desk.fulfil(**FAST) == []
+        assert desk.ledger.request(1).state == "rejected"
+    finally:
+        source.write_text(kept)
+
+
+def test_a_model_file_that_was_swapped_is_found(desk: Desk) -> None:
+    desk.add("t1")
+    (done,) = desk.fulfil(**FAST)
+    shutil.copyfile(
+        desk.workspace.models / f"{done.parent}.safetensors", desk.workspace.models / f"{done.version}.safetensors"
+    )
+    assert any("the case is about" in one for one in desk.check())
+    desk.add("t2")
+    with pytest.raises(ExpungeError, match="was changed: its content is not what its name says"):
+        desk.fulfil(**FAST)
+
+
+# Killed by SIGKILL when the ledger is about to store `step` ("before") or just has ("after").
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+from expunge.requests.desk import Desk
+from expunge.requests.ledger import Ledger
+folder, wanted, when = sys.argv[1:]
+def deadly(name):
+    original = getattr(Ledger, name)
+    def method(self, *args, **kwargs):
+        step = args[1] if name == "advance" else name
+        if step == wanted and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = original(self, *args, **kwargs)
+        if step == wanted and when == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    setattr(Ledger, name, method)
+deadly("begin"), deadly("advance")
+with Desk.open(Path(folder), by="killed") as desk:
+    desk.fulfil(method="finetune", options={"epochs": 1})
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["begin", "unlearned", "audited", "recorded", "done"])
+def test_killed_at_any_step_nothing_is_lost_and_nothing_runs_twice(step: str, when: str, desk: Desk) -> None:
+    desk.add("t1"), desk.add("t2")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLER, str(desk.workspace.folder), step, when], capture_output=True, timeout=120
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    waiting = [one.state for one in desk.ledger.requests()]
+    assert set(waiting) <= {"received", "planned", "running", "fulfilled"}
+    desk.fulfil(**FAST)
+    assert [one.state for one in desk.ledger.requests()] == ["fulfilled", "fulfilled"]
+    assert [(one.state, one.step) for one in desk.ledger.fulfilments()] == [("fulfilled", "done")]
+    assert sorted(path.name for path in desk.workspace.cases.iterdir()) == ["000001.html", "000001.json", "000001.pdf"]
+    versions = desk.ledger.versions()
+    assert [version.active for version in versions] == [False, True]
+    assert {path.stem for path in desk.workspace.models.iterdir()} == {version.id for version in versions}
+    assert desk.check() == []
+
+
+def test_two_processes_at_once_do_the_work_once(desk: Desk) -> None:
+    for number in range(4):
+        desk.add(f"t{number}")
+    program = (
+        "import sys; from pathlib import Path; from expunge.requests.desk import Desk\n"
+        "with Desk.open(Path(sys.argv[1])) as desk:\n"
+        "    print(len(desk.fulfil(method='finetune', options={'epochs': 1}, wait=100)))\n"
+    )
+    command = [sys.executable, "-c", program, str(desk.workspace.folder)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(int(one.communicate(timeout=200)[0]) for one in running) == [0, 1]
+    assert desk.ledger.counts()["fulfilled"] == 4
+    assert len(desk.ledger.fulfilments()) == 1
+    assert desk.check() == []

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from expunge.core.errors import UsageError
 
@@ -115,7 +115,7 @@ class World:
 
         found = [make() if self.first else None]
         dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-        return found[0]  # type: ignore[return-value]
+        return cast(T, found[0])
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:

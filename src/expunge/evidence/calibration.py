@@ -13,7 +13,6 @@ U-LiRA     the audited method is "retrain" for retrained candidates, and "origin
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,6 @@ import typer
 from torch import nn
 
 from expunge.api.result import write_text
-from expunge.api.train import train
 from expunge.core.options import build
 from expunge.core.seeds import derive, numpy_generator
 from expunge.core.workers import in_processes
@@ -40,11 +38,10 @@ from expunge.evidence.depth import Depth
 from expunge.evidence.persample import attack_unlearned
 from expunge.evidence.rates import Separation, clopper_pearson
 from expunge.evidence.residue import examine, judge
-from expunge.evidence.shadows import make_plan, score, shadow_scores
+from expunge.evidence.shadows import make_plan, score, shadow_scores, trained_anew
 from expunge.evidence.verdict import Margins, against_held_out, against_retrained
 from expunge.methods.base import make_method
 from expunge.metrics.base import Evaluation
-from expunge.models.anatomy import reset_parameters
 from expunge.models.build import build_model
 from expunge.scenarios.base import parse_scenario
 from expunge.training.recipe import Recipe
@@ -115,8 +112,7 @@ def measure(world: World, item: tuple[float, int]) -> Measured:
     rng = numpy_generator(seed, "share", share)
     kept = rng.permutation(len(world.forget))[: round(share * len(world.forget))]
     seen = torch.cat([world.retain.index, world.forget.index[torch.from_numpy(np.sort(kept))]]).sort().values
-    start = world.model
-    model = _trained(start, world.train.take(seen), seed)
+    model = _trained(world.model, world.train.take(seen), seed)
     evaluation = Evaluation(
         {"original": model}, {"forget": world.forget, "retain": world.retain, "test": world.test}, seed=seed
     )
@@ -213,9 +209,7 @@ def _interval(alarms: np.ndarray, groups: np.ndarray, resamples: int = 2000) -> 
 
 
 def _trained(model: nn.Module, data: Split, seed: int) -> nn.Module:
-    start = copy.deepcopy(model)
-    reset_parameters(start, seed=seed)
-    return train(start, data, recipe=RECIPE, seed=seed, device="cpu").model
+    return trained_anew(model, [data], recipe=RECIPE, seeds=[seed], device="cpu")[1][0]
 
 
 def main(

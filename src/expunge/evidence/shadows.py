@@ -196,6 +196,25 @@ def shadow_scores(
     return _gathered(plan, [rows[shadow] for shadow in range(plan.shadows)], method is not None)
 
 
+def trained_anew(
+    model: nn.Module, data: Sequence[Split], *, recipe: Recipe, seeds: Sequence[int], device: str
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """One model per split, of the architecture of `model`, and the fresh weights that each started from.
+
+    seeds: of start and training, one per split. Returns (starts, trained); several are trained as one, so their splits
+    are of one size. Raises `UsageError` for a model that cannot be drawn anew.
+    """
+    starts = [copy.deepcopy(model).cpu() for _ in seeds]
+    for start, seed in zip(starts, seeds, strict=True):
+        reset_parameters(start, seed=seed)
+    if len(starts) == 1:
+        return starts, [train(starts[0], data[0], recipe=recipe, seed=seeds[0], device=device).model]
+    trained = copy.deepcopy(starts)
+    runs = [Run(seed=seed, device=pick_device(device), precision=recipe.precision) for seed in seeds]
+    train_stacked(trained, list(data), recipe, runs)
+    return starts, trained
+
+
 def score(model: nn.Module, plan: Plan, device: torch.device | str) -> np.ndarray:
     """Scores of the targets, then of the population, under one model (T + P,)."""
     places = torch.from_numpy(np.concatenate([plan.targets, plan.population]))
@@ -259,16 +278,7 @@ def _several(work: _Work, shadows: Sequence[int]) -> dict[int, list[np.ndarray]]
         everything.take(everything.index[torch.from_numpy(np.flatnonzero(work.plan.train[shadow]))], "train")
         for shadow in shadows
     ]
-    starts = [copy.deepcopy(work.model).cpu() for _ in shadows]
-    for start, seed in zip(starts, seeds, strict=True):
-        reset_parameters(start, seed=seed)
-    if len(shadows) == 1:
-        trained = [train(starts[0], data[0], recipe=work.recipe, seed=seeds[0], device=work.device).model]
-    else:
-        trained = copy.deepcopy(starts)
-        device = pick_device(work.device)
-        runs = [Run(seed=seed, device=device, precision=work.recipe.precision) for seed in seeds]
-        train_stacked(trained, data, work.recipe, runs)
+    starts, trained = trained_anew(work.model, data, recipe=work.recipe, seeds=seeds, device=work.device)
     return {
         shadow: _scored(work, shadow, seed, start, model)
         for shadow, seed, start, model in zip(shadows, seeds, starts, trained, strict=True)
@@ -352,4 +362,4 @@ def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-__all__ = ["Plan", "ShadowScores", "half_in", "make_plan", "score", "shadow_scores"]
+__all__ = ["Plan", "ShadowScores", "half_in", "make_plan", "score", "shadow_scores", "trained_anew"]

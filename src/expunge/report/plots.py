@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from expunge.report.comparison import Ranks
+from expunge.report.slim import slim
 from expunge.report.summarise import (
     ORIGINAL,
     REFERENCE,
@@ -76,9 +77,7 @@ def svg(figure: Figure, alt: str) -> str:
     text = text.replace(INK, "currentColor")
     text = re.sub(r'<svg ([^>]*?)width="[^"]+"', r"<svg \1", text, count=1)
     text = re.sub(r'<svg ([^>]*?)height="[^"]+"', r"<svg \1", text, count=1)
-    text = re.sub(r"font: ([^;\"]*?)'[^'\"]*'[^;\"]*", r"font: \1 system-ui, sans-serif", text)
-    # A hundredth of a point is nothing to see, and a third of the file.
-    text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = slim(text)
     label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
@@ -298,9 +297,12 @@ def representations(block: ScenarioBlock) -> str | None:
         unseen, gone = np.asarray(found["test"], dtype=float), np.asarray(found["forget"], dtype=float)
         if unseen.shape[1] < 3:  # a representation of one dimension has no plane
             return
-        colours = [COLOURS[int(label) % len(COLOURS)] for label in unseen[:, -1]]
-        axes.scatter(unseen[:, 0], unseen[:, 1], c=colours, s=6, alpha=0.6, linewidths=0)
-        axes.scatter(gone[:, 0], gone[:, 1], c=INK, s=14, marker="x", linewidths=0.8)
+        # Class by class, not as one cloud of many colours: each is then one element with one style in the page.
+        for label in np.unique(unseen[:, -1]):
+            x, y = unseen[unseen[:, -1] == label, :2].T
+            colour = COLOURS[int(label) % len(COLOURS)]
+            axes.plot(x, y, "o", color=colour, markersize=6**0.5, alpha=0.6, markeredgewidth=0)
+        axes.plot(gone[:, 0], gone[:, 1], "x", color=INK, markersize=14**0.5, markeredgewidth=0.8)
         axes.set_xticks([])
         axes.set_yticks([])
 

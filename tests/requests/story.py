@@ -1,7 +1,6 @@
 """A program of its own, for tests that kill it: one story over a ledger, told by one or more processes.
 
-python -m tests.requests.story kill URL        killed at its first statement, taken up, killed at the second, .. to the end
-python -m tests.requests.story every FOLDER    the same from the beginning, once per statement; SQLite
+python -m tests.requests.story kill URL        every operation of the ledger, killed before each of its statements
 python -m tests.requests.story together URL N  N processes at once, from an empty database
 python -m tests.requests.story hold URL        claim, say so, and wait
 """
@@ -9,12 +8,11 @@ python -m tests.requests.story hold URL        claim, say so, and wait
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -27,7 +25,7 @@ PATIENCE = 60.0
 
 
 def tell(url: str) -> None:
-    """From any point that a killed teller left: receive 6 requests, fulfil 1-2, 3-4 and 5, reject 6, roll the last back."""
+    """From any point that a killed teller left: receive 6 requests, fulfil 1-2, 3-4 and 5, reject 6, roll back 5."""
     with Ledger.open(url) as ledger:
         if not ledger.versions():
             ledger.import_version(version("first"), by="ada")
@@ -58,26 +56,24 @@ def finish(ledger: Ledger, work: Fulfilment) -> None:
         ledger.advance(work.id, step, by="ada", version=made, facts=facts, audit=audit, case=case)
 
 
-def check(url: str, *, told: bool) -> None:
-    """At any moment: no half state, nothing twice. At the end: everything, once."""
+def check(url: str) -> None:
+    """No half state, everything done, nothing twice."""
     with Ledger.open(url) as ledger:
         require(ledger.verify(), [])
         for work in ledger.fulfilments():
             states = {ledger.request(request).state for request in work.requests}
             require(states, {work.state})
-        require(sum(one.active for one in ledger.versions()), min(1, len(ledger.versions())))
+        require(sum(one.active for one in ledger.versions()), 1)
         taken = [request for work in ledger.fulfilments() for request in work.requests]
         require(len(taken), len(set(taken)))
-        require(len(ledger.requests()) in (0, len(ROWS)), True)
-        if told:
-            require([work.requests for work in ledger.fulfilments()], [(1, 2), (3, 4), (5,)])
-            states = [request.state for request in ledger.requests()]
-            require(states, ["fulfilled"] * 4 + ["rolled back", "rejected"])
-            require(ledger.active().id, name(("made by", 2)))
-            kinds = [event.kind for event in ledger.events()]
-            once = {"imported": 1, "received": 6, "unlearned": 3, "audited": 3, "recorded": 3, "rejected": 1}
-            pairs = {"planned": 8, "started": 8, "fulfilled": 8, "rolled back": 2}
-            require({kind: kinds.count(kind) for kind in kinds}, {**once, **pairs})
+        require([work.requests for work in ledger.fulfilments()], [(1, 2), (3, 4), (5,)])
+        states = [request.state for request in ledger.requests()]
+        require(states, ["fulfilled"] * 4 + ["rolled back", "rejected"])
+        require(ledger.active().id, name(("made by", 2)))
+        kinds = [event.kind for event in ledger.events()]
+        once = {"imported": 1, "received": 6, "unlearned": 3, "audited": 3, "recorded": 3, "rejected": 1}
+        pairs = {"planned": 8, "started": 8, "fulfilled": 8, "rolled back": 2}
+        require({kind: kinds.count(kind) for kind in kinds}, {**once, **pairs})
 
 
 def require(found: object, expected: object) -> None:
@@ -85,8 +81,27 @@ def require(found: object, expected: object) -> None:
         raise SystemExit(f"expected {expected}, found {found}")
 
 
-def killed(url: str, place: int) -> bool:
-    """Tell the story in a process that is killed before its `place`th statement or commit; False: it came to the end."""
+OPERATIONS: list[Callable[[Ledger], object]] = [
+    lambda ledger: ledger.import_version(version("first"), by="ada"),
+    lambda ledger: ledger.add_many(ROWS, by="ada"),
+    lambda ledger: ledger.reject(6, "no such person", by="ada"),
+    begin,
+    lambda ledger: ledger.advance(1, "planned", by="ada"),
+    lambda ledger: ledger.advance(1, "unlearned", version=version("a", name("first")), facts={"loss": 1}, by="ada"),
+    lambda ledger: ledger.advance(1, "audited", audit={"verdict": "pass"}, by="ada"),
+    lambda ledger: ledger.advance(1, "recorded", case=name("case"), by="ada"),
+    lambda ledger: ledger.advance(1, "done", by="ada"),
+    lambda ledger: ledger.rollback(1, by="ada"),
+    lambda ledger: ledger.retry(1, by="ada"),
+    begin,
+    lambda ledger: ledger.fail(2, "stopped", by="ada"),
+    lambda ledger: ledger.import_version(version("anew"), by="ada"),
+    lambda ledger: ledger.mark_deleted(name("first"), by="ada"),
+]
+
+
+def killed(url: str, operation: Callable[[Ledger], object] | None, place: int) -> bool:
+    """Whether a process that dies before its `place`th statement or commit died; False: it came to the end before."""
     child = os.fork()
     if child == 0:
         left = count(place - 1, -1)
@@ -95,45 +110,44 @@ def killed(url: str, place: int) -> bool:
             if next(left) == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        sa.event.listen(sa.Engine, "before_cursor_execute", die)
-        sa.event.listen(sa.Engine, "commit", die)
+        def listen() -> None:
+            sa.event.listen(sa.Engine, "before_cursor_execute", die)
+            sa.event.listen(sa.Engine, "commit", die)
+
         code = 1
         try:
-            tell(url)
+            if operation is None:  # opening itself
+                listen()
+            with Ledger.open(url) as ledger:
+                if operation is not None:
+                    listen()
+                    operation(ledger)
             code = 0
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status):
-        require(os.WEXITSTATUS(status), 0)
+    require(os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, True)
     return os.WIFSIGNALED(status)
 
 
 def kill(url: str) -> None:
-    places = 0
-    for place in count(1):
-        if not killed(url, place):
-            break
-        places += 1
-        check(url, told=False)
-    check(url, told=True)
+    """Every operation of the ledger, killed before each of its statements: nothing of it is left, then all of it is."""
+    places = next(place for place in count(1) if not killed(url, None, place)) - 1
+    with Ledger.open(url) as ledger:
+        for operation in OPERATIONS:
+            before = everything(ledger)
+            for place in count(1):
+                if not killed(url, operation, place):
+                    break
+                places += 1
+                require(everything(ledger), before)
+            require(everything(ledger) != before, True)
+            require(ledger.verify(), [])
     print(places)
 
 
-def every(folder: str) -> None:
-    places = 0
-    for place in count(1):
-        url = f"sqlite:///{folder}/ledger.sqlite"
-        if not killed(url, place):
-            break
-        places += 1
-        check(url, told=False)
-        tell(url)
-        check(url, told=True)
-        for path in Path(folder).iterdir():
-            path.unlink()
-    print(places)
-    shutil.rmtree(folder)
+def everything(ledger: Ledger) -> object:
+    return ledger.head(), ledger.requests(), ledger.fulfilments(), ledger.versions()
 
 
 def together(url: str, tellers: int) -> None:
@@ -156,7 +170,7 @@ def together(url: str, tellers: int) -> None:
     for child in children:
         status = os.waitpid(child, 0)[1]
         require(child == children[0] or status == 0, True)
-    check(url, told=True)
+    check(url)
     print(tellers)
 
 
@@ -171,4 +185,4 @@ if __name__ == "__main__":
     if job == "together":
         together(place, int(more[0]))
     else:
-        {"kill": kill, "every": every, "hold": hold}[job](place)
+        {"kill": kill, "hold": hold}[job](place)

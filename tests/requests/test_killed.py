@@ -1,10 +1,9 @@
-"""Real processes: several at once, and killed at every statement. What must hold is in `story.check`."""
+"""Real processes: several at once, and killed at every statement. What must hold is in `story`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,9 @@ def story(*arguments: str) -> str:
     return done.stdout
 
 
-def test_killed_again_and_again_it_comes_to_the_end(url: str) -> None:
-    assert int(story("kill", url)) > 30
-
-
 @pytest.mark.slow
-def test_killed_at_every_statement_from_the_beginning() -> None:
-    memory = Path("/dev/shm")  # a hundred ledgers, each step of them synced: on a disk that would take minutes
-    folder = tempfile.mkdtemp(dir=memory if memory.is_dir() else None)
-    assert int(story("every", folder)) > 150
+def test_killed_before_every_statement_nothing_is_half_done(url: str) -> None:
+    assert int(story("kill", url)) > 100
 
 
 def test_several_at_once_and_one_of_them_killed(url: str) -> None:

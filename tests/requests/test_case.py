@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cryptography.exceptions import InvalidSignature
 from torch import nn
 
 from expunge.core.errors import DataError, UsageError
@@ -238,3 +240,20 @@ def test_versions_must_follow_each_other(signer: Signer) -> None:
             fulfilment, [request(1)], (old, new), plan={}, unlearning={}, audit={}, side_effects=[],
             previous_case_hash=None, ledger_head="", made_at=AT,
         )  # fmt: skip
+
+
+def test_the_ten_lines_of_the_documentation(
+    signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "case-file.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```py\n(.*?)```", page, re.S)
+    assert len(block.strip().splitlines()) <= 11  # one of them is empty
+    made = document(signer)
+    save_case(made, tmp_path / "000012.json")
+    (tmp_path / "public.pem").write_bytes(signer.public.pem)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "documentation", "exec"), {})
+    assert capsys.readouterr().out.strip() == f"{made['hash']} {EVIDENCE}"
+    (tmp_path / "000012.json").write_bytes(case_bytes(made).replace(b"scrub", b"scrap"))
+    with pytest.raises(InvalidSignature):
+        exec(compile(block, "documentation", "exec"), {})

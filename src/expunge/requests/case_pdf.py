@@ -139,7 +139,7 @@ def _section(sheet: _Sheet, section: Section) -> None:
 
 
 def _facts(sheet: _Sheet, facts: Sequence[tuple[str, str]]) -> None:
-    sheet.ink(size=9)
+    sheet.ink(size=8.5)  # so that a hash fits into one line
     sheet.set_draw_color(*_LINE)
     sheet.set_line_width(0.2)
     with sheet.table(

@@ -1,6 +1,6 @@
 """The log that only grows: events linked by hashes, each with the digests of the rows that it changed.
 
-    hash = sha256(previous + canonical JSON of {id, at, by, kind, request, fulfilment, detail}), GENESIS before the first
+    hash = sha256(previous + canonical JSON of {id, at, by, kind, request, fulfilment, detail}), GENESIS before event 1
     detail["rows"] = {"requests/12": sha256 of the canonical JSON of that row as it stands after the event, ..}
 
 So `check` finds every changed, removed, added or reordered event, and every row that was changed past the log. Whoever

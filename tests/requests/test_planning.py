@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from typing import Any
@@ -89,9 +90,22 @@ def test_drift_sets_the_budget_aside() -> None:
     plan = make_plan(at(recipe=RECIPE, budget_seconds=30), pace=PACE, advice=URGENT)
     assert (plan.method, plan.exact, plan.budget_seconds, plan.estimate_seconds) == ("retrain", True, None, 80.0)
     assert "drift says retrain now, so the budget of 30 s is set aside (estimate 80 s)." in plan.why
+    assert plan.retrain_now == URGENT
     without = make_plan(at(budget_seconds=30), pace=PACE, advice=URGENT)
     assert without.method == "scrub"
     assert any("retrain now, but that cannot be done" in reason for reason in without.why)
+
+
+def test_milder_advice_changes_no_choice_and_is_told() -> None:
+    soon = dataclasses.replace(URGENT, word="retrain soon")
+    plan = make_plan(at(recipe=RECIPE, budget_seconds=30), pace=PACE, advice=soon)
+    assert (plan.method, plan.retrain_now) == ("scrub", None)
+    assert "drift says retrain soon." in plan.why
+
+
+def test_unknown_start_weights_are_told() -> None:
+    assert "fresh ones are drawn" in str(make_plan(at(recipe=RECIPE)))
+    assert "fresh ones are drawn" not in str(make_plan(at(recipe=RECIPE, initial=True)))
 
 
 REFUSALS: list[tuple[dict[str, Any], str]] = [
@@ -194,6 +208,7 @@ def test_models_trained_in_shards_forget_by_their_shards() -> None:
     assert f"1 of 6 stages are trained again, {cost.share:.0%} of a whole training." in str(plan)
     training.forget(gone)
     assert training.cost == cost
+    assert build(Plan, json.loads(json.dumps(to_dict(plan)))) == plan
     assert make_plan(situation, "scrub", pace=PACE).method == "scrub"  # whoever names it may
 
 

@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 from expunge.core.errors import UsageError
-from expunge.core.options import Field, options
+from expunge.core.options import Field, build, options
 from expunge.data.split import Split
 from expunge.training.inference import predict
 
@@ -98,7 +98,7 @@ def measure_drift(
     """
     counted = {"steps": steps, "forgotten": forgotten, "knew": knew, "failed": failed}
     if test is None:
-        return Drift(**counted)
+        return build(Drift, counted)
     if removed:
         if not test.has_labels:
             raise UsageError("drift: removed classes are named, but the test samples have no labels to find them by.")
@@ -109,16 +109,15 @@ def measure_drift(
     before, now = (_answers(model, test, device) for model in (base, active))
     compared = {"samples": len(test), "disagreement": float((before != now).double().mean())}
     if not test.has_labels:
-        return Drift(**counted, **compared)
+        return build(Drift, {**counted, **compared})
     was, is_ = before == test.y, now == test.y
     lost, won = int((was & ~is_).sum()), int((is_ & ~was).sum())
-    return Drift(
-        **counted,
-        **compared,
-        base_accuracy=float(was.double().mean()),
-        accuracy=float(is_.double().mean()),
-        p_loss=float(binomtest(lost, lost + won, alternative="greater").pvalue) if lost + won else 1.0,
-    )
+    accuracies = {
+        "base_accuracy": float(was.double().mean()),
+        "accuracy": float(is_.double().mean()),
+        "p_loss": float(binomtest(lost, lost + won, alternative="greater").pvalue) if lost + won else 1.0,
+    }
+    return build(Drift, {**counted, **compared, **accuracies})
 
 
 def _answers(model: nn.Module, test: Split, device: torch.device | str) -> torch.Tensor:
@@ -131,7 +130,7 @@ def _answers(model: nn.Module, test: Split, device: torch.device | str) -> torch
 
 def advise(drift: Drift, limits: Limits | None = None) -> Advice:
     """The rule: the worst of all numbers decides. Without an approximate step there is nothing to drift."""
-    limit = limits or Limits()
+    limit = limits or build(Limits, {})
     if drift.steps == 0:
         reason = "no approximate step was made since the model was trained."
         return Advice(word="go on", reasons=(reason,), drift=drift, limits=limit, left=1.0)

@@ -36,7 +36,7 @@ class Plan:
     """What is going to be done. JSON by `to_dict(plan)`, and back by `build(Plan, values)`.
 
     method, options: for `expunge.unlearn`; for "sisa": `ShardedTraining.forget`. budget_seconds: of the run; none where
-    there is no limit, or where it was set aside.
+    there is no limit, or where it was set aside. retrain_now: the advice on the version that is changed, if it says so.
     """
 
     method: str

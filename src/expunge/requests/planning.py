@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.core.errors import UsageError
-from expunge.core.options import build, to_dict
+from expunge.core.options import describe, to_dict
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.requests.choices import AVOIDED, CHOICES, Choice, avoided
@@ -42,18 +42,22 @@ def make_plan(
     """
     if situation.budget_seconds is not None and pace is None:
         raise UsageError("a budget in seconds needs the pace of the model on this machine; pass pace=measure_pace(..).")
-    desk = _Planner(situation, pace, advice)
+    planner = _Planner(situation, pace, advice)
     if method != "auto":
-        return desk.named(method, dict(given or {}))
+        return planner.named(method, dict(given or {}))
     if given:
         raise UsageError(f"options ({', '.join(sorted(given))}) belong to a method; name it instead of `auto`.")
-    return desk.auto()
+    return planner.auto()
 
 
 class _Planner:
     def __init__(self, situation: Situation, pace: Pace | None, advice: Advice | None) -> None:
         self.at, self.pace, self.advice = situation, pace, advice
         self.rejected: list[Alternative] = []
+
+    @property
+    def urged(self) -> bool:
+        return self.advice is not None and self.advice.word == "retrain now"
 
     # rule 0: what a person asked for
 
@@ -84,7 +88,7 @@ class _Planner:
     def auto(self) -> Plan:
         exact = make_method("sisa" if self.at.sharded is not None else "retrain")
         absent, seconds, budget = self.obstacles(exact), self.seconds(exact), self.at.budget_seconds
-        name, urged = exact.card.name, self.advice is not None and self.advice.word == "retrain now"
+        name, urged = exact.card.name, self.urged
         if not absent:
             fits = budget is None or seconds is None or seconds <= budget
             if fits or urged:
@@ -117,6 +121,11 @@ class _Planner:
             why.append("no budget was set; with one, methods that change the model would be weighed by it.")
         else:
             why.append(f"the estimate is within the budget of {duration(budget)}.")
+        if chosen.card.name == "retrain" and not self.at.initial:
+            why.append(
+                "the weights that training started from are unknown, so fresh ones are drawn: right for a model "
+                "that was trained from scratch, a loss for one that was pre-trained."
+            )
         self.list_others()
         return self.plan(chosen, why, budget if fits else None)
 
@@ -154,6 +163,8 @@ class _Planner:
         why += [f"{one.method} is not taken: {one.why_not}" for one in self.rejected[:1]]
         if choice.warning:
             why.append(f"beware: {choice.warning}")
+        if self.advice is not None and self.advice.word == "retrain soon":
+            why.append("drift says retrain soon.")
         if urged:
             why.append("drift says retrain now, but that cannot be done here: provide what retrain lacks, soon.")
         return why
@@ -230,7 +241,7 @@ class _Planner:
             pace=self.pace,
             budget_seconds=budget,
             alternatives=tuple(self.rejected),
-            retrain_now=self.advice,
+            retrain_now=self.advice if self.urged else None,
             situation=self.at,
         )
 
@@ -248,5 +259,5 @@ def _joined(phrases: list[str]) -> str:
 
 def _changed(chosen: Method) -> dict[str, Any]:
     """Options that are not at their defaults, so that a plan reads well."""
-    defaults = to_dict(build(type(chosen), {}))
+    defaults = {option.name: option.default for option in describe(type(chosen))}
     return {name: value for name, value in to_dict(chosen).items() if value != defaults[name]}

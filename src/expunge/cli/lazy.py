@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-HOMES = {name: "expunge.cli.work" for name in ("train", "unlearn", "evaluate", "audit", "memorise")}
+HOMES = {name: "expunge.cli.work" for name in ("train", "unlearn", "evaluate", "audit", "memorise", "repair")}
 
 
 class LazyGroup(TyperGroup):

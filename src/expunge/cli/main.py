@@ -118,6 +118,11 @@ def memorise() -> None:
     """Score how much a model memorises each training sample, for scenarios to choose by."""
 
 
+@app.command()
+def repair() -> None:
+    """Repair a model that learned wrong labels: forget or relabel suspects, see whom else it hurt."""
+
+
 studies.register(app)
 
 

@@ -61,9 +61,7 @@ def find_neighbours(
     return Neighbours(found, owner[found], best[found], controls)
 
 
-def _k_nearest(
-    model: nn.Module, suspects: Split, retain: Split, k: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _k_nearest(model: nn.Module, suspects: Split, retain: Split, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Distances (n, k) and rows of `retain` (n, k), ascending. Only k per suspect are kept at a time."""
     home = next((p.device for p in model.parameters()), device)
     try:

@@ -11,6 +11,7 @@ pass every corrected sample a few times, too short to be the training that a rep
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ from expunge.training.recipe import Recipe
 Action = Literal["forget", "relabel"]
 NONE = "none"  # the method that skips unlearning, for `relabel`
 LEARN_EPOCHS = 3
-UNLEARNED, LEARNING = "unlearned", "learn.state"
+UNLEARNED, LEARNING, KEY = "unlearned", "learn.state", "mend.json"  # files of a folder that keeps finished stages
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +239,8 @@ def mend(
     source = as_module(model)
     check_fit(source, {"train": correction.train}, pick_device(device))
     chosen = learning(recipe) if learn is None else make_recipe(learn)
+    if state is not None:
+        _claim(state, source, correction, {"method": str(method), "options": options, "learn": chosen, "seed": seed})
     stages = []
     if method != NONE:
         stages.append(
@@ -364,7 +367,8 @@ def _together(
             "learn": to_dict(learn) if correction.action == "relabel" else None,
             "seed": seed,
             "device": stages[-1].facts["device"],
-            "data": {name: split.content_hash() for name, split in data.items()} | {"suspects": suspects.content_hash()},
+            "data": {name: split.content_hash() for name, split in data.items()}
+            | {"suspects": suspects.content_hash()},
             "sizes": {
                 "suspects": len(suspects),
                 "relabelled": int(correction.relabelled.sum()),
@@ -378,10 +382,30 @@ def _together(
     )
 
 
+def clear_state(state: Path) -> None:
+    """Remove what `mend` keeps in the folder `state` for a call that goes on."""
+    for name in (f"{UNLEARNED}.json", f"{UNLEARNED}.safetensors", LEARNING, KEY):
+        (state / name).unlink(missing_ok=True)
+
+
+def _claim(state: Path, source: nn.Module, correction: Correction, how: Mapping[str, Any]) -> None:
+    """Stages that another work left in the folder (other data, suspects, weights, options) are removed."""
+    known = {
+        "action": correction.action,
+        "data": correction.train.content_hash(),
+        "suspects": correction.suspects.content_hash(),
+        "original": weights_hash(source),
+        "how": {name: repr(value) for name, value in how.items()},
+    }
+    text = json.dumps(known, sort_keys=True) + "\n"
+    path = state / KEY
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
+        clear_state(state)
+        write_text(path, text)
+
+
 def _kept(state: Path | None, source: nn.Module, work: Callable[[], Result]) -> Result:
     """The unlearned model of an earlier, stopped call, or `work()`, which is then kept in the folder `state`."""
-    import copy
-
     if state is None:
         return work()
     weights, facts = state / f"{UNLEARNED}.safetensors", state / f"{UNLEARNED}.json"

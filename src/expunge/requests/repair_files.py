@@ -41,7 +41,9 @@ def write_repair(
         "sentences": sentences(repaired),
         "notes": list(notes(repaired)),
         **(more or {}),
-        **{key: repaired.result.facts[key] for key in ("action", "method", "options", "learn", "seed", "data", "sizes")},
+        **{
+            key: repaired.result.facts[key] for key in ("action", "method", "options", "learn", "seed", "data", "sizes")
+        },
         **effects.details(),
     }
     write_text(folder / RECORD, json.dumps(record, indent=1, default=str) + "\n")

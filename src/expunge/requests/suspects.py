@@ -153,7 +153,9 @@ def _select(
         notes.append(f"{int((keep & ~seen).sum())} suspects are samples that the model was not trained on; left out.")
         keep &= seen
     column = next((column for column in SUGGESTED if column in table.columns), None)
-    suggested = np.full(len(table), -1) if column is None else _labels(table[column], keep, train, f"{name}: `{column}`")
+    suggested = (
+        np.full(len(table), -1) if column is None else _labels(table[column], keep, train, f"{name}: `{column}`")
+    )
     same = keep & (suggested == given)
     if same.any():
         notes.append(f"{int(same.sum())} rows suggest the label that the data have already; nothing is wrong there.")
@@ -210,7 +212,9 @@ def _flags(table: pd.DataFrame, name: str) -> np.ndarray:
     texts = table["is_label_issue"].str.strip().str.lower()
     odd = texts[~texts.isin([*_TRUE, *_FALSE])]
     if len(odd):
-        raise DataError(f"{name}, row {odd.index[0] + 1}: is_label_issue is `{odd.iloc[0][:40]}`; allowed: true, false.")
+        raise DataError(
+            f"{name}, row {odd.index[0] + 1}: is_label_issue is `{odd.iloc[0][:40]}`; allowed: true, false."
+        )
     return texts.isin(_TRUE).to_numpy()
 
 

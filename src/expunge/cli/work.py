@@ -1,4 +1,4 @@
-"""`train`, `unlearn`, `evaluate`, `audit`, `memorise`, `repair`: one command per settings class; the work is done elsewhere."""
+"""`train`, `unlearn`, `evaluate`, `audit`, `memorise`, `repair`: one command per settings class, done elsewhere."""
 
 from __future__ import annotations
 

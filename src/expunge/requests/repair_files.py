@@ -1,4 +1,4 @@
-"""What a repair leaves in its folder, beside the model: the corrected list, tables of samples, the page, all numbers."""
+"""What a repair leaves in its folder, beside the model: the corrected list, tables of samples, a page, numbers."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def verdict(row: dict[str, Any]) -> str:
         return "lost more confidence than"
     if change["low"] > 0:
         return "were helped more than"
-    return "show no more damage than"
+    return "show no clear difference from"
 
 
 def pair_name(row: dict[str, Any]) -> str:

@@ -239,9 +239,8 @@ def _labels(column: pd.Series, asked: np.ndarray, train: Split, what: str) -> np
     bad = np.flatnonzero(asked & (numbers < -1))
     if len(bad):
         shown = ", ".join(f"{i}={n}" if n != str(i) else n for i, n in enumerate(classes[:12]))
-        raise DataError(
-            f"{what} is `{texts[bad[0]][:40]}` in row {bad[0] + 1}; allowed: {shown}{', ...' if len(classes) > 12 else ''}."
-        )
+        shown += ", ..." if len(classes) > 12 else ""
+        raise DataError(f"{what} is `{texts[bad[0]][:40]}` in row {bad[0] + 1}; allowed: {shown}.")
     return np.maximum(numbers, -1)
 
 

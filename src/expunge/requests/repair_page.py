@@ -23,6 +23,7 @@ from expunge.requests.repair import Repaired
 from expunge.requests.repair_words import notes, sentences, verdict
 
 SHOWN = 15  # samples per table; the files have all
+DRAWN = 30  # classes in the picture; the table has all
 WORDS = {ORIGINAL: "before", REPAIRED: "after", REFERENCE: "trained again"}
 SPLIT_WORDS = {"test": "test", "retain": "retained"}
 _MARKS = {ORIGINAL: ("#888888", "s", 0.18), REPAIRED: (COLOURS[0], "o", 0.0), REFERENCE: (COLOURS[2], "D", -0.18)}
@@ -53,7 +54,9 @@ def build_repair_page(repaired: Repaired, out: Path, *, title: str, facts: Seque
         overall=effects.overall,
         classes=effects.classes,
         class_split=split,
-        class_picture=Markup(class_picture([row for row in effects.classes if row["split"] == split])),
+        class_count=len(names),
+        drawn=DRAWN,
+        class_picture=Markup(class_picture(_drawn([row for row in effects.classes if row["split"] == split]))),
         compared=[{**row, "verdict": verdict(row)} for row in effects.compared],
         neighbour_picture=Markup(neighbour_picture(effects.neighbours)) if effects.compared else "",
         hurt=[_hurt(row, names) for row in _most_hurt(effects.neighbours)],
@@ -87,6 +90,16 @@ def class_picture(rows: Sequence[dict[str, Any]]) -> str:
         axes.set_xlabel("accuracy in %")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return svg(figure, "Accuracy per class before and after the repair, with intervals")
+
+
+def _drawn(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All classes, or of many those with suspects and those that changed most, in their order."""
+
+    def weight(row: dict[str, Any]) -> tuple[int, int]:
+        return row["given"] + row["suggested"], row["turned"]["lost"] + row["turned"]["won"]
+
+    chosen = sorted(rows, key=weight, reverse=True)[:DRAWN]
+    return sorted(chosen, key=lambda row: int(row["class"]))
 
 
 def neighbour_picture(table: pd.DataFrame) -> str:

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from expunge.core.errors import DataError, UsageError
 from expunge.data.split import Split
-from expunge.requests.suspects_file import as_text, read_table
+from expunge.requests.suspects_file import POSITION, as_text, read_table, with_plain_names
 
-KEYS = ("id", "sample_id", "position", "index")
+KEYS = ("id", "sample_id", POSITION, "index")
 SUGGESTED = ("predicted_label", "suggested_label", "suggested", "label")
 SCORES = ("label_quality", "label_score", "score")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
@@ -87,26 +87,25 @@ def read_suspects(source: Any, train: Split, *, below: float | None = None, top:
     if isinstance(source, (str, Path)):
         name, table = str(source), read_table(Path(source).expanduser(), len(train.store))
     else:
-        name, table = "the list of suspects", _frame(source)
+        name = "the list of suspects"
+        table = _frame(source, name)
     positions = _positions(table, train, name)
     return _select(table, positions, train, name, below, top)
 
 
-def _frame(source: Any) -> pd.DataFrame:
-    if not isinstance(source, pd.DataFrame):
-        try:
-            source = pd.DataFrame({"id": np.asarray(source).reshape(-1)})
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"suspects are a file, a DataFrame, or ids, got {type(source).__name__}; see `expunge repair --help`."
-            ) from None
+def _frame(source: Any, name: str) -> pd.DataFrame:
+    if isinstance(source, (list, tuple, np.ndarray, Tensor, pd.Series)):
+        values = np.asarray(source)
+        if values.ndim != 1 or values.dtype.kind not in "iuUOS":
+            raise UsageError(f"{name} must be one-dimensional, of ids or positions, got {values.dtype} {values.shape}.")
+        source = pd.DataFrame({"id": values})
+    elif not isinstance(source, pd.DataFrame):
+        raise UsageError(f"suspects are a file, a DataFrame, or a list of ids, got {type(source).__name__}.")
     elif not isinstance(source.index, pd.RangeIndex):
-        source = source.reset_index(names=source.index.name or "position")
+        source = source.reset_index(names=source.index.name or POSITION)
     if not len(source):
-        raise DataError("the list of suspects is empty; give at least one.")
-    table = as_text(source)
-    table.columns = pd.Index([str(column).strip().lower() for column in table.columns])
-    return table
+        raise DataError(f"{name} is empty; give at least one.")
+    return as_text(with_plain_names(source, name))
 
 
 def _positions(table: pd.DataFrame, train: Split, name: str) -> np.ndarray:
@@ -122,7 +121,7 @@ def _positions(table: pd.DataFrame, train: Split, name: str) -> np.ndarray:
         return np.arange(count)
     texts = table[key].str.strip().to_numpy(dtype=str)
     known = pd.Index(train.store.ids.astype(str))
-    found = known.get_indexer(texts) if key != "position" else np.full(len(texts), -1)
+    found = known.get_indexer(texts) if key != POSITION else np.full(len(texts), -1)
     if (found < 0).all() and all(text.isascii() and text.isdigit() and len(text) < 19 for text in texts):
         numbers = texts.astype(np.int64)
         found = np.where(numbers < count, numbers, -1)

@@ -45,12 +45,17 @@ def read_table(path: Path, rows: int) -> pd.DataFrame:
         raise DataError(f"{path} has more rows than the {rows:,} samples of the data; it must be about other data.")
     if not len(table):
         raise DataError(f"{path} has no rows; give at least one suspect.")
+    return with_plain_names(table, str(path))
+
+
+def with_plain_names(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Columns in small letters, a nameless one called `position`; `DataError` if two are the same then."""
     names = [str(name).strip().lower() for name in table.columns]
-    table.columns = pd.Index([POSITION if not name or name.startswith("unnamed:") else name for name in names])
-    twice = table.columns[table.columns.duplicated()]
+    plain = pd.Index([POSITION if not name or name.startswith("unnamed:") else name for name in names])
+    twice = plain[plain.duplicated()]
     if len(twice):
-        raise DataError(f"{path}: the column `{twice[0]}` stands there more than once; keep one of them.")
-    return table
+        raise DataError(f"{source}: the column `{twice[0]}` stands there more than once; keep one of them.")
+    return table.set_axis(plain, axis=1)
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:

@@ -183,14 +183,15 @@ def repair_labels(
     splits = as_splits({"train": train, "test": test})
     found = read_suspects(suspects, splits["train"], below=below, top=top)
     correction = make_correction(splits["train"], found, action, method)
+    if retrain and recipe is None:
+        raise UsageError("a model cannot be trained again without the recipe of the original; pass recipe=...")
+    _check_k(k)
     result = mend(
         model, correction, method=method, learn=learn, recipe=recipe, initial=initial, validation=validation,
         seed=seed, device=device, progress=progress, **options,
     )  # fmt: skip
     models: dict[str, Any] = {ORIGINAL: model, effects.REPAIRED: result}
-    if retrain:
-        if recipe is None:
-            raise UsageError("a model cannot be trained again without the recipe of the original; pass recipe=...")
+    if retrain and recipe is not None:
         models[REFERENCE] = train_again(
             model, correction, recipe=recipe, initial=initial, seed=seed, device=device, progress=progress, cache=cache
         )
@@ -289,8 +290,7 @@ def measure_repair(
     device: str = "auto",
 ) -> Effects:
     """Effects of a repair. models: "original", "repaired" and, if there is one, "retrained"."""
-    if k < 1:
-        raise UsageError(f"`k`, the neighbours per suspect, must be at least 1, got {k}.")
+    _check_k(k)
     suspects, notes = correction.suspects, list(correction.suspects.notes)
     splits = {"forget": correction.doubtful, "retain": correction.trusted, **({} if test is None else {"test": test})}
     target = pick_device(device)
@@ -340,6 +340,11 @@ def still_suspect(evaluation: Evaluation, suspects: Suspects) -> pd.DataFrame:
         }
     )
     return table[still].sort_values(["confidence_in_given", "position"], ascending=[False, True], ignore_index=True)
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise UsageError(f"`k`, the neighbours per suspect, must be at least 1, got {k}.")
 
 
 def _together(

@@ -71,7 +71,7 @@ def test_relabelling_takes_the_confusion_most_of_the_way_to_retraining(planted, 
         assert found["original"] - found["repaired"] > 0.6 * gap, found
     assert repaired.effects.pairs[0]["turned"]["p"] < 0.01
     suspects = repaired.effects.suspects
-    assert suspects["original"]["given"] >= 28
+    assert suspects["original"]["given"] >= 20
     assert suspects["repaired"]["suggested"] >= 26
     assert repaired.effects.overall[0]["models"]["repaired"]["share"] > 0.85
 

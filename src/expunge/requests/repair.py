@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -129,7 +129,6 @@ class Repaired:
     result: Result
     correction: Correction
     effects: Effects
-    notes: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> nn.Module:

@@ -86,7 +86,9 @@ def test_help_documents_exit_codes_and_examples(expunge):
         assert part in page
 
 
-@pytest.mark.parametrize("command", ["train", "unlearn", "evaluate", "audit", "memorise", "compare", "list", "show"])
+@pytest.mark.parametrize(
+    "command", ["train", "unlearn", "evaluate", "audit", "memorise", "repair", "compare", "list", "show"]
+)
 def test_every_command_has_help_with_an_example(expunge, command):
     result = expunge(command, "--help")
     assert result.code == 0

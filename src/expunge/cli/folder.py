@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from expunge.api.result import write_text
-from expunge.cli.jobs import Train, Unlearn
+from expunge.cli.jobs import Repair, Train, Unlearn
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.options import to_dict
 
 SETTINGS, RESULT, STATE, WEIGHTS = "settings.json", "result.json", "train.state", "model.safetensors"
-_OURS = (RESULT, STATE, WEIGHTS, "history.csv", "cells.json", "report.html")
+_OURS = (
+    *(RESULT, STATE, WEIGHTS, "history.csv", "cells.json", "report.html"),
+    *("labels.csv", "still_suspect.csv", "neighbours.csv", "repair.html", "repair.json"),
+    *("unlearned.safetensors", "unlearned.json", "learn.state", "mend.json"),
+)
 
 
-def claim(job: Train | Unlearn) -> None:
+def claim(job: Train | Unlearn | Repair) -> None:
     """Write the settings into `job.out`; the file can be given to `--config` again.
 
     Raises `UsageError` if the folder holds work with other settings, `ExpungeError` if it cannot be written.
     """
     settings = {key: value for key, value in to_dict(job).items() if key != "overwrite"}
-    before = _read(job.out / SETTINGS)
+    before = read_json(job.out / SETTINGS)
     present = [name for name in _OURS if (job.out / name).exists()]
     changed = _difference(before, settings)
     if present and changed and not job.overwrite:
@@ -37,12 +41,13 @@ def claim(job: Train | Unlearn) -> None:
     write_text(job.out / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
-def finished(job: Train | Unlearn) -> dict[str, Any] | None:
+def finished(job: Train | Unlearn | Repair) -> dict[str, Any] | None:
     """The record of a finished run in this folder, if there is one."""
-    return _read(job.out / RESULT) if (job.out / WEIGHTS).exists() else None
+    return read_json(job.out / RESULT) if (job.out / WEIGHTS).exists() else None
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A mapping; None if the file is absent or damaged."""
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

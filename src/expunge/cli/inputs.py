@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.cli.fields import read_yaml, typed_options
-from expunge.cli.jobs import Audit, Evaluate, Memorise, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Memorise, Repair, Train, Unlearn
 from expunge.core import parallel
 from expunge.core.errors import CheckpointError, DataError, UsageError
 from expunge.core.seeds import torch_generator
@@ -22,7 +22,7 @@ from expunge.models.checkpoint import load_weights, weights_hash
 from expunge.scenarios.base import Forgetting, parse_scenario
 from expunge.training.recipe import Recipe
 
-Job = Train | Unlearn | Evaluate | Audit | Memorise
+Job = Train | Unlearn | Evaluate | Audit | Memorise | Repair
 
 
 class HasData(Protocol):
@@ -86,7 +86,7 @@ def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return train.take(train.index[kept]), train.take(train.index[held], "validation")
 
 
-def split_data(job: Job, train: Split) -> Forgetting:
+def split_data(job: Train | Unlearn | Evaluate | Audit | Memorise, train: Split) -> Forgetting:
     """The scenario of `--forget`, applied to the training data."""
     return parse_scenario(str(job.forget)).split(train, job.split_seed)
 
@@ -161,7 +161,7 @@ class Training:
                 raise UsageError(f"{given}: {error}") from None
         return Recipe(**self.facts["recipe"]) if "recipe" in self.facts else None
 
-    def start(self, job: Unlearn | Audit, train: Split) -> dict[str, Tensor] | None:
+    def start(self, job: Unlearn | Audit | Repair, train: Split) -> dict[str, Tensor] | None:
         """The weights training started from: --initial, or rebuilt from the facts and verified by their hash."""
         given = getattr(job, "initial", None)
         if given is not None:

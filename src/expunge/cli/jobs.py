@@ -145,4 +145,35 @@ class Memorise:
     overwrite: bool = Field(False, description="replace a file that is there already")
 
 
+@options
+class Repair:
+    """Settings of `expunge repair`."""
+
+    model: str = Field(..., description=_MODEL)
+    model_options: dict[str, Any] = Field(default_factory=dict, description=_MODEL_OPTIONS)
+    checkpoint: Path = Field(..., description="weights of the trained model, safetensors or a plain state dict")
+    data: str = Field(..., description=f"what the model was trained on, wrong labels included: {_DATA}")
+    data_options: dict[str, Any] = Field(default_factory=dict, description=_DATA_OPTIONS)
+    suspects: Path = Field(..., description="suspected labels: .csv, .parquet or .json, as cleanlab writes them too")
+    below: float | None = Field(None, description="only suspects whose label quality is below it")
+    top: int | None = Field(None, ge=1, description="only so many suspects, those of the lowest label quality")
+    action: Literal["forget", "relabel"] = Field(
+        "forget", description="forget the suspects, or teach their suggested labels after it"
+    )
+    method: str = Field("scrub", description="name or name/preset; with `relabel` also `none`: no unlearning before it")
+    options: dict[str, Any] = Field(default_factory=dict, description="method options, see `expunge show method NAME`")
+    learn_epochs: int | None = Field(None, ge=1, description="of `relabel`; default: 3")
+    learn_rate: float | None = Field(None, gt=0, description="of `relabel`; default: a fifth of the training's")
+    out: Path = Field(..., description="folder for weights, the corrected list, tables and the page")
+    test: str | None = Field(None, description=_TEST)
+    validation: str | None = Field(None, description="held-out data of their own (`rewind` needs them)")
+    recipe: Path | None = Field(None, description="YAML of the training; default: result.json beside the checkpoint")
+    initial: Path | None = Field(None, description="weights the training started from, for methods that need them")
+    retrain: bool = Field(False, description="also train a model on the corrected data, and compare with it")
+    neighbours: int = Field(10, ge=1, description="retained samples per suspect that are looked at")
+    seed: int = Field(0, ge=0, description="of the repair and of the controls")
+    device: str = Field("auto", description=_DEVICE)
+    overwrite: bool = Field(False, description="replace a result made with other settings")
+
+
 NESTED = ("options", "model_options", "data_options")  # written name=value on the command line, a block in a file

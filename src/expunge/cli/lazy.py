@@ -11,7 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-HOMES = {name: "expunge.cli.work" for name in ("train", "unlearn", "evaluate", "audit", "memorise", "init")}
+_COMMANDS = ("train", "unlearn", "evaluate", "audit", "memorise", "repair", "init")
+HOMES = dict.fromkeys(_COMMANDS, "expunge.cli.work")
 
 
 class LazyGroup(TyperGroup):

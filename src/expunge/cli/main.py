@@ -119,6 +119,11 @@ def memorise() -> None:
 
 
 @app.command()
+def repair() -> None:
+    """Repair a model that learned wrong labels: forget or relabel suspects, see whom else it hurt."""
+
+
+@app.command()
 def init() -> None:
     """Make a workspace for deletion requests around a trained model."""
 

@@ -1,4 +1,4 @@
-"""`train`, `unlearn`, `evaluate`, `audit`, `memorise`, `init`: one command per settings class, done elsewhere."""
+"""One command per settings class (`train`, `unlearn`, `audit`, ..); what they do is done elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from expunge.cli.fields import Inner, job_command
-from expunge.cli.jobs import Audit, Evaluate, Memorise, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Memorise, Repair, Train, Unlearn
 
 
 def recipe_class(values: Mapping[str, Any]) -> type:
@@ -69,6 +69,17 @@ Examples:\n
 Ctrl-C is safe: the same command goes on after the last finished model (subsampling) or epoch (confidence, events)."""
 
 
+REPAIR = """Options of the method are written the same way or with --set (`expunge show method NAME`).
+
+Examples:\n
+  expunge repair --model cnn --checkpoint run/model.safetensors --data mnist --suspects issues.csv --out repaired/\n
+  expunge repair ... --suspects issues.csv --below 0.2 --action relabel --method scrub --retrain --out repaired/\n
+  expunge repair ... --suspects mine.csv --action relabel --method none --learn-epochs 5 --out repaired/\n
+SUSPECTS has a column id or position (or one row per sample) and, each optional: is_label_issue, given_label,
+predicted_label or label (the right one), label_quality or score.
+Writes model.safetensors, result.json, labels.csv, still_suspect.csv, neighbours.csv, repair.html and repair.json.
+Ctrl-C is safe: the same command goes on after the last finished stage or epoch."""
+
 INIT = """Examples:\n
   expunge init --model app/net.py:build --checkpoint prod.safetensors --data data/ --id-column user_id\n
   expunge init --model cnn --checkpoint run/model.safetensors --data mnist --workspace desk/\n
@@ -105,5 +116,6 @@ def _settings(name: str) -> tuple[type, Inner | None, str, str]:
         "evaluate": (Evaluate, None, EVALUATE, "execute"),
         "audit": (Audit, None, AUDIT, "execute"),
         "memorise": (Memorise, recipe_class, MEMORISE, "memorise"),
+        "repair": (Repair, method_class, REPAIR, "repair"),
     }
     return table[name]

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 import expunge
 from expunge.data.split import ResidentStore, Split
-from expunge.metrics.agreement import CKA, Moments, representation, some
+from expunge.metrics.agreement import CKA, Moments, some
 from expunge.metrics.base import Evaluation
 from expunge.testing.toys import toy_problem
-from expunge.training.ensemble import Ensemble
 
 
 def data(n: int, p: int, q: int, offset: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -111,15 +110,6 @@ def test_a_model_that_learnt_something_else_is_further_away() -> None:
     for split in ("forget", "retain", "test"):
         assert found.value("same", f"{split}_cka") == pytest.approx(1.0)
         assert found.value("other", f"{split}_cka") < 0.95
-
-
-def test_the_representation_of_an_ensemble_is_that_of_its_members_side_by_side() -> None:
-    problem = toy_problem(forget_class=1)
-    x = problem.forget.inputs()
-    alone = representation(problem.model, x)(x)
-    both = representation(Ensemble([problem.model, problem.model]), x)(x)
-    assert alone.shape == (30, 16)
-    assert torch.equal(both, torch.cat([alone, alone], 1))
 
 
 def test_large_splits_are_sampled_by_the_seed() -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from expunge.data.split import Split
-from expunge.metrics.agreement import representation, some
+from expunge.metrics.agreement import some
 from expunge.metrics.base import Evaluation
-from expunge.models.modes import evaluation_mode
 
 SAMPLES = 150  # per split
 
@@ -21,22 +17,12 @@ def projection(evaluation: Evaluation, model: str) -> dict[str, Any]:
     """
     from sklearn.decomposition import PCA
 
-    module = evaluation.models[model]
     parts = {
         name: some(evaluation.splits[name], SAMPLES, evaluation.seed) for name in evaluation.present(("forget", "test"))
     }
     if len(parts) < 2 or min(map(len, parts.values())) < 2:
         return {}
-    home = next((p.device for p in module.parameters()), evaluation.device)
-    module.to(evaluation.device)
-
-    def features(split: Split) -> torch.Tensor:
-        x = split.inputs(evaluation.device)
-        with evaluation_mode(module), torch.inference_mode():
-            return representation(module, x[:2])(x).float().cpu()
-
-    found = {name: features(split) for name, split in parts.items()}
-    module.to(home)
+    found = {name: evaluation.features(model, name, split) for name, split in parts.items()}
     plane = PCA(n_components=min(2, found["test"].shape[1])).fit(found["test"].numpy())
     rows = {}
     for name, split in parts.items():

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
 from expunge.api.result import Result
@@ -25,15 +24,12 @@ from expunge.evidence.shadows import Design
 from expunge.evidence.signals import SIGNALS, gradient
 from expunge.evidence.verdict import Margins, Verdict, against_held_out, against_retrained
 from expunge.methods.base import Method, make_method
-from expunge.metrics.agreement import representation
 from expunge.metrics.base import Evaluation
 from expunge.metrics.membership import histogram_weights
 from expunge.models.anatomy import reset_parameters
-from expunge.models.modes import evaluation_mode
 from expunge.training.recipe import Recipe
 
 _TOO_FEW = 5  # samples to forget, or unseen ones of their classes, below which no attack is measured
-_BATCH = 512
 
 
 def audit(
@@ -154,11 +150,11 @@ def population_attacks(evaluation: Evaluation, model: str, resamples: int = 500)
     if min(len(labels), int(alike.sum())) < _TOO_FEW:
         return {}
     weights = histogram_weights(unseen[alike].numpy(), labels.numpy())
+    found = _gradients(evaluation, model)  # first: its pass gives the logits, too
     here, there = evaluation.logits(model, "forget"), evaluation.logits(model, "test")[alike]
     scores = {
         name: (score(here, labels).numpy(), score(there, unseen[alike]).numpy()) for name, score in SIGNALS.items()
     }
-    found = _gradients(evaluation, model)
     if found is not None:
         scores["gradient norm"] = (found[0].numpy(), found[1][alike].numpy())
     return {
@@ -206,20 +202,12 @@ def distances(evaluation: Evaluation, retrained: Sequence[str]) -> dict[str, dic
 
 def _gradients(evaluation: Evaluation, model: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Last-layer gradient norms on forget and test samples; None where the model's head cannot be told."""
-    module: nn.Module = evaluation.models[model]
-    home = next((p.device for p in module.parameters()), evaluation.device)
-    module.to(evaluation.device)
     try:
-        found = []
-        for split in ("forget", "test"):
-            data = evaluation.splits[split]
-            sample = next(iter(data.batches(2, device=evaluation.device))).x
-            features = representation(module, sample)
-            with evaluation_mode(module), torch.inference_mode():
-                parts = [features(batch.x).float().cpu() for batch in data.batches(_BATCH, device=evaluation.device)]
-            found.append(gradient(evaluation.logits(model, split), evaluation.labels(split), torch.cat(parts)))
-        return found[0], found[1]
+        both = [evaluation.both(model, split) for split in ("forget", "test")]
     except UsageError:
         return None
-    finally:
-        module.to(home)
+    mine, theirs = (
+        gradient(logits, evaluation.labels(split), features)
+        for split, (logits, features) in zip(("forget", "test"), both, strict=True)
+    )
+    return mine, theirs

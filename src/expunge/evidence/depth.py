@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +20,9 @@ from expunge.core.options import Field, options
 from expunge.core.seeds import torch_generator
 from expunge.data.split import Split
 from expunge.evidence.probe import PENALTY, cross_read
-from expunge.metrics.agreement import BATCH, representation
+from expunge.metrics.base import Evaluation
 from expunge.metrics.change import gram_cka, layer_outputs
 from expunge.metrics.relearn import gather
-from expunge.models.modes import evaluation_mode
 from expunge.training.inference import predict
 
 _FEWEST = 4  # samples that the unbiased estimator of CKA needs
@@ -130,32 +128,13 @@ def _rank_in_class(labels: Tensor, generator: torch.Generator) -> Tensor:
     return rank
 
 
-@contextmanager
-def visiting(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """The model on `device` inside the block, and at home again after it."""
-    home = next((p.device for p in model.parameters()), device)
-    model.to(device)
-    try:
-        yield model
-    finally:
-        model.to(home)
-
-
-def features(model: nn.Module, split: Split, device: torch.device) -> Tensor:
-    """What enters the head, (len(split), d), float32, CPU; `model` is on `device`."""
-    look = representation(model, next(iter(split.batches(2, device=device))).x)
-    with evaluation_mode(model), torch.inference_mode():
-        found = torch.cat([look(batch.x).float().cpu() for batch in split.batches(BATCH, device=device)])
-    return found.clone()
-
-
-def probe_rows(name: str, model: nn.Module, draw: Draw, device: torch.device) -> Iterator[Row]:
+def probe_rows(name: str, evaluation: Evaluation, draw: Draw) -> Iterator[Row]:
     """What a probe reads in the forgotten samples (and in unseen ones of their classes), and misalignment."""
-    with visiting(model, device):
-        kept = (features(model, draw.others, device), draw.others.y)
-        mine = (features(model, draw.forget, device), draw.forget.y)
-        said = predict(model, draw.forget, device).argmax(1).cpu() == draw.forget.y
-        test = None if draw.test is None else (features(model, draw.test, device), draw.test.y)
+    logits, features = evaluation.both(name, "forget", draw.forget)
+    mine, said = (features, draw.forget.y), logits.argmax(1) == draw.forget.y
+    beside = "retain" if "retain" in evaluation.splits else "test"
+    kept = (evaluation.features(name, beside, draw.others), draw.others.y)
+    test = None if draw.test is None else (evaluation.features(name, "test", draw.test), draw.test.y)
     classes = draw.forget.num_classes
     found, probe = cross_read(kept, mine, draw.halves, draw.gone, classes, penalty=draw.depth.probe_penalty)
     read = found.argmax(1) == mine[1]
@@ -193,7 +172,7 @@ def relearn_rows(name: str, model: nn.Module, draw: Draw, device: torch.device) 
             F.cross_entropy(student(x), y).backward()
             optimizer.step()
         for part, split in sets.items():
-            logits = predict(student, split, device, BATCH).double().cpu()
+            logits = predict(student, split, device).double().cpu()
             right = float((logits.argmax(1) == split.y).double().mean())
             yield Row(name, "relearn accuracy", right, part, step)
             yield Row(name, "relearn loss", float(F.cross_entropy(logits, split.y)), part, step)

@@ -184,8 +184,8 @@ def with_residue(verdict: Verdict, found: Residue | None) -> Verdict:
 
 
 def _probes(evaluation: Evaluation, draw: Draw) -> Iterator[Row]:
-    for name, model in evaluation.models.items():
-        yield from probe_rows(name, model, draw, evaluation.device)
+    for name in evaluation.models:
+        yield from probe_rows(name, evaluation, draw)
 
 
 def _relearning(evaluation: Evaluation, draw: Draw) -> Iterator[Row]:

@@ -13,21 +13,18 @@ With fewer samples than dimensions the biased CKA is near 1 for whatever two mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.core.options import Field
 from expunge.core.seeds import torch_generator
 from expunge.data.split import Split
 from expunge.metrics.base import REFERENCE, Evaluation, Metric, Value, metric
-from expunge.models.anatomy import anatomy
-from expunge.models.modes import evaluation_mode
-from expunge.training.ensemble import Ensemble
 
-BATCH = 512  # samples per pass of the two models
+BATCH = 512  # samples whose sums are taken at a time
 _FEWEST = 4  # samples that the unbiased estimator needs
 
 
@@ -41,6 +38,7 @@ class CKA(Metric):
 
     requires_reference: ClassVar[bool] = True
     on_request: ClassVar[bool] = True
+    reads_features: ClassVar[bool] = True
     estimator: Literal["biased", "unbiased"] = Field("biased", description="of HSIC; the usual one is biased")
     samples: int = Field(10000, ge=_FEWEST, description="most samples per split, drawn by the evaluation's seed")
 
@@ -49,9 +47,10 @@ class CKA(Metric):
             split = some(evaluation.splits[name], self.samples, evaluation.seed)
             if len(split) < _FEWEST:
                 continue
-            moments = paired_moments(
-                evaluation.models[model], evaluation.models[REFERENCE], split, torch.device(evaluation.device)
-            )
+            moments = Moments()
+            pair = (evaluation.features(one, name, split).split(BATCH) for one in (model, REFERENCE))
+            for mine, theirs in zip(*pair, strict=True):
+                moments.add(mine.to(evaluation.device), theirs.to(evaluation.device))
             value = moments.cka(unbiased=self.estimator == "unbiased")
             if value is not None:
                 yield Value(f"{name}_cka", value, "ratio", "higher")
@@ -104,30 +103,6 @@ class Moments:
         ones = (s[a] @ s[a] - s[f"|{a}|"]) * (s[b] @ s[b] - s[f"|{b}|"])
         mixed = s[a] @ s[a + b] @ s[b] - s[a] @ s[f"{a}|{b}|"] - s[b] @ s[f"{b}|{a}|"] + diagonal
         return trace + ones / ((n - 1) * (n - 2)) - 2 / (n - 2) * mixed
-
-
-def paired_moments(first: nn.Module, second: nn.Module, split: Split, device: torch.device) -> Moments:
-    """Moments of the representations of two models; the models go back to their own devices."""
-    homes = [next((p.device for p in model.parameters()), device) for model in (first, second)]
-    moments = Moments()
-    sample = next(iter(split.batches(2, device=device))).x
-    try:
-        one, two = (representation(model.to(device), sample) for model in (first, second))
-        with evaluation_mode(first), evaluation_mode(second), torch.inference_mode():
-            for batch in split.batches(BATCH, device=device):
-                moments.add(one(batch.x), two(batch.x))
-    finally:
-        for model, home in zip((first, second), homes, strict=True):
-            model.to(home)
-    return moments
-
-
-def representation(model: nn.Module, sample: Tensor) -> Callable[[Tensor], Tensor]:
-    """Inputs to what enters the head, (B, d); of an ensemble: those of its members side by side."""
-    if isinstance(model, Ensemble):
-        members = [representation(member, sample) for member in model.models]
-        return lambda x: torch.cat([member(x) for member in members], 1)
-    return anatomy(model, sample).features
 
 
 def some(split: Split, most: int, seed: int) -> Split:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar, dataclass_transform
 
@@ -17,6 +18,7 @@ from expunge.core.parallel import ALONE, World
 from expunge.core.registry import Card
 from expunge.data.split import Split
 from expunge.metrics import METRICS
+from expunge.metrics.features import Points, points_of, with_features
 from expunge.training.inference import predict
 
 C = TypeVar("C", bound="Metric")
@@ -66,17 +68,43 @@ class Evaluation:
         self.seconds = dict(seconds or {})
         self.world = world
         self._logits: dict[tuple[str, str], Tensor] = {}
+        self._features: dict[tuple[str, str], Tensor] = {}
+        self._points: dict[str, Points] = {}
 
     def logits(self, model: str, split: str) -> Tensor:
         """(len(split), classes), float32, CPU."""
         key = (model, split)
         if key not in self._logits:
-            module = self.models[model]
-            home = next((p.device for p in module.parameters()), self.device)
-            module.to(self.device)
-            self._logits[key] = predict(module, self.splits[split], self.device, world=self.world).cpu()
-            module.to(home)
+            with visiting(self.models[model], self.device) as module:
+                self._logits[key] = predict(module, self.splits[split], self.device, world=self.world).cpu()
         return self._logits[key]
+
+    def features(self, model: str, split: str, part: Split | None = None) -> Tensor:
+        """What enters the model's head, (len(split), d), float32, CPU; of an ensemble, of its members side by side.
+
+        The pass that finds them gives the logits, too: who needs both asks for the features first. part: some of the
+        split's samples, where only these are wanted. Raises `UsageError` where a model's head cannot be told.
+        """
+        return self.both(model, split, part)[1]
+
+    def both(self, model: str, split: str, part: Split | None = None) -> tuple[Tensor, Tensor]:
+        """Logits and features of a split, or of a part of it."""
+        key, whole = (model, split), self.splits[split]
+        if key not in self._features:
+            if part is not None and len(part) < len(whole):  # what is kept is of whole splits
+                return self._look(model, part)
+            logits, self._features[key] = self._look(model, whole)
+            self._logits.setdefault(key, logits)
+        if part is None:
+            return self._logits[key], self._features[key]
+        rows = _positions(whole.index, part.index)
+        return self._logits[key][rows], self._features[key][rows]
+
+    def _look(self, model: str, split: Split) -> tuple[Tensor, Tensor]:
+        with visiting(self.models[model], self.device) as module:
+            if model not in self._points:
+                self._points[model] = points_of(module, next(iter(split.batches(2, device=self.device))).x)
+            return with_features(module, split, self._points[model], self.device, self.world)
 
     def labels(self, split: str) -> Tensor:
         return self.splits[split].y
@@ -104,16 +132,35 @@ class Evaluation:
         return forget[~torch.isin(forget, retain)]
 
 
+@contextmanager
+def visiting(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """The model on `device` inside the block, and at home again after it."""
+    home = next((p.device for p in model.parameters()), device)
+    model.to(device)
+    try:
+        yield model
+    finally:
+        model.to(home)
+
+
+def _positions(whole: Tensor, part: Tensor) -> Tensor:
+    """Where each element of `part` is in `whole`; both long (n,), part within whole."""
+    order = whole.argsort()
+    return order[torch.searchsorted(whole[order], part)]
+
+
 class Metric(ABC):
     """requires: splits it cannot do without. Options are fields, as for methods.
 
     on_request: measured only where it is named, because it costs much more than a look at predictions.
+    reads_features: measured first, so that one pass gives predictions and features.
     """
 
     card: ClassVar[Card]
     requires: ClassVar[tuple[str, ...]] = ()
     requires_reference: ClassVar[bool] = False
     on_request: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = False
 
     def applies(self, evaluation: Evaluation) -> bool:
         return all(name in evaluation.splits for name in self.requires) and (
@@ -159,4 +206,9 @@ def measure(
     if all_must_apply:
         check_applies(chosen, evaluation)
     usable = [one for one in chosen if one.applies(evaluation)]
-    return {name: [value for one in usable for value in one.compute(evaluation, name)] for name in names}
+    order = sorted(range(len(usable)), key=lambda i: not usable[i].reads_features)
+    found = {}
+    for name in names:
+        values = {i: list(usable[i].compute(evaluation, name)) for i in order}
+        found[name] = [value for i in range(len(usable)) for value in values[i]]
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from expunge.core.errors import UsageError
 from expunge.models.modes import evaluation_mode
@@ -28,33 +30,53 @@ class Representation:
     def of(self, model: nn.Module, x: Tensor) -> Tensor:
         """The tensor (B, ...) at this point; the rest of the pass is skipped, and the hook is gone afterwards."""
         caught: list[Any] = []
-        seen = 0
 
         def catch(value: Any) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == self.runs:
-                caught.append(value)
+            caught.append(value)
+            if len(caught) == self.runs:
                 raise _Enough
 
-        def entering(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            catch(next((v for v in (*inputs, *named.values()) if isinstance(v, Tensor)), None))
-
-        module = model.get_submodule(self.name)
-        if self.before:
-            handle = module.register_forward_pre_hook(entering, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(lambda _, __, output: catch(output))
+        handle = self._hook(model, catch)
         try:
             model(x)
         except _Enough:
             pass
         finally:
             handle.remove()
-        if not caught or not isinstance(caught[0], Tensor):
+        return self._tensor(caught)
+
+    @contextmanager
+    def beside(self, model: nn.Module) -> Iterator[Callable[[], Tensor]]:
+        """Inside the block passes run whole; what it yields gives the tensor (B, ...) of the latest one."""
+        caught: list[Any] = []
+
+        def catch(value: Any) -> None:
+            if len(caught) >= self.runs:
+                caught.clear()
+            # A copy: what follows in the pass may work in place.
+            caught.append(value.clone() if isinstance(value, Tensor) else value)
+
+        handle = self._hook(model, catch)
+        try:
+            yield lambda: self._tensor(caught)
+        finally:
+            handle.remove()
+
+    def _hook(self, model: nn.Module, catch: Callable[[Any], None]) -> RemovableHandle:
+        def entering(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            catch(next((v for v in (*inputs, *named.values()) if isinstance(v, Tensor)), None))
+
+        module = model.get_submodule(self.name)
+        if self.before:
+            return module.register_forward_pre_hook(entering, with_kwargs=True)
+        return module.register_forward_hook(lambda _, __, output: catch(output))
+
+    def _tensor(self, caught: list[Any]) -> Tensor:
+        """What the last of the runs left."""
+        if len(caught) != self.runs or not isinstance(caught[-1], Tensor):
             side = "input" if self.before else "output"
             raise UsageError(f"the {side} of module `{self.name}` is no tensor in this forward pass; name another one.")
-        return caught[0]
+        return caught[-1]
 
 
 def logits_of(model: nn.Module, sample: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,15 +20,17 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = EVAL_BATCH,
     world: World = ALONE,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Logits (len(split), classes), float32, on `device`, in the split's order.
 
     batch_size: samples per pass and process. world: the processes that share the work; all get all logits.
+    forward: what to compute of a batch (B, ...) instead of the logits, (B, anything).
     """
     parts = []
     with evaluation_mode(model), torch.inference_mode():
         for batch in split.batches(batch_size * world.size, device=device, world=world):
-            parts.append(batch.whole(model(batch.x).float()))
+            parts.append(batch.whole((forward or model)(batch.x).float()))
     # A clone outside inference mode: cached logits take part in losses that need autograd.
     return torch.cat(parts).detach().clone() if parts else torch.empty(0, split.num_classes, device=device)
 

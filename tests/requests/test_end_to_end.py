@@ -1,4 +1,4 @@
-"""Thirty requests on real MNIST by the command line: arriving over time, some wrong, some twice; a process is killed."""
+"""Thirty requests on real MNIST: arriving over time, some wrong, some twice; of two processes at work one is killed."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def make_desk(folder: Path, **changed: Any) -> Desk:
     }  # fmt: skip
     settings = build(Settings, {**values, **changed})
     known, unseen = load(settings)
-    model = Workspace(folder, settings).build(known, seed=1)
+    model = Workspace(folder, settings).fresh(known)
     trained = expunge.train(model, known, recipe=RECIPE, seed=1, device="cpu")
     save_weights(trained.model, folder / "prod.safetensors")
     return Desk.create(folder / "desk", settings, folder / "prod.safetensors", known, unseen, by="tests")

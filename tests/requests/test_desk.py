@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from expunge.core.errors import ExpungeError, UsageError
-from expunge.models.checkpoint import load_weights, weights_hash
+from expunge.core.options import build
+from expunge.models.checkpoint import load_weights, save_weights, weights_hash
 from expunge.requests.desk import Desk
-from expunge.requests.workspace import Workspace
-from tests.requests.desks import PEOPLE, make_desk
+from expunge.requests.workspace import WORDS, Settings, Workspace, load
+from expunge.training.recipe import Recipe
+from expunge.training.shards import Sharding, read_plan
+from expunge.training.sisa import ShardedTraining
+from tests.requests.desks import PEOPLE, RECIPE, make_desk, write_rows
 
 FAST = {"method": "finetune", "options": {"epochs": 1}}  # changes weights, and little else
 
@@ -46,9 +50,8 @@ def test_a_request_from_its_arrival_to_its_case_file(desk: Desk, tmp_path: Path)
     active = desk.ledger.active()
     assert (active.parent, active.method, active.knows) == (first.id, "retrain", 3 * PEOPLE - 3)
     train, _ = desk.workspace.load()
-    weights = load_weights(
-        Workspace(tmp_path, desk.workspace.settings).build(train), desk.workspace.models / active.file
-    )
+    fresh = Workspace(tmp_path, desk.workspace.settings).fresh(train)
+    weights = load_weights(fresh, desk.workspace.models / active.file)
     assert weights_hash(weights) == active.id
     assert all(finding.ok for finding in desk.verify(request.id))
     assert desk.check() == []
@@ -163,6 +166,40 @@ def test_a_model_file_that_was_swapped_is_found(desk: Desk) -> None:
     desk.add("t2")
     with pytest.raises(ExpungeError, match="was changed: its content is not what its name says"):
         desk.fulfil(**FAST)
+
+
+def test_a_model_that_was_trained_in_shards_forgets_exactly(tmp_path: Path) -> None:
+    train, test = write_rows(tmp_path)
+    settings = build(Settings, {
+        "model": "mlp", "data": str(train), "test": str(test), "id_column": "user_id", "device": "cpu",
+        "shards": tmp_path / "shards", "accept": list(WORDS),
+    })  # fmt: skip
+    known, unseen = load(settings)
+    fresh = Workspace(tmp_path, settings).fresh(known)
+    recipe, sharding = build(Recipe, RECIPE), build(Sharding, {"shards": 2, "slices": 2, "stage_epochs": 3})
+    training = ShardedTraining(fresh, known, recipe=recipe, sharding=sharding, folder=tmp_path / "shards")
+    save_weights(training.train(), tmp_path / "prod.safetensors")
+    with Desk.create(tmp_path / "desk", settings, tmp_path / "prod.safetensors", known, unseen) as desk:
+        desk.add("t3")
+        plan = desk.plan()
+        assert plan is not None
+        assert (plan.method, plan.exact) == ("sisa", True)
+        cost = plan.situation.sharded
+        (done,) = desk.fulfil()
+        assert done.state == "fulfilled", done.message
+        assert cost is not None
+        assert (done.facts["details"]["sisa"]["samples"], done.facts["details"]["sisa"]["stages"]) == (
+            cost.samples,
+            cost.stages,
+        )
+        left = {name for shard in read_plan(tmp_path / "shards")["shards"] for part in shard for name in part}
+        assert not left & {"train-9", "train-10", "train-11"}
+        assert all(finding.ok for finding in desk.verify(1))
+        with pytest.raises(UsageError, match="forget for good"):
+            desk.rollback(1)
+        desk.add("t4")
+        assert desk.fulfil()[0].state == "fulfilled"
+        assert desk.check() == []
 
 
 # Killed by SIGKILL when the ledger is about to store `step` ("before") or just has ("after").

@@ -36,6 +36,8 @@ def init(job: Init) -> None:
     for name in ("data", "test"):
         if values[name] is not None and Path(values[name]).exists():
             values[name] = str(Path(values[name]).resolve())  # found again from any folder
+    if job.shards is not None:
+        values["shards"] = job.shards.resolve()
     settings = build(Settings, {**values, "data_options": inputs.literals(job.data_options)})
     settings = dataclasses.replace(settings, model_options=inputs.literals(job.model_options))
     with Desk.create(job.workspace, settings, job.checkpoint, train, data.test) as desk:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from expunge.api.prepare import pick_device
@@ -27,7 +28,7 @@ from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.options import build, to_dict
 from expunge.core.run import Progress
 from expunge.data.split import Split
-from expunge.models.checkpoint import load_weights, save_weights, weights_hash
+from expunge.models.checkpoint import save_weights, weights_hash
 from expunge.requests import lineage, members
 from expunge.requests.case import Finding, verify_case
 from expunge.requests.drift import Advice, Drift, advise
@@ -37,9 +38,11 @@ from expunge.requests.ledger import Ledger
 from expunge.requests.pace import measure_pace
 from expunge.requests.planning import Plan, make_plan
 from expunge.requests.records import Fulfilment, Request, Version
+from expunge.requests.sharded import cost_of
 from expunge.requests.situation import Situation
 from expunge.requests.tickets import make_wish, read_tickets
 from expunge.requests.workspace import MEMBERS, SETTINGS, Settings, Workspace
+from expunge.training.sisa import Cost
 
 Say = Callable[[str], None]
 
@@ -71,7 +74,7 @@ class Desk:
         workspace = Workspace(folder, settings).checked()
         if (folder / SETTINGS).exists():
             raise UsageError(f"{folder} is a workspace already; choose another folder with --workspace.")
-        model = load_weights(workspace.build(train), checkpoint)
+        model = workspace.with_weights(train, checkpoint)
         if not workspace.keys.exists():
             create_keys(workspace.keys)
         pepper = load_pepper(workspace.keys)
@@ -240,9 +243,17 @@ class Desk:
             "whole_class": _whole_classes(forget, retain),
             "batchnorm": any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()),
             "budget_seconds": settings.budget_seconds,
+            "sharded": self._cost_in_shards(data.train, forget, retain),
         }
         pace = measure_pace(model, retain, pick_device(settings.device))
         return make_plan(build(Situation, facts), method, given=options, pace=pace, advice=self.advise())
+
+    def _cost_in_shards(self, train: Split, forget: Split, retain: Split) -> Cost | None:
+        shards = self.workspace.settings.shards
+        if shards is None:
+            return None
+        known = train.take(torch.cat([retain.index, forget.index]).sort().values, "known")
+        return cost_of(shards, self.workspace.fresh(known), known, forget)
 
     def _worker(
         self,
@@ -262,6 +273,8 @@ class Desk:
         request = self.ledger.request(number)
         if request.fulfilment is None or request.state != "fulfilled":
             raise UsageError(f"request {number} is {request.state}; only what is fulfilled can be rolled back.")
+        if self.ledger.fulfilment(request.fulfilment).plan.get("method") == "sisa":
+            raise UsageError(f"request {number} was fulfilled in shards, which forget for good; it cannot be undone.")
         with self.ledger.claim():
             return self.ledger.rollback(request.fulfilment, by=self.by)
 

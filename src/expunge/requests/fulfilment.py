@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from expunge import api
@@ -43,6 +44,7 @@ from expunge.requests.drift import Drift, measure_drift
 from expunge.requests.keys import load_signer
 from expunge.requests.ledger import Ledger
 from expunge.requests.records import Fulfilment, Version
+from expunge.requests.sharded import forget_exactly
 from expunge.requests.side_effects import side_effects
 from expunge.requests.workspace import MEMBERS, Workspace
 
@@ -147,6 +149,12 @@ class Worker:
 
     def _run(self, one: Fulfilment, parent: nn.Module, forget: Split, retain: Split) -> Result:
         settings = self.workspace.settings
+        if settings.shards is not None and one.plan["method"] == "sisa":
+            known = self.data.train.take(torch.cat([retain.index, forget.index]).sort().values, "known")
+            return forget_exactly(
+                settings.shards, self.workspace.fresh(known), known, forget, original=one.parent,
+                device=settings.device, progress=self.progress, cancelled=self.cancelled,
+            )  # fmt: skip
         return api.unlearn(
             parent,
             forget=forget,

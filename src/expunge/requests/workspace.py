@@ -27,9 +27,10 @@ from expunge.data.sources import load_pair
 from expunge.data.split import Split
 from expunge.evidence.verdict import Margins
 from expunge.models.build import build_model
-from expunge.models.checkpoint import load_weights, weights_hash
+from expunge.models.checkpoint import load_weights, read_weights, weights_hash
 from expunge.requests.drift import Limits
 from expunge.requests.lineage import Retention
+from expunge.requests.sharded import ensemble_like, recipe_of
 from expunge.training.recipe import Recipe
 
 SETTINGS, LEDGER, MEMBERS = "expunge.yaml", "ledger.sqlite", "members.txt"
@@ -48,6 +49,7 @@ class Settings:
     id_column: str = Field("id", description="column that says whose a sample is; `id`: every sample is its own")
     test: str | None = Field(None, description="data that no model was trained on; default: the test part of the data")
     recipe: dict[str, Any] | None = Field(None, description="how the model was trained, for retraining and references")
+    shards: Path | None = Field(None, description="folder of the sharded training (SISA) that made the model")
     ledger: str | None = Field(None, description="database URL, e.g. postgresql://user@host/name; default: SQLite here")
     budget_seconds: float | None = Field(None, gt=0, description="time that one fulfilment may take")
     references: int = Field(0, ge=0, description="models retrained for each audit; 0 gives the weaker verdict")
@@ -101,8 +103,14 @@ class Workspace:
             raise UsageError(f"{path}: {error}") from None
 
     def checked(self) -> Workspace:
-        """Raises `UsageError` for a block of settings that its class refuses."""
+        """Raises `UsageError` for settings that their class refuses, or that do not go together."""
         _ = self.recipe, self.margins, self.retention, self.limits
+        for name in ("references", "shadows"):
+            if self.settings.shards is not None and getattr(self.settings, name):
+                raise UsageError(
+                    f"settings: `{name}` are trained as one model, not in shards; leave it at 0: with `shards` the "
+                    "unlearning is exact."
+                )
         return self
 
     def write(self) -> None:
@@ -130,6 +138,9 @@ class Workspace:
 
     @property
     def recipe(self) -> Recipe | None:
+        """How the model was trained; a sharded training says it itself."""
+        if self.settings.shards is not None:
+            return recipe_of(self.settings.shards)
         return build(Recipe, self.settings.recipe) if self.settings.recipe is not None else None
 
     @property
@@ -148,21 +159,28 @@ class Workspace:
         """Training and test data as the settings name them. Raises `DataError` without unseen samples."""
         return load(self.settings)
 
-    def build(self, data: Split, version: str | None = None, *, seed: int = 0) -> nn.Module:
-        """The model, fresh or with the weights of a version, whose content is checked against its name."""
-        model = build_model(
+    def fresh(self, data: Split) -> nn.Module:
+        """The model without its weights; for a sharded training, that of one shard."""
+        return build_model(
             self.settings.model,
             num_classes=data.num_classes,
             input_shape=data.input_shape,
-            seed=seed,
             options=self.settings.model_options,
         )
-        if version is None:
-            return model
+
+    def with_weights(self, data: Split, path: Path) -> nn.Module:
+        """The model with the weights of a file."""
+        shards = self.settings.shards
+        if shards is None:
+            return load_weights(self.fresh(data), path)
+        return load_weights(ensemble_like(lambda: self.fresh(data), read_weights(path), shards), path)
+
+    def build(self, data: Split, version: str) -> nn.Module:
+        """The model of a version, whose content is checked against its name."""
         path = self.models / f"{version}.safetensors"
         if not path.is_file():
             raise DataError(f"the weights of version {version[:12]} are gone ({path}); they cannot be worked on.")
-        load_weights(model, path)
+        model = self.with_weights(data, path)
         if weights_hash(model) != version:
             raise DataError(f"{path} was changed: its content is not what its name says; restore it from a backup.")
         return model

@@ -119,10 +119,16 @@ def squared_products(a: Tensor, g: Tensor) -> Tensor:
 
 
 def pair_products(values: Tensor) -> Tensor:
-    """(n, G, C, L) to products of positions l <= m: (pairs, n, G, C). Positions first, so that gathering is fast."""
+    """(n, G, C, L) to products of positions l <= m: (pairs, n, G, C). Positions first: each row of pairs is whole."""
     by_position = values.permute(3, 0, 1, 2).contiguous()
-    first, second = torch.triu_indices(len(by_position), len(by_position), device=values.device)
-    return by_position[first].mul_(by_position[second])
+    positions = len(by_position)
+    products = values.new_empty(positions * (positions + 1) // 2, *by_position.shape[1:])
+    done = 0
+    for at in range(positions):
+        # Straight into its place: gathering both factors first would take more time than multiplying them.
+        torch.mul(by_position[at], by_position[at:], out=products[done : done + positions - at])
+        done += positions - at
+    return products
 
 
 def from_pairs(a: Tensor, products: Tensor) -> Tensor:

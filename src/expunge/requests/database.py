@@ -60,8 +60,12 @@ class Database:
             self._readers = self._engine.execution_options(isolation_level="REPEATABLE READ")
             # Not higher: a writer must see what the one before it left, once it has waited for it.
             self._writers = self._engine.execution_options(isolation_level="READ COMMITTED")
-        with self.said():
-            self._open()
+        try:
+            with self.said():
+                self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._engine.dispose()

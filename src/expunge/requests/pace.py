@@ -38,11 +38,11 @@ class Work:
     bound: "about" if a run does all of it, "at most" if it may stop earlier.
     """
 
-    step_samples: int = Field(0, ge=0)
-    step_batches: int = Field(0, ge=0)
-    forward_samples: int = Field(0, ge=0)
-    forward_batches: int = Field(0, ge=0)
-    small: int = Field(0, ge=0)
+    step_samples: int = 0
+    step_batches: int = 0
+    forward_samples: int = 0
+    forward_batches: int = 0
+    small: int = 0
     bound: Bound = "about"
 
     def __add__(self, other: Work) -> Work:

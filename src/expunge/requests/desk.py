@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from expunge.api.prepare import pick_device
 from expunge.core.errors import ExpungeError, UsageError
@@ -39,7 +38,7 @@ from expunge.requests.pace import measure_pace
 from expunge.requests.planning import Plan, make_plan
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.sharded import cost_of
-from expunge.requests.situation import Situation
+from expunge.requests.situation import situation_of
 from expunge.requests.tickets import make_wish, read_tickets
 from expunge.requests.workspace import MEMBERS, SETTINGS, Settings, Workspace
 from expunge.training.sisa import Cost
@@ -234,19 +233,16 @@ class Desk:
         retain = members.select(data.train, data.samples, data.members, "retain", but=gone | wanted)
         active = self.ledger.active()
         model = self.workspace.build(data.train, active.id)
-        facts = {
-            "forget": len(forget),
-            "retain": len(retain),
-            "classes": data.train.num_classes,
-            "labels": forget.has_labels,
-            "recipe": self.workspace.recipe,
-            "whole_class": _whole_classes(forget, retain),
-            "batchnorm": any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()),
-            "budget_seconds": settings.budget_seconds,
-            "sharded": self._cost_in_shards(data.train, forget, retain),
-        }
-        pace = measure_pace(model, retain, pick_device(settings.device))
-        return make_plan(build(Situation, facts), method, given=options, pace=pace, advice=self.advise())
+        situation = situation_of(
+            model,
+            forget,
+            retain if len(retain) else None,
+            recipe=self.workspace.recipe,
+            budget_seconds=settings.budget_seconds,
+            sharded=self._cost_in_shards(data.train, forget, retain),
+        )
+        pace = measure_pace(model, retain if len(retain) else forget, pick_device(settings.device))
+        return make_plan(situation, method, given=options, pace=pace, advice=self.advise())
 
     def _cost_in_shards(self, train: Split, forget: Split, retain: Split) -> Cost | None:
         shards = self.workspace.settings.shards
@@ -428,13 +424,6 @@ def _copy(source: Path, target: Path) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ExpungeError(f"cannot write {target} ({error.strerror}); choose another place.") from None
-
-
-def _whole_classes(forget: Split, retain: Split) -> bool:
-    """Whether every class that is forgotten from loses all its samples."""
-    if not (forget.has_labels and retain.has_labels):
-        return False
-    return not set(forget.y.tolist()) & set(retain.y.tolist())
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -129,6 +129,11 @@ class Worker:
         parent = self.workspace.build(self.data.train, one.parent)
         result = self._run(one, parent, forget, retain)
         facts = result.record()
+        if result.status == "budget":
+            raise ExpungeError(
+                f"the budget ran out after {result.seconds:.0f} s, before {facts['method']} was done; raise "
+                "`budget_seconds`, or choose a faster method."
+            )
         if facts["weights"] == one.parent:
             raise ExpungeError(f"{facts['method']} changed no weight, so nothing was forgotten; choose another method.")
         path = save_weights(result.model, self.workspace.models / f"{facts['weights']}.safetensors")
@@ -163,6 +168,7 @@ class Worker:
             recipe=self.workspace.recipe,
             seed=one.seed,
             device=settings.device,
+            budget_seconds=one.plan["budget_seconds"],
             progress=self.progress,
             cancelled=self.cancelled,
         )
@@ -193,7 +199,7 @@ class Worker:
         record = {
             **verdict.record(),
             "side_effects": side_effects(parent, new, retain=retain, test=self.data.test, device=settings.device),
-            "drift": to_dict(self.drift(one, new, verdict.word)),
+            "drift": to_dict(self.drift(one, new, verdict.word, retain)),
         }
         if verdict.word not in settings.accept:
             reasons = " ".join(verdict.reasons[:2])
@@ -207,7 +213,7 @@ class Worker:
             cache=cache_root(),
         )  # fmt: skip
 
-    def drift(self, one: Fulfilment, new: nn.Module, word: str) -> Drift:
+    def drift(self, one: Fulfilment, new: nn.Module, word: str, retain: Split) -> Drift:
         """What this step and those before it moved, since the last version that was trained from the start."""
         line = [] if one.plan["exact"] else self._since_base(one)
         base = self.ledger.version(line[0].parent if line else str(one.version))
@@ -221,6 +227,7 @@ class Worker:
             forgotten=sum(len(step.samples) for step in line),
             knew=base.knows,
             failed=sum(step.audit.get("word") in FAILED_WORDS for step in line[:-1]) + (word in FAILED_WORDS),
+            removed=_classes_without(retain),
             device=pick_device(self.workspace.settings.device),
         )
 
@@ -276,6 +283,11 @@ def data_hash(hashes: np.ndarray) -> str:
 def fulfilment_seed(pepper: bytes, number: int) -> int:
     """Fixed by the requests, so that work that was cut off is done again with the same result."""
     return derive(int.from_bytes(pepper[:4], "big"), "fulfilment", number)
+
+
+def _classes_without(retain: Split) -> set[int]:
+    """Classes of which no sample is left: there the model is meant to change."""
+    return set(range(retain.num_classes)) - set(retain.y.tolist()) if retain.has_labels else set()
 
 
 def _exact(one: Fulfilment) -> bool:

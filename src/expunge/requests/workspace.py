@@ -55,8 +55,8 @@ class Settings:
     references: int = Field(0, ge=0, description="models retrained for each audit; 0 gives the weaker verdict")
     shadows: int = Field(0, ge=0, description="shadow models for each audit; 64 say something")
     residue: bool = Field(False, description="also look below the answers in each audit")
-    accept: tuple[str, ...] = Field(
-        ("forgotten", "forgotten (weak)", "not enough evidence"), description="verdicts that fulfil a request"
+    accept: list[str] = Field(
+        ["forgotten", "forgotten (weak)", "not enough evidence"], description="verdicts that fulfil a request"
     )
     fallback: Literal["none", "retrain"] = Field(
         "none", description="what is done after another verdict: the fulfilment fails, or the model is retrained"
@@ -68,7 +68,7 @@ class Settings:
 
     @field_validator("accept")
     @classmethod
-    def _known_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+    def _known_words(cls, words: list[str]) -> list[str]:
         for word in words:
             if word not in WORDS:
                 raise ValueError(f"knows no verdict `{word}`; allowed: {', '.join(WORDS)}")

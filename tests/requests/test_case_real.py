@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_from_the_model_to_the_page(tmp_path: Path, forget_class: int | None) ->
     assert {row["signal"] for row in audit["attacks"]} >= {"loss", "entropy"}
     canonical(audit)  # the ledger stores it, too: no NaN is left
     old = version("old", id=weights_hash(toy.model))
-    new = version("new", id=weights_hash(result.model), parent=old.id, method="finetune")
+    new = replace(version("new", id=weights_hash(result.model), method="finetune"), parent=old.id)
     fulfilment = Fulfilment(
         id=1, state="running", step="audited", requests=(1,), samples=(hashed("sample"),), seed=3, parent=old.id,
         began_at=AT,

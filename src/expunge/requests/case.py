@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from expunge.api.result import write_text
+from expunge.api.result import write_bytes
 from expunge.core.errors import CheckpointError, DataError, ExpungeError
 from expunge.requests.canonical import canonical
 from expunge.requests.case_content import FORMAT, KIND, build_case
@@ -74,7 +74,7 @@ def case_bytes(document: Mapping[str, Any]) -> bytes:
 
 def save_case(document: Mapping[str, Any], path: str | Path) -> Path:
     """Write the file of a signed document; it appears whole or not at all."""
-    write_text(Path(path), case_bytes(document).decode("utf-8"))
+    write_bytes(Path(path), case_bytes(document))
     return Path(path)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import matplotlib
 
 from expunge import __version__
-from expunge.core.errors import ExpungeError
+from expunge.api.result import write_bytes
 from expunge.requests.case_story import Section, Story, Table, tell
 from expunge.requests.extras import extra
 
@@ -75,21 +73,8 @@ def case_pdf(document: Mapping[str, Any]) -> bytes:
 
 def build_case_pdf(document: Mapping[str, Any], out: str | Path) -> Path:
     """Write the PDF; it appears whole or not at all. Raises `ExpungeError` if it cannot be written."""
-    target = Path(out)
-    content = case_pdf(document)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(target)
-    except OSError as error:
-        raise ExpungeError(f"cannot write {target} ({error.strerror}); choose another folder.") from None
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+    write_bytes(Path(out), case_pdf(document))
+    return Path(out)
 
 
 def _head(sheet: _Sheet, story: Story) -> None:

@@ -143,6 +143,7 @@ class Desk:
         batch: str | None = None,
         method: str = "auto",
         options: Mapping[str, Any] | None = None,
+        resume: bool = False,
         wait: float = 0.0,
         progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -150,6 +151,7 @@ class Desk:
     ) -> list[Fulfilment]:
         """First what an interrupted call left, then all requests that wait, as one batch; what was ended, in order.
 
+        resume: only what was left, nothing new is begun.
         wait: seconds to wait for another process at work; then `ExpungeError`. Requests that mean nobody, or samples
         that were forgotten before, are rejected with the reason. Old versions that are due are deleted at the end.
         """
@@ -159,7 +161,7 @@ class Desk:
             for one in self.ledger.unfinished():
                 say(f"going on with fulfilment {one.id} after `{one.step}`.")
                 ended.append(worker.carry_on(one))
-            started = self._begin(worker, batch, method, options, say)
+            started = None if resume else self._begin(worker, batch, method, options, say)
             if started is not None:
                 ended.append(worker.carry_on(started))
                 again = self._fall_back(worker, ended[-1], say)

@@ -215,8 +215,9 @@ def test_a_file_of_requests_is_taken_as_a_whole_or_not_at_all(serve: Serve) -> N
         assert "tmp" not in said
     error(send(b"subject\n1\n", "application/json"), 415, "text/csv")
     assert client.get("/api/v1/requests").json()["requests"] == []
-    answer = send("subject,reason,ticket\nt1,π,A\nt2,,B\nt1,,A\n".encode(), "text/csv; charset=utf-8")
+    answer = send('subject,reason,ticket\r\nt1,"π\r\n2",A\r\nt2,,B\r\nt1,,A\r\n'.encode(), "text/csv; charset=utf-8")
     assert answer.json() == {"new": 2, "known": 1, "requests": [1, 2, 1]}
+    assert client.get("/api/v1/requests/1").json()["request"]["reason"] == "π\n2"
 
 
 def test_the_list_is_filtered_and_paged(serve: Serve) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `service`")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+pytest.importorskip("playwright", reason="needs playwright")
+from playwright import sync_api
 
 from tests.requests.desks import make_desk
 
@@ -59,7 +60,7 @@ def service(folder: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as runner:
+    with sync_api.sync_playwright() as runner:
         started = runner.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield started
         started.close()

@@ -38,7 +38,7 @@ from expunge.requests.pace import measure_pace
 from expunge.requests.planning import Plan, make_plan
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.situation import Situation
-from expunge.requests.tickets import make_wish, read_tickets
+from expunge.requests.tickets import make_wish, parse_tickets, read_tickets
 from expunge.requests.workspace import MEMBERS, SETTINGS, Settings, Workspace
 
 Say = Callable[[str], None]
@@ -118,12 +118,13 @@ class Desk:
             reason=wish.reason, ticket=wish.ticket, batch=wish.batch, by=self.by,
         )  # fmt: skip
 
-    def import_tickets(self, path: Path) -> list[tuple[Request, bool]]:
-        """A CSV file of requests, all of them or none."""
+    def import_tickets(self, source: Path | bytes) -> list[tuple[Request, bool]]:
+        """A CSV file of requests, or its content: all of them or none."""
+        wishes = parse_tickets(source, "the file") if isinstance(source, bytes) else read_tickets(source)
         rows = [
             {"subject": members.of_subject(self._pepper, wish.subject), "reason": wish.reason, "ticket": wish.ticket,
              "batch": wish.batch}
-            for wish in read_tickets(path)
+            for wish in wishes
         ]  # fmt: skip
         return self.ledger.add_many(rows, by=self.by)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,19 +87,9 @@ async def import_requests(at: At, call: Call) -> schemas.Imported:
     kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "text/csv":
         raise Refused(415, "a file of requests is sent with the header `Content-Type: text/csv`.")
-    taken = await run_in_threadpool(_import, at.desk, await call.body())
+    taken = await run_in_threadpool(at.desk.import_tickets, await call.body())
     new = sum(1 for _, fresh in taken if fresh)
     return schemas.Imported(new=new, known=len(taken) - new, requests=[request.id for request, _ in taken])
-
-
-def _import(desk: Desk, content: bytes) -> list[tuple[Request, bool]]:
-    with tempfile.TemporaryDirectory(prefix="expunge-") as folder:
-        path = Path(folder) / "tickets.csv"
-        path.write_bytes(content)
-        try:
-            return desk.import_tickets(path)
-        except UsageError as error:
-            raise Refused(400, str(error).replace(str(path), "the file")) from None
 
 
 # looking

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _desk(workspace: Path) -> Iterator[Desk]:
     from expunge.requests.extras import extra
 
@@ -265,3 +265,28 @@ def check(workspace: Place = HERE) -> None:
     if breaks:
         raise ExpungeError(f"{len(breaks)} things do not hold; restore the workspace from a backup.")
     console.out().print("ok   the ledger, its case files and model versions are as they were written")
+
+
+@app.command(epilog="Example: expunge requests serve --workspace desk --port 8777")
+def serve(
+    workspace: Place = HERE,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to serve on; only this machine by default.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8777,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="File with the token; default: a new one in keys/.", show_default=False),
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="A further host name that callers use.", show_default=False)
+    ] = None,
+) -> None:
+    """Serve the API and its page on this machine, with a token. Needs the extra `service`."""
+    from expunge.requests.extras import extra
+
+    with extra("requests"), extra("service"):
+        from expunge.requests.service.server import serve as run
+
+    with contextlib.suppress(KeyboardInterrupt):
+        run(workspace, host=host, port=port, token_file=token_file, names=name or (), say=console.say)

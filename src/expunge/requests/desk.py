@@ -39,7 +39,7 @@ from expunge.requests.planning import Plan, make_plan
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.sharded import cost_of
 from expunge.requests.situation import situation_of
-from expunge.requests.tickets import make_wish, read_tickets
+from expunge.requests.tickets import make_wish, parse_tickets, read_tickets
 from expunge.requests.workspace import MEMBERS, SETTINGS, Settings, Workspace
 from expunge.training.sisa import Cost
 
@@ -120,12 +120,13 @@ class Desk:
             reason=wish.reason, ticket=wish.ticket, batch=wish.batch, by=self.by,
         )  # fmt: skip
 
-    def import_tickets(self, path: Path) -> list[tuple[Request, bool]]:
-        """A CSV file of requests, all of them or none."""
+    def import_tickets(self, source: Path | bytes) -> list[tuple[Request, bool]]:
+        """A CSV file of requests, or its content: all of them or none."""
+        wishes = parse_tickets(source, "the file") if isinstance(source, bytes) else read_tickets(source)
         rows = [
             {"subject": members.of_subject(self._pepper, wish.subject), "reason": wish.reason, "ticket": wish.ticket,
              "batch": wish.batch}
-            for wish in read_tickets(path)
+            for wish in wishes
         ]  # fmt: skip
         return self.ledger.add_many(rows, by=self.by)
 
@@ -145,6 +146,7 @@ class Desk:
         batch: str | None = None,
         method: str = "auto",
         options: Mapping[str, Any] | None = None,
+        resume: bool = False,
         wait: float = 0.0,
         progress: Callable[[Progress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -152,6 +154,7 @@ class Desk:
     ) -> list[Fulfilment]:
         """First what an interrupted call left, then all requests that wait, as one batch; what was ended, in order.
 
+        resume: only what was left, nothing new is begun.
         wait: seconds to wait for another process at work; then `ExpungeError`. Requests that mean nobody, or samples
         that were forgotten before, are rejected with the reason. Old versions that are due are deleted at the end.
         """
@@ -161,7 +164,7 @@ class Desk:
             for one in self.ledger.unfinished():
                 say(f"going on with fulfilment {one.id} after `{one.step}`.")
                 ended.append(worker.carry_on(one))
-            started = self._begin(worker, batch, method, options, say)
+            started = None if resume else self._begin(worker, batch, method, options, say)
             if started is not None:
                 ended.append(worker.carry_on(started))
                 again = self._fall_back(worker, ended[-1], say)

@@ -48,42 +48,48 @@ def _clean(name: str, value: str) -> str:
 
 
 def read_tickets(path: Path) -> list[Wish]:
-    """Requests from a CSV file with the column `subject`, and those of reason, ticket and batch that it has.
-
-    Raises `DataError` naming file and line: nothing of a file with a fault in it is taken.
-    """
+    """Requests from a CSV file, as `parse_tickets` reads it. Raises `DataError` also for one that is too large."""
     try:
         size = path.stat().st_size
         if size > LARGEST:
             raise DataError(f"{path} has {size:,} bytes; at most {LARGEST:,} are read at once: split the file.")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+        return parse_tickets(path.read_bytes(), str(path))
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}).") from None
-    wishes = list(_rows(text, path))
+
+
+def parse_tickets(content: bytes, name: str) -> list[Wish]:
+    """Requests from CSV in UTF-8 with the column `subject`, and those of reason, ticket and batch that it has.
+
+    name: what errors call it. Raises `DataError` naming the line: nothing of a file with a fault in it is taken.
+    """
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    wishes = list(_rows(text, name))
     if not wishes:
-        raise DataError(f"{path} holds no requests.")
+        raise DataError(f"{name} holds no requests.")
     return wishes
 
 
-def _rows(text: str, path: Path) -> Iterator[Wish]:
+def _rows(text: str, name: str) -> Iterator[Wish]:
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        for name in header:
-            if name not in COLUMNS:
-                raise DataError(f"{path} has a column `{name}`; {nearest(name, COLUMNS)}.")
+        header = [column.strip().lower() for column in next(reader, [])]
+        for column in header:
+            if column not in COLUMNS:
+                raise DataError(f"{name} has a column `{column[:40]}`; {nearest(column[:40], COLUMNS)}.")
         if "subject" not in header or len(set(header)) < len(header):
-            raise DataError(f"{path} needs one column `subject` in its first line; allowed: {', '.join(COLUMNS)}.")
+            raise DataError(f"{name} needs one column `subject` in its first line; allowed: {', '.join(COLUMNS)}.")
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
-                raise DataError(f"{path}, line {reader.line_num}: {len(row)} values for {len(header)} columns.")
+                raise DataError(f"{name}, line {reader.line_num}: {len(row)} values for {len(header)} columns.")
             try:
                 yield make_wish(**dict(zip(header, row, strict=True)))
             except UsageError as error:
-                raise DataError(f"{path}, line {reader.line_num}: {error}") from None
+                raise DataError(f"{name}, line {reader.line_num}: {error}") from None
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}).") from None
+        raise DataError(f"{name}, line {reader.line_num}: not valid CSV ({error}).") from None

@@ -19,6 +19,7 @@ from expunge.requests.workspace import WORDS, Settings, Workspace, load
 from expunge.training.recipe import Recipe
 from expunge.training.shards import Sharding, read_plan
 from expunge.training.sisa import ShardedTraining
+from tests.requests.conftest import Server
 from tests.requests.desks import PEOPLE, RECIPE, make_desk, write_rows
 
 FAST = {"method": "finetune", "options": {"epochs": 1}}  # changes weights, and little else
@@ -142,6 +143,17 @@ def test_an_export_of_what_is_not_there(desk: Desk, tmp_path: Path) -> None:
         desk.export(1, pdf=tmp_path / "c.pdf")
     with pytest.raises(UsageError, match="no request 7"):
         desk.show(7)
+
+
+def test_the_same_desk_over_a_server(server: Server, tmp_path: Path) -> None:
+    with make_desk(tmp_path, ledger=server.create(), accept=list(WORDS)) as desk:
+        desk.add("t1"), desk.add("nobody")
+        assert [one.state for one in desk.fulfil(**FAST)] == ["fulfilled"]
+        assert all(finding.ok for finding in desk.verify(1))
+        assert desk.check() == []
+        assert not (desk.workspace.folder / "ledger.sqlite").exists()
+    with pytest.raises(UsageError, match="is that of another workspace"):
+        make_desk(tmp_path / "other", ledger=desk.workspace.settings.ledger, recipe=None)
 
 
 def test_samples_that_were_deleted_too_early(desk: Desk) -> None:

@@ -134,7 +134,9 @@ def status(
     console.out().print("  ".join(f"{state} {count}" for state, count in found["counts"].items()) or "no requests")
     active = found["active"]
     console.out().print(f"model in force: {active['id'][:12]} ({active['method']}, {active['made_at'][:16]})")
-    console.out().print(f"advice: {found['advice']['word']}", soft_wrap=True)
+    left = found["advice"]["accuracy_left"]
+    room = "" if left is None else f" ({left:.0%} of the accuracy that may be lost is left)"
+    console.out().print(f"advice: {found['advice']['word']}{room}", soft_wrap=True)
     for reason in found["advice"]["reasons"]:
         console.out().print(f"- {reason}", soft_wrap=True)
 

@@ -310,6 +310,7 @@ class Desk:
             "advice": {
                 "word": advice.word if advice else "go on",
                 "reasons": list(advice.reasons) if advice else ["nothing was unlearned yet."],
+                "accuracy_left": advice.left if advice else 1.0,
             },
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import socket
 import sys
@@ -437,8 +436,8 @@ def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_served_on(original: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="choose another --port"):
         run(original, port=taken.getsockname()[1])
-    for host in ("no.such.host.invalid", "192.0.2.1", "x" * 300):
-        with pytest.raises(UsageError, match=re.escape("127.0.0.1") + "|--port"):
+    for host in ("192.0.2.1", "x" * 300):
+        with pytest.raises(UsageError, match=r"127\.0\.0\.1|--port"):
             run(original, host=host)
     with pytest.raises(UsageError, match="is no workspace"):
         run(tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from expunge.core.errors import UsageError
 from expunge.requests.desk import Desk
 from expunge.requests.service.app import create_app
 from expunge.requests.service.limits import Rate, ServiceLimits
+from expunge.requests.service.server import serve as run
 from expunge.requests.service.token import draw_token, read_token
 from tests.requests.desks import make_desk
 
@@ -425,3 +428,28 @@ def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
         read_token(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_token(tmp_path / "none")
+
+
+# the command
+
+
+def test_a_place_that_cannot_be_served_on(original: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="choose another --port"):
+        run(original, port=taken.getsockname()[1])
+    for host in ("192.0.2.1", "x" * 300):
+        with pytest.raises(UsageError, match=r"127\.0\.0\.1|--port"):
+            run(original, host=host)
+    with pytest.raises(UsageError, match="is no workspace"):
+        run(tmp_path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        run(original, port=0, token_file=tmp_path / "none")
+    assert not (original / "keys" / "service-token").exists()
+
+
+def test_without_the_extra_a_sentence_says_what_to_install(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expunge.cli.requests import serve
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "expunge.requests.service.server")
+    with pytest.raises(UsageError, match=r"pip install 'expunge\[service\]'"):
+        serve(original)

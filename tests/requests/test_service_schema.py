@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra `service`")
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
 
 from expunge.requests.desk import Desk
 from expunge.requests.service.app import create_app
@@ -18,7 +19,7 @@ from expunge.requests.service.limits import ServiceLimits
 from tests.requests.desks import make_desk
 
 TOKEN = "s" * 40
-EXAMPLES = 12  # drawn for each call, after those that cover each constraint of the schema
+EXAMPLES = 20  # drawn for each call, right ones and as many wrong ones
 
 
 @pytest.fixture(scope="module")
@@ -42,28 +43,34 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return schema
 
 
-schema = schemathesis.pytest.from_fixture("api")
+PLAIN = ["GET /health", "GET /versions", "GET /status"]  # nothing can be wrong about them
+CALLS = [
+    "POST /requests", "POST /requests/import", "GET /requests", "GET /requests/{number}", "GET /requests/{number}/case",
+    "GET /requests/{number}/verify", "POST /requests/{number}/retry", "POST /requests/{number}/rollback", "GET /plan",
+    "POST /fulfilments", "GET /jobs/{job}", "POST /jobs/{job}/cancel",
+]  # fmt: skip
+BOTH = [(call, GenerationMode.POSITIVE) for call in PLAIN + CALLS] + [(call, GenerationMode.NEGATIVE) for call in CALLS]
 
 
-@schema.parametrize()
-@settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
-)  # fmt: skip
-def test_every_call_keeps_to_the_schema(case: Any) -> None:
-    case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"})
+@pytest.mark.parametrize(("label", "mode"), BOTH, ids=lambda value: getattr(value, "value", value))
+def test_every_call_keeps_to_the_schema(api: Any, label: str, mode: GenerationMode) -> None:
+    """All checks: no 5xx; status, content type and body as stated; right calls are taken and wrong ones refused."""
+    method, _, path = label.partition(" ")
+
+    @given(case=api[f"/api/v1{path}"][method].as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
+    )
+    def check(case: Any) -> None:
+        case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"})
+
+    check()
 
 
 def test_the_schema_names_every_call_and_asks_for_the_token(api: Any) -> None:
     raw = api.raw_schema
-    assert set(raw["paths"]) == {
-        f"/api/v1{path}"
-        for path in (
-            "/health", "/requests", "/requests/import", "/requests/{number}", "/requests/{number}/case",
-            "/requests/{number}/verify", "/requests/{number}/retry", "/requests/{number}/rollback", "/versions",
-            "/status", "/plan", "/fulfilments", "/jobs/{job}", "/jobs/{job}/cancel",
-        )
-    }  # fmt: skip
+    stated = {f"{method.upper()} {path.removeprefix('/api/v1')}" for path, at in raw["paths"].items() for method in at}
+    assert stated == {*PLAIN, *CALLS}
     for path, calls in raw["paths"].items():
         for call in calls.values():
             assert call["description"]

@@ -88,6 +88,7 @@ class Jobs:
     def __init__(self, open_desk: Callable[[], Desk]) -> None:
         self._open = open_desk
         self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._newest: Job | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -97,7 +98,7 @@ class Jobs:
             if self.running() is not None:
                 return None
             job = Job(kind)
-            self._jobs[job.id] = job
+            self._jobs[job.id] = self._newest = job
             while len(self._jobs) > _KEPT:
                 self._jobs.popitem(last=False)
             # A daemon, because the ledger survives that it is killed, and a service that cannot end helps nobody.
@@ -109,11 +110,11 @@ class Jobs:
         return self._jobs.get(job_id)
 
     def last(self) -> Job | None:
-        return next(reversed(self._jobs.values()), None)
+        return self._newest
 
     def running(self) -> Job | None:
-        last = self.last()
-        return last if last is not None and last.ended_at is None else None
+        newest = self._newest
+        return newest if newest is not None and newest.ended_at is None else None
 
     def close(self, patience: float = 30.0) -> None:
         """Cancel what runs, and wait some seconds for it to end."""

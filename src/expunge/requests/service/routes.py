@@ -37,7 +37,7 @@ class Service:
 
 
 def _service(call: Call) -> Service:
-    return call.app.state.service  # type: ignore[no-any-return]
+    return call.app.state.service
 
 
 At = Annotated[Service, Depends(_service)]

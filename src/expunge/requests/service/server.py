@@ -62,8 +62,8 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(f"`{host}` is no address of this machine ({error.strerror}); serve on 127.0.0.1.") from None
+    except (OSError, UnicodeError):
+        raise UsageError(f"`{host}` is no address of this machine; serve on 127.0.0.1.") from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)

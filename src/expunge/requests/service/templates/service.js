@@ -1,12 +1,11 @@
 // The page of the service. All that comes from the API is written as text, never as markup.
-"use strict";
 
 const API = "/api/v1";
 const POLL = 1000; // milliseconds between two looks at a running job
 const LOOK = 10000; // and at the status, for what others do
 const PAGE = 50;
 const at = (id) => document.getElementById(id);
-let after = 0, next = null, shown = null, watched = null, working = false;
+let after = 0, next = null, shown = null, watched = null, newest = null, working = false;
 
 class Refused extends Error {
   constructor(status, sentence) { super(sentence); this.status = status; }
@@ -98,7 +97,7 @@ function ask() {
   at("login").hidden = false;
 }
 
-async function open() {
+async function enter() {
   await status();
   at("login").hidden = true;
   at("desk").hidden = false;
@@ -128,6 +127,7 @@ function show(job) {
   const running = job.ended_at === null;
   at("job").hidden = false;
   at("cancel").hidden = !running;
+  newest = job.id;
   working = running;
   settle();
   const failed = job.outcome.some((one) => one.state === "failed") || job.state === "failed";
@@ -274,7 +274,7 @@ const actions = {
   },
   fulfil: () => start(false),
   resume: () => start(true),
-  cancel: async () => show(await post(`/jobs/${watched}/cancel`)),
+  cancel: async () => show(await post(`/jobs/${newest}/cancel`)),
   first: async () => { after = 0; await list(); },
   more: async () => { after = next; await list(); },
   "case-html": () => file("html"),
@@ -292,7 +292,7 @@ for (const id of ["state", "batch"]) at(id).addEventListener("change", doing(asy
 at("login").addEventListener("submit", doing(async (form) => {
   sessionStorage.setItem("token", form.elements.token.value.trim());
   form.reset();
-  await open();
+  await enter();
 }));
 at("add").addEventListener("submit", doing(async (form) => {
   const value = Object.fromEntries(new FormData(form));
@@ -311,5 +311,5 @@ at("import").addEventListener("submit", doing(async (form) => {
 setInterval(() => {
   if (!at("desk").hidden && watched === null && !document.hidden) status().catch(fail);
 }, LOOK);
-if (sessionStorage.getItem("token")) open().catch(fail);
+if (sessionStorage.getItem("token")) enter().catch(fail);
 else ask();

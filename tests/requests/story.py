@@ -21,7 +21,7 @@ from expunge.requests.records import STEPS, Fulfilment
 from tests.requests.conftest import name, version
 
 ROWS = [{"subject": name(number), "ticket": f"T-{number}", "batch": "weekly"} for number in range(6)]
-PATIENCE = 60.0
+PATIENCE = 200.0
 
 
 def tell(url: str) -> None:

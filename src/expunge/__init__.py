@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from expunge.api.unlearn import unlearn
     from expunge.evidence.audit import audit
     from expunge.evidence.verdict import Verdict
-    from expunge.requests.repair import repair_labels
+    from expunge.requests.repair.repair import repair_labels
     from expunge.training.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ _HOMES = {
     ),
     "expunge.evidence.audit": ("audit",),
     "expunge.evidence.verdict": ("Verdict",),
-    "expunge.requests.repair": ("repair_labels",),
+    "expunge.requests.repair.repair": ("repair_labels",),
     "expunge.training.recipe": ("Recipe",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}

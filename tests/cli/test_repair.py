@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from expunge.requests import repair as repairs
+from expunge.requests.repair import repair as repairs
 from tests.cli.conftest import blobs
 
 SWAPPED = 16

@@ -6,9 +6,9 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from expunge.requests.case import build_case, sign_case
-from expunge.requests.case_content import Remaining
-from expunge.requests.keys import Signer
+from expunge.requests.case.content import Remaining
+from expunge.requests.case.document import build_case, sign_case
+from expunge.requests.case.keys import Signer
 from expunge.requests.records import Fulfilment, Request, Version
 
 AT = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.requests.ledger import Ledger
+from expunge.requests.ledger.ledger import Ledger
 from expunge.requests.records import Fulfilment, Version
 
 _numbers = itertools.count()

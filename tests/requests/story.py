@@ -16,7 +16,7 @@ from itertools import count
 
 import sqlalchemy as sa
 
-from expunge.requests.ledger import Ledger
+from expunge.requests.ledger.ledger import Ledger
 from expunge.requests.records import STEPS, Fulfilment
 from tests.requests.conftest import name, version
 

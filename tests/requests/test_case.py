@@ -18,10 +18,10 @@ from torch import nn
 
 from expunge.core.errors import DataError, UsageError
 from expunge.models.checkpoint import save_weights, weights_hash
-from expunge.requests.canonical import canonical, digest, plain, timestamp
-from expunge.requests.case import case_bytes, read_case, save_case, sign_case, verify_case, verify_chain
-from expunge.requests.case_content import EVIDENCE, EXACT
-from expunge.requests.keys import Signer, create_keys
+from expunge.requests.case.canonical import canonical, digest, plain, timestamp
+from expunge.requests.case.content import EVIDENCE, EXACT
+from expunge.requests.case.document import case_bytes, read_case, save_case, sign_case, verify_case, verify_chain
+from expunge.requests.case.keys import Signer, create_keys
 from expunge.requests.records import Event, Fulfilment
 from tests.requests.cases import AT, PLAN, UNLEARNING, content, document, hashed, request, version
 
@@ -229,7 +229,7 @@ def test_plain_values() -> None:
 
 
 def test_versions_must_follow_each_other(signer: Signer) -> None:
-    from expunge.requests.case import build_case
+    from expunge.requests.case.document import build_case
 
     old, new = version("old"), version("new", "another")
     fulfilment = Fulfilment(

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from expunge.core.errors import ExpungeError, UsageError
-from expunge.requests import case_pdf as pdf_module
-from expunge.requests.case import Finding, case_bytes, verify_case
-from expunge.requests.case_content import Remaining
-from expunge.requests.case_page import build_case_page, case_html
-from expunge.requests.case_pdf import build_case_pdf, case_pdf
-from expunge.requests.case_story import Section, Story, tell
-from expunge.requests.case_words import visible
-from expunge.requests.keys import Signer, create_keys
+from expunge.requests.case import pdf as pdf_module
+from expunge.requests.case.content import Remaining
+from expunge.requests.case.document import Finding, case_bytes, verify_case
+from expunge.requests.case.keys import Signer, create_keys
+from expunge.requests.case.page import build_case_page, case_html
+from expunge.requests.case.pdf import build_case_pdf, case_pdf
+from expunge.requests.case.story import Section, Story, tell
+from expunge.requests.case.words import visible
 from tests.report.test_site import CHROMIUM, in_browser
 from tests.requests.cases import AT, AUDIT, PLAN, SIDE_EFFECTS, UNLEARNING, document, hashed, request, version
 

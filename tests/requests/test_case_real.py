@@ -9,14 +9,14 @@ import pytest
 
 import expunge
 from expunge.models.checkpoint import save_weights, weights_hash
-from expunge.requests.canonical import canonical, plain
-from expunge.requests.case import build_case, case_bytes, sign_case, verify_case
-from expunge.requests.case_content import Remaining
-from expunge.requests.case_page import case_html
-from expunge.requests.case_pdf import case_pdf
-from expunge.requests.keys import create_keys
+from expunge.requests.case.canonical import canonical, plain
+from expunge.requests.case.content import Remaining
+from expunge.requests.case.document import build_case, case_bytes, sign_case, verify_case
+from expunge.requests.case.keys import create_keys
+from expunge.requests.case.page import case_html
+from expunge.requests.case.pdf import case_pdf
+from expunge.requests.case.side_effects import side_effects
 from expunge.requests.records import Fulfilment
-from expunge.requests.side_effects import side_effects
 from expunge.testing.toys import toy_problem
 from tests.requests.cases import AT, hashed, request, version
 

@@ -9,9 +9,9 @@ import re
 import pytest
 import sqlalchemy as sa
 
-from expunge.requests.chain import GENESIS, event_hash
-from expunge.requests.ledger import Ledger
-from expunge.requests.tables import requests
+from expunge.requests.ledger.chain import GENESIS, event_hash
+from expunge.requests.ledger.ledger import Ledger
+from expunge.requests.ledger.tables import requests
 from tests.requests.conftest import done, name
 
 

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.requests.extras import extra
-from expunge.requests.ledger import Ledger
-from expunge.requests.tables import REVISION
+from expunge.requests.ledger.ledger import Ledger
+from expunge.requests.ledger.tables import REVISION
 from tests.requests.conftest import Server, begun, name, version
 from tests.requests.test_chain import engine
 
@@ -126,7 +126,7 @@ def test_the_migrations_make_what_the_tables_declare(url: str) -> None:
     from alembic import command
     from alembic.script import ScriptDirectory
 
-    from expunge.requests.migrations import config
+    from expunge.requests.ledger.migrations import config
 
     with Ledger.open(url) as ledger, ledger._database.writing() as connection:
         settings = config(connection)

@@ -219,7 +219,7 @@ KILLER = """
 import os, signal, sys
 from pathlib import Path
 from expunge.requests.desk import Desk
-from expunge.requests.ledger import Ledger
+from expunge.requests.ledger.ledger import Ledger
 folder, wanted, when = sys.argv[1:]
 def deadly(name):
     original = getattr(Ledger, name)

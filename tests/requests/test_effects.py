@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from expunge.data.split import ResidentStore, Split
 from expunge.metrics.base import Evaluation
 from expunge.metrics.confusion import ConfusionErrors
-from expunge.requests.effects import Turned, class_effects, overall, pair_effects, suspect_effects
-from expunge.requests.neighbours import Neighbours, compare, find_neighbours, newcombe, table, welch
-from expunge.requests.repair_words import verdict
-from expunge.requests.suspects import read_suspects
+from expunge.requests.repair.effects import Turned, class_effects, overall, pair_effects, suspect_effects
+from expunge.requests.repair.neighbours import Neighbours, compare, find_neighbours, newcombe, table, welch
+from expunge.requests.repair.suspects import read_suspects
+from expunge.requests.repair.words import verdict
 
 CLASSES = 4
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from expunge.cli.main import main
-from expunge.requests.case import verify_chain
+from expunge.requests.case.document import verify_chain
 from expunge.requests.desk import Desk
 
 IMAGES, EACH = 300, 3

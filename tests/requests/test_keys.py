@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from expunge.core.errors import ExpungeError, UsageError
-from expunge.requests import keys
-from expunge.requests.keys import create_keys, load_pepper, load_public, load_signer, sample_hash, subject_hash
+from expunge.requests.case import keys
+from expunge.requests.case.keys import create_keys, load_pepper, load_public, load_signer, sample_hash, subject_hash
 
 PEPPER = bytes(range(32))
 

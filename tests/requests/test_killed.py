@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from expunge.core.errors import ExpungeError
-from expunge.requests.ledger import Ledger
+from expunge.requests.ledger.ledger import Ledger
 from tests.requests.conftest import Server
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from expunge.core.errors import ExpungeError, UsageError
-from expunge.requests import rules
-from expunge.requests.ledger import Ledger
+from expunge.requests.ledger import rules
+from expunge.requests.ledger.ledger import Ledger
 from expunge.requests.records import STATES, STEPS, State
 from tests.requests.conftest import begun, done, name, version
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from expunge.core.errors import ExpungeError, UsageError
-from expunge.requests import lineage
-from expunge.requests.ledger import Ledger
-from expunge.requests.lineage import Retention, due, orphans, purge
+from expunge.requests.ledger import lineage
+from expunge.requests.ledger.ledger import Ledger
+from expunge.requests.ledger.lineage import Retention, due, orphans, purge
 from tests.requests.conftest import begun, done, name, version
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,11 +14,11 @@ from expunge.core.errors import DataError, UsageError
 from expunge.data.sources import load_pair
 from expunge.models.build import build_model
 from expunge.models.checkpoint import weights_hash
-from expunge.requests import repair as repairs
-from expunge.requests.repair import Correction, learning, make_correction, mend, train_again
-from expunge.requests.repair_files import FILES
-from expunge.requests.repair_words import sentences
-from expunge.requests.suspects import read_suspects
+from expunge.requests.repair import repair as repairs
+from expunge.requests.repair.files import FILES
+from expunge.requests.repair.repair import Correction, learning, make_correction, mend, train_again
+from expunge.requests.repair.suspects import read_suspects
+from expunge.requests.repair.words import sentences
 from expunge.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=30, lr=0.05, batch_size=32)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.data.split import ResidentStore, Split
-from expunge.requests.canonical import plain
-from expunge.requests.side_effects import paired_interval, side_effects
+from expunge.requests.case.canonical import plain
+from expunge.requests.case.side_effects import paired_interval, side_effects
 
 
 class Answers(nn.Module):

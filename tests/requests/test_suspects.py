@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from expunge.core.errors import DataError, UsageError
 from expunge.data.split import ResidentStore, Split
-from expunge.requests import suspects_file
-from expunge.requests.suspects import Suspects, read_suspects
+from expunge.requests.repair import suspects_file
+from expunge.requests.repair.suspects import Suspects, read_suspects
 
 COUNT = 12
 GIVEN = [0, 1, 2] * 4

@@ -20,10 +20,10 @@ from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.metrics.base import ORIGINAL, REFERENCE
 from expunge.models.checkpoint import weights_hash
-from expunge.requests import repair as repairs
-from expunge.requests.effects import REPAIRED
-from expunge.requests.repair_files import PAGE, RECORD, write_repair
-from expunge.requests.suspects import read_suspects
+from expunge.requests.repair import repair as repairs
+from expunge.requests.repair.effects import REPAIRED
+from expunge.requests.repair.files import PAGE, RECORD, write_repair
+from expunge.requests.repair.suspects import read_suspects
 from expunge.training.recipe import Recipe
 
 

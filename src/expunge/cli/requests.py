@@ -181,8 +181,8 @@ def verify(
         from expunge.requests.extras import extra
 
         with extra("requests"):
-            from expunge.requests.case import verify_case
-            from expunge.requests.keys import load_public
+            from expunge.requests.case.document import verify_case
+            from expunge.requests.case.keys import load_public
 
         if key is None:
             raise UsageError("a case file alone is checked against a public key; give --key keys/public.pem.")

@@ -28,17 +28,18 @@ from expunge.core.options import build, to_dict
 from expunge.core.run import Progress
 from expunge.data.split import Split
 from expunge.models.checkpoint import save_weights, weights_hash
-from expunge.requests import lineage, members
-from expunge.requests.case import Finding, verify_case
-from expunge.requests.drift import Advice, Drift, advise
+from expunge.requests import members
+from expunge.requests.case.document import Finding, verify_case
+from expunge.requests.case.keys import PUBLIC, create_keys, load_pepper
 from expunge.requests.fulfilment import Worker, data_hash, fulfilment_seed
-from expunge.requests.keys import PUBLIC, create_keys, load_pepper
-from expunge.requests.ledger import Ledger
-from expunge.requests.pace import measure_pace
-from expunge.requests.planning import Plan, make_plan
+from expunge.requests.ledger import lineage
+from expunge.requests.ledger.ledger import Ledger
+from expunge.requests.planning.drift import Advice, Drift, advise
+from expunge.requests.planning.pace import measure_pace
+from expunge.requests.planning.planner import Plan, make_plan
+from expunge.requests.planning.situation import situation_of
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.sharded import cost_of
-from expunge.requests.situation import situation_of
 from expunge.requests.tickets import make_wish, parse_tickets, read_tickets
 from expunge.requests.workspace import MEMBERS, SETTINGS, Settings, Workspace
 from expunge.training.sisa import Cost

@@ -35,17 +35,17 @@ from expunge.evidence.audit import audit
 from expunge.methods.base import make_method
 from expunge.models.checkpoint import save_weights
 from expunge.requests import members
-from expunge.requests.canonical import plain
-from expunge.requests.case import build_case, save_case, sign_case
-from expunge.requests.case_content import Remaining
-from expunge.requests.case_page import build_case_page
-from expunge.requests.case_pdf import build_case_pdf
-from expunge.requests.drift import Drift, measure_drift
-from expunge.requests.keys import load_signer
-from expunge.requests.ledger import Ledger
+from expunge.requests.case.canonical import plain
+from expunge.requests.case.content import Remaining
+from expunge.requests.case.document import build_case, save_case, sign_case
+from expunge.requests.case.keys import load_signer
+from expunge.requests.case.page import build_case_page
+from expunge.requests.case.pdf import build_case_pdf
+from expunge.requests.case.side_effects import side_effects
+from expunge.requests.ledger.ledger import Ledger
+from expunge.requests.planning.drift import Drift, measure_drift
 from expunge.requests.records import Fulfilment, Version
 from expunge.requests.sharded import forget_exactly
-from expunge.requests.side_effects import side_effects
 from expunge.requests.workspace import MEMBERS, Workspace
 
 FAILED_WORDS = ("not forgotten", "over-forgotten", "damaged")

@@ -11,7 +11,7 @@ from expunge.api.result import write_text
 from expunge.core.errors import DataError
 from expunge.data.ids import columns_of
 from expunge.data.split import Split
-from expunge.requests.keys import sample_hash, subject_hash
+from expunge.requests.case.keys import sample_hash, subject_hash
 
 
 def of_subject(pepper: bytes, subject: str) -> str:

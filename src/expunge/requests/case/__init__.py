@@ -1,0 +1,1 @@
+"""Case files: what they say, how they are signed and verified, and how they look."""

@@ -1,0 +1,1 @@
+"""The ledger: requests, fulfilments, versions, and the chain of events, in SQLite or PostgreSQL."""

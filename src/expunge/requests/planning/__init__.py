@@ -1,0 +1,1 @@
+"""Which method fulfils a request, at what cost, and when to train again."""

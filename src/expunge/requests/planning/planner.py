@@ -1,0 +1,263 @@
+"""Which method fulfils a batch of requests, with what options, at what cost, and why; decided by rules, in this order.
+
+1. Exact where it can be had: a model that was trained in shards forgets by training again what saw the samples; any
+   other is retrained. Within the budget, or beyond it if the drift of the model says "retrain now".
+2. Else the first method of `choices` for this kind of request whose needs are at hand and allowed, and that fits the
+   budget.
+3. Else a refusal in one sentence that says what to provide.
+
+Seconds are counted work (`work`) times measured pace (`pace`): right within a factor of about three, other load aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from expunge.core.errors import UsageError
+from expunge.core.options import describe, to_dict
+from expunge.methods import METHODS
+from expunge.methods.base import Method, make_method
+from expunge.requests.planning.choices import AVOIDED, CHOICES, Choice, avoided
+from expunge.requests.planning.drift import Advice
+from expunge.requests.planning.pace import Pace
+from expunge.requests.planning.plan import KINDS, Alternative, Plan, duration
+from expunge.requests.planning.situation import Situation, provide
+from expunge.requests.planning.work import count_work
+
+
+def make_plan(
+    situation: Situation,
+    method: str = "auto",
+    *,
+    given: Mapping[str, Any] | None = None,
+    pace: Pace | None = None,
+    advice: Advice | None = None,
+) -> Plan:
+    """The plan. method: "auto", or a registered name or preset, which is taken if it can run at all.
+
+    given: options that replace those of the plan; only for a named method. pace: of this model on this machine; without
+    it there are no seconds, and a budget cannot be kept. advice: on the version that is to be changed.
+    Raises `UsageError` where nothing fits.
+    """
+    if situation.budget_seconds is not None and pace is None:
+        raise UsageError("a budget in seconds needs the pace of the model on this machine; pass pace=measure_pace(..).")
+    planner = _Planner(situation, pace, advice)
+    if method != "auto":
+        return planner.named(method, dict(given or {}))
+    if given:
+        raise UsageError(f"options ({', '.join(sorted(given))}) belong to a method; name it instead of `auto`.")
+    return planner.auto()
+
+
+class _Planner:
+    def __init__(self, situation: Situation, pace: Pace | None, advice: Advice | None) -> None:
+        self.at, self.pace, self.advice = situation, pace, advice
+        self.rejected: list[Alternative] = []
+
+    @property
+    def urged(self) -> bool:
+        return self.advice is not None and self.advice.word == "retrain now"
+
+    # rule 0: what a person asked for
+
+    def named(self, name: str, given: dict[str, Any]) -> Plan:
+        base, _, preset = name.partition("/")
+        choice = next((one for one in CHOICES[self.at.kind] if one.method == base), None)
+        settings = choice.settings(self.at) if choice is not None and not preset else {}
+        chosen = make_method(name, **{**settings, **given})
+        absent = self.obstacles(chosen)
+        if absent:
+            raise UsageError(f"{base} {_joined(absent)}; provide that, or choose another method.")
+        seconds = self.seconds(chosen)
+        budget = self.at.budget_seconds
+        why = [f"{base} was asked for."]
+        if choice is not None and not preset and not given:
+            why.append(f"{choice.evidence}.")
+        if base in AVOIDED:
+            why.append(f"beware: `auto` would not take it, because {AVOIDED[base]}.")
+        if "exact" in chosen.card.tags:
+            why.append(_EXACT)
+        if budget is not None and seconds is not None and seconds > budget:
+            why.append(f"the estimate is above the budget of {duration(budget)}, which is set aside.")
+            budget = None
+        return self.plan(chosen, why, budget)
+
+    # rule 1
+
+    def auto(self) -> Plan:
+        exact = make_method("sisa" if self.at.sharded is not None else "retrain")
+        absent, seconds, budget = self.obstacles(exact), self.seconds(exact), self.at.budget_seconds
+        name, urged = exact.card.name, self.urged
+        if not absent:
+            fits = budget is None or seconds is None or seconds <= budget
+            if fits or urged:
+                return self.exact(exact, seconds, fits=fits, urged=urged)
+            reason = f"exact, but its estimate is above the budget of {duration(budget or 0.0)}."
+            self.rejected.append(Alternative(method=name, why_not=reason, seconds=seconds))
+        else:
+            self.rejected.append(Alternative(method=name, why_not=f"{_joined(absent)}."))
+        if self.at.sharded is not None:
+            raise UsageError(self.refused_shards(absent, seconds))
+        return self.approximate(urged)
+
+    def exact(self, chosen: Method, seconds: float | None, *, fits: bool, urged: bool) -> Plan:
+        budget = self.at.budget_seconds
+        why = [_EXACT]
+        if self.at.sharded is not None:
+            cost = self.at.sharded
+            why.append(
+                f"the model was trained in shards: {cost.stages} of {cost.total_stages} stages are trained again, "
+                f"{cost.share:.0%} of a whole training."
+            )
+        if not fits:
+            why.append(
+                f"drift says retrain now, so the budget of {duration(budget or 0.0)} is set aside"
+                f"{'' if seconds is None else f' (estimate {duration(seconds)})'}."
+            )
+        elif urged:
+            why.append("drift says retrain now.")
+        elif budget is None:
+            why.append("no budget was set; with one, methods that change the model would be weighed by it.")
+        else:
+            why.append(f"the estimate is within the budget of {duration(budget)}.")
+        if chosen.card.name == "retrain" and not self.at.initial:
+            why.append(
+                "the weights that training started from are unknown, so fresh ones are drawn: right for a model "
+                "that was trained from scratch, a loss for one that was pre-trained."
+            )
+        self.list_others()
+        return self.plan(chosen, why, budget if fits else None)
+
+    def refused_shards(self, absent: list[str], seconds: float | None) -> str:
+        if absent:
+            return f"the model was trained in shards, and sisa {_joined(absent)}; provide that, or name another method."
+        return (
+            f"the model was trained in shards, and to forget exactly takes about {duration(seconds or 0.0)}, more than "
+            f"the budget of {duration(self.at.budget_seconds or 0.0)}; raise it, or name a method: an approximate step "
+            "would end the exactness."
+        )
+
+    # rule 2
+
+    def approximate(self, urged: bool) -> Plan:
+        for choice in CHOICES[self.at.kind]:
+            chosen = _method(choice, self.at)
+            reason, seconds = self.why_not(chosen)
+            if not reason:
+                return self.plan(chosen, self.reasons(choice, urged), self.at.budget_seconds, rest=True)
+            self.rejected.append(Alternative(method=choice.method, why_not=reason, seconds=seconds))
+        raise UsageError(self.refusal())
+
+    def why_not(self, chosen: Method) -> tuple[str, float | None]:
+        absent = self.obstacles(chosen)
+        if absent:
+            return f"{_joined(absent)}.", None
+        seconds, budget = self.seconds(chosen), self.at.budget_seconds
+        if budget is not None and seconds is not None and seconds > budget:
+            return f"its estimate is above the budget of {duration(budget)}.", seconds
+        return "", seconds
+
+    def reasons(self, choice: Choice, urged: bool) -> list[str]:
+        why = [f"{choice.evidence}."]
+        why += [f"{one.method} is not taken: {one.why_not}" for one in self.rejected[:1]]
+        if choice.warning:
+            why.append(f"beware: {choice.warning}")
+        if self.advice is not None and self.advice.word == "retrain soon":
+            why.append("drift says retrain soon.")
+        if urged:
+            why.append("drift says retrain now, but that cannot be done here: provide what retrain lacks, soon.")
+        return why
+
+    # rule 3
+
+    def refusal(self) -> str:
+        """One sentence: what to provide, or what budget would do."""
+        slow = [one for one in self.rejected if one.seconds is not None]
+        if slow:
+            fastest = min(slow, key=lambda one: one.seconds or 0.0)
+            return (
+                f"no method fits the budget of {duration(self.at.budget_seconds or 0.0)}: the fastest that could run, "
+                f"{fastest.method}, takes about {duration(fastest.seconds or 0.0)}; raise the budget."
+            )
+        ways: dict[str, list[str]] = {}
+        lacking = {choice.method: self.at.lacking(_method(choice, self.at).needs) for choice in CHOICES[self.at.kind]}
+        for name, missing in lacking.items():
+            if not any(set(other) < set(missing) for other in lacking.values()):
+                ways.setdefault(provide(missing), []).append(name)
+        shown = ", or ".join(f"{things} (for {' or '.join(names)})" for things, names in ways.items())
+        return f"nothing that is known to forget {KINDS[self.at.kind]} can run here; provide, or allow, {shown}."
+
+    # what all rules share
+
+    def obstacles(self, chosen: Method) -> list[str]:
+        """Phrases that follow the method's name: "needs ..", "is not allowed ..". Empty if it can run."""
+        name, tags = chosen.card.name, chosen.card.tags
+        if name == "original":
+            return ["forgets nothing"]
+        if not chosen.same_tensors and self.at.sharded is None:
+            return ["needs a model that was trained in shards"]
+        absent = self.at.missing(chosen.needs)
+        if "exact" in tags and not self.at.retain and not absent:
+            return ["needs samples that stay"]
+        return absent
+
+    def seconds(self, chosen: Method) -> float | None:
+        work = count_work(chosen, self.at)
+        return None if work is None or self.pace is None else self.pace.seconds(work)
+
+    def list_others(self) -> None:
+        """The approximate methods that could have run, with their cost."""
+        for choice in CHOICES[self.at.kind]:
+            chosen = _method(choice, self.at)
+            absent = self.obstacles(chosen)
+            reason = f"{_joined(absent)}." if absent else "approximate, where exact can be had."
+            seconds = None if absent else self.seconds(chosen)
+            self.rejected.append(Alternative(method=choice.method, why_not=reason, seconds=seconds))
+
+    def plan(self, chosen: Method, why: list[str], budget: float | None = None, *, rest: bool = False) -> Plan:
+        name, work = chosen.card.name, count_work(chosen, self.at)
+        if rest:
+            seen = {name, *(one.method for one in self.rejected)}
+            for choice in CHOICES[self.at.kind]:
+                if choice.method not in seen:
+                    other = _method(choice, self.at)
+                    reason, seconds = self.why_not(other)
+                    why_not = reason or f"{name} did better for this kind of request."
+                    self.rejected.append(Alternative(method=choice.method, why_not=why_not, seconds=seconds))
+            seen |= {"original", "sisa", "retrain", *(one.method for one in self.rejected)}
+            self.rejected += [
+                Alternative(method=other, why_not=f"{avoided(self.at.kind, other)}.", weighed=False)
+                for other in METHODS.names()
+                if other not in seen
+            ]
+        return Plan(
+            method=name,
+            options=_changed(chosen),
+            exact="exact" in chosen.card.tags,
+            why=tuple(why),
+            estimate_seconds=None if work is None or self.pace is None else self.pace.seconds(work),
+            work=work,
+            pace=self.pace,
+            budget_seconds=budget,
+            alternatives=tuple(self.rejected),
+            retrain_now=self.advice if self.urged else None,
+            situation=self.at,
+        )
+
+
+_EXACT = "exact: the new weights never saw the samples, by construction, given the stated data and code."
+
+
+def _method(choice: Choice, at: Situation) -> Method:
+    return make_method(choice.method, **choice.settings(at))
+
+
+def _joined(phrases: list[str]) -> str:
+    return " and ".join(phrases)
+
+
+def _changed(chosen: Method) -> dict[str, Any]:
+    """Options that are not at their defaults, so that a plan reads well."""
+    defaults = {option.name: option.default for option in describe(type(chosen))}
+    return {name: value for name, value in to_dict(chosen).items() if value != defaults[name]}

@@ -69,8 +69,8 @@ def test_every_call_keeps_to_the_schema(api: Any, label: str, mode: GenerationMo
         seen.add(case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}).status_code)
 
     check()
-    assert 401 not in seen
-    if mode is GenerationMode.POSITIVE:
+    if mode is GenerationMode.POSITIVE:  # a wrong call may have a wrong token too
+        assert 401 not in seen
         assert WORKS.get(label, 404) in seen
 
 

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra `service`")
 pytest.importorskip("playwright", reason="needs playwright")
-from playwright import sync_api
+from playwright.sync_api import expect, sync_playwright
 
 from tests.requests.desks import make_desk
 
@@ -60,7 +60,7 @@ def service(folder: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as runner:
+    with sync_playwright() as runner:
         started = runner.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield started
         started.close()
@@ -72,6 +72,7 @@ def page(browser: Any) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     one = context.new_page()
     one.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
     complaints: list[str] = []
     one.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     one.on("pageerror", lambda error: complaints.append(str(error)))
@@ -101,8 +102,10 @@ def add(page: Any, subject: str, **more: str) -> None:
     page.fill("#add [name=subject]", subject)
     for name, value in more.items():
         page.fill(f"#add [name={name}]", value)
+    page.evaluate("document.getElementById('added').textContent = ''")
     page.click("#add button")
     page.wait_for_selector("#added:has-text('received')")
+    page.wait_for_selector("#add button:enabled")
 
 
 def test_from_a_request_to_its_case_file(page: Any, service: tuple[str, str]) -> None:
@@ -115,7 +118,8 @@ def test_from_a_request_to_its_case_file(page: Any, service: tuple[str, str]) ->
 
     add(page, "t3", reason=MARKUP, ticket="T-1", batch=MARKUP[:100])
     add(page, "t4", reason="moved away")
-    assert page.locator("#rows tr").count() == 2
+    rows = page.locator("#rows tr")
+    expect(rows).to_have_count(2)
     page.click("#plan")
     page.wait_for_selector("#plan-lines:has-text('forget 6 of 120')")
     shoot(page, "planned")
@@ -165,8 +169,7 @@ def test_from_a_request_to_its_case_file(page: Any, service: tuple[str, str]) ->
     page.click("#yes")
     page.wait_for_selector("#detail-title:has-text('received')")
     page.select_option("#state", "rolled back")
-    page.wait_for_function("document.querySelectorAll('#rows tr').length === 1")
-    assert page.locator("#rows tr").count() == 1
+    expect(rows).to_have_count(1)
 
 
 def test_at_phone_width_nothing_hangs_over(page: Any, service: tuple[str, str]) -> None:
@@ -191,7 +194,7 @@ def test_a_file_of_requests(page: Any, service: tuple[str, str], tmp_path: Path)
     page.wait_for_selector("#added:has-text('2 new requests')")
     page.fill("#batch", "file")
     page.press("#batch", "Enter")
-    page.wait_for_function("document.querySelectorAll('#rows tr').length === 2")
+    expect(page.locator("#rows tr")).to_have_count(2)
 
 
 def test_refusals_are_said(browser: Any, service: tuple[str, str], tmp_path: Path) -> None:

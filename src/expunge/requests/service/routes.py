@@ -118,7 +118,8 @@ def show_request(at: At, number: Number) -> schemas.RequestDetail:
     events = [
         schemas.EventView.of(event)
         for event in ledger.events()
-        if event.request == number or (work is not None and event.fulfilment == work.id)
+        if event.request == number
+        or (event.request is None and work is not None and event.fulfilment == work.id)  # not of others in the batch
     ]
     view = schemas.FulfilmentView.of(work) if work is not None else None
     return schemas.RequestDetail(request=schemas.RequestView.of(request), fulfilment=view, events=events)

@@ -50,7 +50,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     for name, value in sorted(state.items()):
         tensor = value.detach().cpu().contiguous()
         digest.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

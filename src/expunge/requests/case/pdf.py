@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -16,7 +16,7 @@ from expunge.requests.extras import extra
 with extra("requests"):
     from fpdf import FPDF, XPos, YPos
     from fpdf.enums import TableBordersLayout
-    from fpdf.fonts import FontFace
+    from fpdf.fonts import FontFace, TTFFont
 
 _FONT = "DejaVu"  # free, and on every machine that has matplotlib: Latin, Greek, Cyrillic, some Hebrew and Arabic
 _FACES = {"": "DejaVuSans.ttf", "B": "DejaVuSans-Bold.ttf"}
@@ -24,7 +24,6 @@ _MISSING = "\u25a1"  # stands where the font has no glyph; the case file has the
 _INK, _SOFT, _LINE, _TINT = (28, 32, 38), (90, 99, 112), (216, 221, 227), (243, 246, 249)
 _TONES = {"good": (10, 107, 61), "bad": (163, 48, 0), "open": (90, 99, 112)}
 _WIDEST = 64.0  # mm of a column before the table is stretched over the page
-_FULL = {"new_x": XPos.LMARGIN, "new_y": YPos.NEXT}
 
 
 class _Sheet(FPDF):
@@ -36,7 +35,7 @@ class _Sheet(FPDF):
         folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
         for style, name in _FACES.items():
             self.add_font(_FONT, style, folder / name)
-        self.known = set(self.fonts[_FONT.lower()].cmap)  # code points that the font can draw
+        self.known = set(cast(TTFFont, self.fonts[_FONT.lower()]).cmap)  # code points that the font can draw
         self.set_creation_date(story.made_at)
         self.set_title(story.title)
         self.set_producer(f"Expunge {__version__}")
@@ -57,7 +56,7 @@ class _Sheet(FPDF):
         return "".join(one if one == "\n" or ord(one) in self.known else _MISSING for one in text)
 
     def say(self, text: str, *, height: float = 5.0) -> None:
-        self.multi_cell(0, height, self.shown(text), align="L", **_FULL)
+        self.multi_cell(0, height, self.shown(text), align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
 
 
 def case_pdf(document: Mapping[str, Any]) -> bytes:
@@ -87,7 +86,15 @@ def _head(sheet: _Sheet, story: Story) -> None:
     sheet.ink(colour, 14, "B")
     sheet.set_draw_color(*colour)
     sheet.set_line_width(0.6)
-    sheet.cell(sheet.get_string_width(story.word) + 10, 10, story.word, border=1, align="C", **_FULL)
+    sheet.cell(
+        sheet.get_string_width(story.word) + 10,
+        10,
+        story.word,
+        border=1,
+        align="C",
+        new_x=XPos.LMARGIN,
+        new_y=YPos.NEXT,
+    )
     sheet.ln(2)
     sheet.ink(size=11)
     sheet.say(story.meaning, height=5.6)

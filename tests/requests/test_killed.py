@@ -17,12 +17,13 @@ ROOT = Path(__file__).parents[2]
 
 def story(*arguments: str) -> str:
     command = [sys.executable, "-m", "tests.requests.story", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_on_the_way_nothing_is_half_done(url: str) -> None:
     sqlite = url.startswith("sqlite")
     stride = 1 if sqlite else 5  # each place costs a server's login, and the transactions are the same

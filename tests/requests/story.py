@@ -1,6 +1,6 @@
 """A program of its own, for tests that kill it: one story over a ledger, told by one or more processes.
 
-python -m tests.requests.story kill URL        every operation of the ledger, killed before each of its statements
+python -m tests.requests.story kill URL N      every operation of the ledger, killed before every Nth of its statements
 python -m tests.requests.story together URL N  N processes at once, from an empty database
 python -m tests.requests.story hold URL        claim, say so, and wait
 """
@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from itertools import count
+from itertools import count, takewhile
 
 import sqlalchemy as sa
 
@@ -130,13 +130,13 @@ def killed(url: str, operation: Callable[[Ledger], object] | None, place: int) -
     return os.WIFSIGNALED(status)
 
 
-def kill(url: str) -> None:
-    """Every operation of the ledger, killed before each of its statements: nothing of it is left, then all of it is."""
-    places = next(place for place in count(1) if not killed(url, None, place)) - 1
+def kill(url: str, stride: int) -> None:
+    """Every operation of the ledger, killed on its way: nothing of it is left, then all of it is."""
+    places = len(list(takewhile(lambda place: killed(url, None, place), count(1, stride))))
     with Ledger.open(url) as ledger:
         for operation in OPERATIONS:
             before = ledger.head()
-            for place in count(1):
+            for place in count(1, stride):
                 if not killed(url, operation, place):
                     break
                 places += 1
@@ -177,7 +177,7 @@ def hold(url: str) -> None:
 
 if __name__ == "__main__":
     job, place, *more = sys.argv[1:]
-    if job == "together":
-        together(place, int(more[0]))
+    if job == "hold":
+        hold(place)
     else:
-        {"kill": kill, "hold": hold}[job](place)
+        {"kill": kill, "together": together}[job](place, int(more[0]))

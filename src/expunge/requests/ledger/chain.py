@@ -92,7 +92,7 @@ def event_hash(previous: str, fields: Mapping[str, Any]) -> str:
     return hashlib.sha256((previous + canonical({name: fields[name] for name in _HASHED})).encode()).hexdigest()
 
 
-def digest(row: Mapping[str, Any]) -> str:
+def digest(row: Mapping[Any, Any]) -> str:
     """Hash of a row as it is stored."""
     return hashlib.sha256(canonical(dict(row)).encode()).hexdigest()
 
@@ -130,7 +130,7 @@ def _last() -> sa.Select[Any]:
     return sa.select(tables.events.c.id, tables.events.c.hash).order_by(tables.events.c.id.desc()).limit(1)
 
 
-def _rows_of(event: Mapping[str, Any]) -> Mapping[str, str] | None:
+def _rows_of(event: Mapping[Any, Any]) -> Mapping[str, str] | None:
     """The digests in an event; None if it is not what its hash was made of."""
     try:
         detail = json.loads(event["detail"])
@@ -162,5 +162,5 @@ def _logged() -> Iterable[sa.Table]:
     return [table for table in tables.metadata.sorted_tables if table is not tables.events]
 
 
-def _name(table: sa.Table, row: Mapping[str, Any]) -> str:
+def _name(table: sa.Table, row: Mapping[Any, Any]) -> str:
     return "/".join([table.name, *(str(row[column.name]) for column in table.primary_key)])

@@ -99,11 +99,11 @@ def _method(job: Repair) -> Method | str:
 
 
 def _learning(job: Repair, recipe: Recipe | None) -> Recipe:
-    given = {"epochs": job.learn_epochs, "lr": job.learn_rate}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if chosen and job.action != "relabel":
+    if (job.learn_epochs is not None or job.learn_rate is not None) and job.action != "relabel":
         raise UsageError("`learn_epochs` and `learn_rate` are of the action `relabel`; give --action relabel.")
-    return dataclasses.replace(repairs.learning(recipe), **chosen)
+    usual = repairs.learning(recipe)
+    epochs = usual.epochs if job.learn_epochs is None else job.learn_epochs
+    return dataclasses.replace(usual, epochs=epochs, lr=job.learn_rate or usual.lr)
 
 
 def _finished(job: Repair, correction: repairs.Correction, original: nn.Module) -> dict[str, Any] | None:

@@ -25,6 +25,8 @@ from expunge.methods.taps import Tap, Tapped, patches
 from expunge.models.modes import evaluation_mode
 
 BATCH = 32  # samples per pass while gradients are collected
+COLLECTED = 0.5  # of the memory: what one sweep keeps; less means more sweeps, thus more backward passes
+WORKING = 0.15  # of the memory: blocks of products; less costs little, down to blocks too thin for a matrix product
 
 
 def gram_matrix(model: nn.Module, splits: list[Split], run: Run, *, memory: float = 640.0) -> Tensor:
@@ -39,12 +41,12 @@ def gram_matrix(model: nn.Module, splits: list[Split], run: Run, *, memory: floa
         columns = classes * sum(len(split) for split in splits)
         kernel = torch.zeros(columns, columns, dtype=torch.float64, device=run.device)
         budget = memory * 2**20 / 4 - 3 * columns**2  # floats: the kernel itself and one float32 block of it
-        plan = list(groups(tapped, first, columns, 0.5 * budget)) or [[]]
+        plan = list(groups(tapped, first, columns, COLLECTED * budget)) or [[]]
         for number, pieces in enumerate(plan, 1):
             # The first sweep takes the small parameters along: a sweep is a backward pass per sample and class.
             small = Small(tapped) if number == 1 else None
             for layer in _collect(tapped, splits, run, pieces, classes, small):
-                layer.add_to(kernel, 0.4 * budget)
+                layer.add_to(kernel, WORKING * budget)
             if small is not None:
                 add_gram(kernel, torch.cat(small.rows))
             run.report(f"{run.label}: kernel", number, len(plan))

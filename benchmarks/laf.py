@@ -20,6 +20,7 @@ from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.data.sources import load_data
 from expunge.data.split import Split
+from expunge.methods.base import make_method
 from expunge.methods.laf import LAF, alignment, phi
 from expunge.methods.representations import Teacher
 from expunge.methods.vae import VAE, train_vae, vae_loss
@@ -66,6 +67,28 @@ def run() -> Iterator[Row]:
     ratio, a, b = compare(ours, lambda: bare(model, retain, forget), repeats=3)
     yield Row("LAF whole / bare passes that remain", what, ratio, f"{a:.2f} s / {b:.2f} s", most=1.15)
 
+    full = make_method("laf/class-cnn")
+    assert isinstance(full, LAF)
+    gone = split.index[:COUNT][split.y[:COUNT] == 0]
+    stays = split.index[:COUNT][split.y[:COUNT] != 0]
+    retain, forget = split.take(stays, "retain"), split.take(gone, "forget")
+
+    def slow_full() -> nn.Module:
+        vaes = (
+            slow_vae(body, [retain, forget], "h", full.vae_epochs),
+            slow_vae(body, [forget], "h_f", full.vae_epochs),
+        )
+        return slow_laf(model, retain, forget, vaes, full.epochs)
+
+    def fast() -> nn.Module:
+        return expunge.unlearn(
+            model, forget=forget, retain=retain, method="laf/fast-class-cnn", seed=SEED, device="cpu"
+        ).model
+
+    ratio, a, b = compare(slow_full, fast, repeats=1)
+    what = f"cnn on mnist, {COUNT} samples, a class to forget, {full.vae_epochs} and {full.epochs} epochs"
+    yield Row("LAF whole: straightforward / `laf/fast`", what, ratio, f"{a:.1f} s / {b:.1f} s", least=5)
+
 
 def our_vae(teacher: Teacher, which: list[str], name: str, made: Run) -> VAE:
     return train_vae(
@@ -74,7 +97,7 @@ def our_vae(teacher: Teacher, which: list[str], name: str, made: Run) -> VAE:
     )  # fmt: skip
 
 
-def slow_vae(body: Anatomy, splits: list[Split], name: str) -> VAE:
+def slow_vae(body: Anatomy, splits: list[Split], name: str, epochs: int = VAE_EPOCHS) -> VAE:
     """The draws are those of `train_vae`, so that the results can be compared."""
     made = Run(seed=SEED)
     torch.manual_seed(made.seed_for("vae", name, "init"))
@@ -83,7 +106,7 @@ def slow_vae(body: Anatomy, splits: list[Split], name: str) -> VAE:
     vae = VAE(body.features(x[:2]).shape[1], LATENT)
     optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3)
     noise = torch.Generator().manual_seed(derive(SEED, "vae", name, "noise"))
-    for epoch in range(1, VAE_EPOCHS + 1):
+    for epoch in range(1, epochs + 1):
         order = torch.Generator().manual_seed(derive(SEED, "vae", name, "shuffle", epoch))
         for rows in torch.randperm(len(x), generator=order).split(BATCH):
             loss = vae_loss(vae, body.features(x[rows]), noise, 0.025)
@@ -95,7 +118,7 @@ def slow_vae(body: Anatomy, splits: list[Split], name: str) -> VAE:
     return vae.requires_grad_(False)
 
 
-def slow_laf(model: nn.Module, retain: Split, forget: Split, vaes: tuple[VAE, VAE]) -> nn.Module:
+def slow_laf(model: nn.Module, retain: Split, forget: Split, vaes: tuple[VAE, VAE], epochs: int = EPOCHS) -> nn.Module:
     made = Run(seed=SEED)
     student = copy.deepcopy(model).requires_grad_(True).eval()
     teacher = copy.deepcopy(model).requires_grad_(True).eval()
@@ -103,7 +126,7 @@ def slow_laf(model: nn.Module, retain: Split, forget: Split, vaes: tuple[VAE, VA
     body, frozen = anatomy(student, sample), anatomy(teacher, sample)
     ue, ra = (torch.optim.Adam(student.parameters(), lr=rate) for rate in (5e-5, 1e-4))
     noise = torch.Generator().manual_seed(derive(SEED, "latent"))
-    for epoch in range(1, EPOCHS + 1):
+    for epoch in range(1, epochs + 1):
         for gone, kept in zip(*(batches(s, made, epoch) for s in (forget, retain)), strict=False):
             e_r, e_f = body.features(kept), body.features(gone)
             loss = phi(vaes[0].distance(e_r, noise)).sum() - phi(vaes[1].distance(e_f, noise)).sum()

@@ -74,11 +74,8 @@ def run() -> Iterator[Row]:
     retain, forget = split.take(stays, "retain"), split.take(gone, "forget")
 
     def slow_full() -> nn.Module:
-        vaes = (
-            slow_vae(body, [retain, forget], "h", full.vae_epochs),
-            slow_vae(body, [forget], "h_f", full.vae_epochs),
-        )
-        return slow_laf(model, retain, forget, vaes, full.epochs)
+        h = slow_vae(body, [retain, forget], "h", full.vae_epochs)
+        return slow_laf(model, retain, forget, (h, slow_vae(body, [forget], "h_f", full.vae_epochs)), full.epochs)
 
     def fast() -> nn.Module:
         return expunge.unlearn(

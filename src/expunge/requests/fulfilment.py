@@ -176,7 +176,7 @@ class Worker:
     def _audit(self, one: Fulfilment) -> Fulfilment:
         settings, workspace = self.workspace.settings, self.workspace
         forget, retain = self.splits(one)
-        parent, new = (workspace.build(self.data.train, name) for name in (one.parent, one.version))
+        parent, new = (workspace.build(self.data.train, name) for name in (one.parent, str(one.version)))
         again = [self._reference(parent, forget, retain, one.seed + 1 + i) for i in range(settings.references)]
         counted = self.progress
         verdict = audit(

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from expunge import __version__
+from expunge.core.options import build
 from expunge.requests.desk import Desk
 from expunge.requests.service import page, routes
 from expunge.requests.service.answers import API, add_handlers
@@ -54,5 +55,5 @@ def create_app(
     add_handlers(app)
     for router in (routes.public, routes.router, page.router):
         app.include_router(router)
-    app.add_middleware(Gate, token=token, limits=limits or ServiceLimits(), hosts=hosts)
+    app.add_middleware(Gate, token=token, limits=limits or build(ServiceLimits, {}), hosts=hosts)
     return app

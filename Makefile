@@ -1,12 +1,15 @@
 # Everything runs through dev.py, which makes .venv by itself; this file only gives the jobs short names.
 PYTHON ?= python3
 
-.PHONY: demo test lint format bench setup clean
+.PHONY: demo test test-all lint format bench setup clean
 
 demo:    ## forget on real digits with every method, and write out/demo/report.html
 	@$(PYTHON) dev.py demo
-test:    ## linters, type checker, whole test-suite
+test:    ## linters, type checker, test-suite
 	@$(PYTHON) dev.py test
+
+test-all:    ## the same, with the tests that take minutes
+	@$(PYTHON) dev.py test-all
 lint:
 	@$(PYTHON) dev.py lint
 format:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up `.venv` and run a job in it: python3 dev.py setup|demo|test|lint|format|docs|bench. Standard library only."""
+"""Set up `.venv` and run a job: python3 dev.py setup|demo|test|test-all|lint|format|docs|bench. Standard library only."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ LINT = [
     [PYTHON, "-m", "ruff", "format", "--check", "."],
     [PYTHON, "-m", "mypy"],
 ]
+# Two workers: each pays torch's import once, and the tests' own workers want cores, too.
+TESTS = [PYTHON, "-m", "pytest", "-n", str(min(2, os.cpu_count() or 1))]
 
 
 def say(text: str) -> None:
@@ -84,7 +86,8 @@ def jobs() -> dict[str, list[list[str]]]:
         "setup": [],
         "demo": [[str(BIN / "expunge"), "demo", "--out", "out/demo"]],
         "lint": LINT,
-        "test": [*LINT, [PYTHON, "-m", "pytest"]],
+        "test": [*LINT, [*TESTS, "-m", "not slow"]],
+        "test-all": [*LINT, TESTS],
         "format": [[PYTHON, "-m", "ruff", "check", "--fix", "."], [PYTHON, "-m", "ruff", "format", "."]],
         "docs": [[PYTHON, "-m", "pytest", "src"]],  # every example in a docstring
         "bench": [[PYTHON, "-m", "benchmarks"]],

@@ -7,7 +7,6 @@ demo:    ## forget on real digits with every method, and write out/demo/report.h
 	@$(PYTHON) dev.py demo
 test:    ## linters, type checker, test-suite
 	@$(PYTHON) dev.py test
-
 test-all:    ## the same, with the tests that take minutes
 	@$(PYTHON) dev.py test-all
 lint:

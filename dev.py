@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up `.venv` and run a job: python3 dev.py setup|demo|test|test-all|lint|format|docs|bench. Standard library only."""
+"""Set up `.venv` and run a job: dev.py setup|demo|test|test-all|lint|format|docs|bench. Standard library only."""
 
 from __future__ import annotations
 

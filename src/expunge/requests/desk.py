@@ -164,12 +164,9 @@ class Desk:
             ended = []
             for one in self.ledger.unfinished():
                 say(f"going on with fulfilment {one.id} after `{one.step}`.")
-                ended.append(worker.carry_on(one))
+                ended += self._carry_on(worker, one, say)
             started = None if resume else self._begin(worker, batch, method, options, say)
-            if started is not None:
-                ended.append(worker.carry_on(started))
-                again = self._fall_back(worker, ended[-1], say)
-                ended += [again] if again is not None else []
+            ended += self._carry_on(worker, started, say) if started is not None else []
             for version in self._purge(days=None):
                 say(f"version {version.id[:12]} deleted: it still knew what was to be forgotten.")
             return ended
@@ -199,15 +196,16 @@ class Desk:
             by=self.by,
         )
 
-    def _fall_back(self, worker: Worker, one: Fulfilment, say: Say) -> Fulfilment | None:
-        """After a verdict that is not accepted: retrain, where the settings say so and it was not tried already."""
-        if one.state != "failed" or self.workspace.settings.fallback != "retrain" or one.plan["exact"]:
-            return None
-        say(f"fulfilment {one.id} failed ({one.message}); retraining instead.")
-        for number in one.requests:
+    def _carry_on(self, worker: Worker, one: Fulfilment, say: Say) -> list[Fulfilment]:
+        """To its end; and after a verdict that is not accepted, retrained, where the settings say so."""
+        ended = worker.carry_on(one)
+        if ended.state != "failed" or self.workspace.settings.fallback != "retrain" or ended.plan["exact"]:
+            return [ended]
+        say(f"fulfilment {ended.id} failed ({ended.message}); retraining instead.")
+        for number in ended.requests:
             self.ledger.retry(number, by=self.by)
-        found, _ = self._resolve(worker, [self.ledger.request(number) for number in one.requests])
-        return worker.carry_on(self._start(found, self._plan(worker, found, "retrain", None)))
+        found, _ = self._resolve(worker, [self.ledger.request(number) for number in ended.requests])
+        return [ended, worker.carry_on(self._start(found, self._plan(worker, found, "retrain", None)))]
 
     def _resolve(self, worker: Worker, requests: Sequence[Request]) -> tuple[dict[int, np.ndarray], dict[int, str]]:
         """request -> hashes of its samples; request -> why it must be rejected."""

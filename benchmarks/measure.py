@@ -31,10 +31,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def compare(ours: Callable[[], object], other: Callable[[], object], repeats: int = 5) -> tuple[float, float, float]:
-    """Median of the pairwise ratios ours/other, and the median seconds of each; one warm-up of both."""
-    ours()
-    other()
+def compare(
+    ours: Callable[[], object], other: Callable[[], object], repeats: int = 5, *, warm: bool = True
+) -> tuple[float, float, float]:
+    """Median of the pairwise ratios ours/other, and the median seconds of each.
+
+    warm: one run of both beforehand; minutes of work do without.
+    """
+    if warm:
+        ours()
+        other()
     pairs = []
     for turn in range(repeats):
         order = (ours, other) if turn % 2 == 0 else (other, ours)

@@ -47,7 +47,7 @@ def test_everything_an_officer_asks_is_said(signer: Signer) -> None:
         "Samples to forget inputs and labels", "Held-out samples nothing",
         "Forget accuracy share of the samples to forget that the model still classifies right 100.0 % 98.0 % 95.0 to",
         "0.610 0.498 0.468 to 0.528", "clearly less accurate than before (at 95 %, for each class alone): 1.",
-        "-3.0 (-4.0 to -2.0)", "1 older version of the model still knows the samples", "to be deleted on 31 March 2026",
+        "-3.0 (-4.0 to -2.0)", "1 older version of the model still knows the samples", "to be deleted by 31 March 2026",
         "not a proof that nothing of them is left", "none: this is the first", made["hash"], made["fingerprint"],
     ):  # fmt: skip
         assert part in text, part

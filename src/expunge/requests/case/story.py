@@ -265,7 +265,7 @@ def _check(document: Mapping[str, Any]) -> Section:
 def _fate(version: Mapping[str, Any]) -> str:
     if version["deleted_at"] is not None:
         return f"deleted on {minute(version['deleted_at'])}"
-    return "no date of deletion is set" if version["until"] is None else f"to be deleted on {minute(version['until'])}"
+    return "no date of deletion is set" if version["until"] is None else f"to be deleted by {minute(version['until'])}"
 
 
 def _summary(method: str) -> str:

@@ -50,7 +50,9 @@ def test_kernel_equals_the_explicit_one(norm: nn.Module, way: str, monkeypatch: 
     kernel = gram_matrix(net, splits, Run(), memory=memory)
     if way == "small":
         first = splits[0].inputs()[:1]
-        plan = list(tangent.groups(tangent.Tapped(net, first), first, 18, 0.5 * (memory * 2**20 / 4 - 3 * 18**2)))
+        plan = list(
+            tangent.groups(tangent.Tapped(net, first), first, 18, tangent.COLLECTED * (memory * 2**20 / 4 - 3 * 18**2))
+        )
         pieces = [piece for group in plan for piece in group]
         assert len(plan) > 1
         assert len(pieces) > len({piece.name for piece in pieces}), "a layer is cut"

@@ -24,8 +24,8 @@ from expunge.data.split import Split
 from expunge.methods.taps import Tap, Tapped, patches
 from expunge.models.modes import evaluation_mode
 
-BATCH = 32  # samples per pass while gradients are collected
-COLLECTED = 0.5  # of the memory: what one sweep keeps; less means more sweeps, thus more backward passes
+BATCH = 16  # samples per pass while gradients are collected; the graph of a pass comes on top of the memory
+COLLECTED = 0.43  # of the memory: what one sweep keeps; less means more sweeps, thus more backward passes
 WORKING = 0.15  # of the memory: blocks of products; less costs little, down to blocks too thin for a matrix product
 
 
@@ -186,9 +186,10 @@ def groups(tapped: Tapped, sample: Tensor, columns: int, floats: float) -> Itera
     room = floats
     for tap, outputs, fixed, each in _sizes(tapped, sample, columns):
         if fixed + each > floats:
+            needed = 4 * (fixed + each) / COLLECTED / 2**20
             raise UsageError(
-                f"ntk: layer `{tap.name}` needs {8 * (fixed + each) / 2**20:.1f} MiB for {columns} columns; raise "
-                "`memory`, or use fewer samples."
+                f"ntk: layer `{tap.name}` needs {needed:.1f} MiB for {columns} columns; raise `memory`, or use fewer "
+                "samples."
             )
         low = 0
         while low < outputs:

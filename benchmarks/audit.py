@@ -9,7 +9,7 @@ import torch
 
 import expunge
 from benchmarks.loops import data_path
-from benchmarks.measure import Row, compare, seconds
+from benchmarks.measure import Row, compare
 from expunge.data.sources import load_pair
 from expunge.evidence.shadows import make_plan, shadow_scores
 from expunge.models.anatomy import reset_parameters
@@ -45,13 +45,6 @@ def run() -> Iterator[Row]:
     )
     ratio, a, b = compare(one_after_the_other, together, repeats=1, warm=False)
     yield Row("shadows: one after the other / together", what, ratio, f"{a:.1f} s / {b:.1f} s", least=1.7)
-    # A loop as anybody would write it has all cores to itself. How far they help one small net is the machine's affair.
-    torch.set_num_threads(cores)
-    try:
-        a = seconds(one_after_the_other)
-    finally:
-        torch.set_num_threads(1)
-    yield Row("shadows: one after the other on all cores / together", what, a / b, f"{a:.1f} s / {b:.1f} s")
 
     full = Recipe(epochs=20, batch_size=32, lr=1e-3, optimizer="adam")
     whole = train.take(train.index[:6000])

@@ -104,3 +104,18 @@ def test_the_page_ranks_only_where_there_is_enough(tmp_path: Path) -> None:
     assert "All scenarios together" in page
     few = report.build(grid({n: v[:2] for n, v in GAPS.items()}), tmp_path / "few.html").read_text(encoding="utf-8")
     assert "All scenarios together" not in few
+
+
+def test_a_study_of_which_only_the_reference_was_finished_has_a_page(tmp_path: Path) -> None:
+    cells = grid(GAPS)
+    first = next(iter(GAPS))
+    only = [
+        cell.model_copy(update={"method": {**cell.method, "name": "retrain"}})
+        if cell.method["label"] == first
+        else cell.model_copy(update={"state": "failed", "scores": []})
+        for cell in cells
+    ]
+    page = report.build(only, tmp_path / "only.html").read_text(encoding="utf-8")
+    assert "All scenarios together" not in page
+    with pytest.raises(UsageError, match="no method was finished"):
+        table(only, "average_gap")

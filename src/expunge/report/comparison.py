@@ -45,6 +45,8 @@ def table(cells: Sequence[CellRecord], metric: str) -> pd.DataFrame:
     ]
     if not rows:
         known = sorted({score["metric"] for cell in cells for score in cell.scores if not score["group"]})
+        if metric in known:
+            raise UsageError(f"no method was finished, so there is nothing of `{metric}` to compare.")
         raise UsageError(f"no method has the metric `{metric}`; {nearest(metric, known)}.")
     frame = pd.DataFrame(rows)
     return frame.pivot_table(index=["scenario", "seeds"], columns="method", values="value", sort=False)

@@ -139,7 +139,8 @@ def section(block: ScenarioBlock, published: References = ()) -> dict[str, Any]:
 def overall(cells: Sequence[CellRecord]) -> dict[str, Any] | None:
     """Ranks over all scenarios and seeds by the gap to the retrained model; None where there are too few of them."""
     done = [cell for cell in cells if cell.state == "done"]
-    if not any(score["metric"] == "average_gap" for cell in done for score in cell.scores):
+    methods = [cell for cell in done if cell.method.get("name") not in (ORIGINAL, REFERENCE)]
+    if not any(score["metric"] == "average_gap" for cell in methods for score in cell.scores):
         return None
     values = comparison.table(done, "average_gap")
     found = comparison.ranks(values, "lower")

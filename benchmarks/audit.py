@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import torch
 
 import expunge
 from benchmarks.loops import data_path
-from benchmarks.measure import Row, compare
+from benchmarks.measure import Row, compare, peak_mib
 from expunge.data.sources import load_pair
+from expunge.data.split import ResidentStore, Split
 from expunge.evidence.shadows import make_plan, shadow_scores
 from expunge.models.anatomy import reset_parameters
 from expunge.models.build import build_model
@@ -60,3 +63,24 @@ def run() -> Iterator[Row]:
     ratio, a, b = compare(audit, retrain, repeats=1, warm=False)
     what = "cnn on mnist, 6,000 training, 2,000 unseen images, 20 epochs"
     yield Row("audit without shadows / retraining", what, ratio, f"{a:.2f} s / {b:.1f} s", most=0.10)
+
+    answer = subprocess.run([sys.executable, "-m", "benchmarks.audit"], check=True, capture_output=True, text=True)
+    mib = float(answer.stdout)
+    yield Row(
+        "audit without shadows: memory", "the same, MiB above the start / 1024", mib / 1024, f"{mib:.0f} MiB", most=1
+    )
+
+
+def main() -> None:
+    """An audit of made-up images in a fresh process; prints how much memory it took beyond that of data and model."""
+    images = Split.whole(ResidentStore(torch.rand(8000, 1, 28, 28), torch.arange(8000) % 10))
+    parts = {"forget": range(100), "retain": range(100, 6000), "test": range(6000, 8000)}
+    splits = {name: images.take(list(places), name) for name, places in parts.items()}
+    model = build_model("cnn", num_classes=10, input_shape=images.input_shape, seed=0, options={})
+    before = peak_mib()
+    expunge.audit(model, copy.deepcopy(model), **splits, device="cpu")
+    print(peak_mib() - before)
+
+
+if __name__ == "__main__":
+    main()

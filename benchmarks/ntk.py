@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from benchmarks.loops import data_path
-from benchmarks.measure import Row, compare
+from benchmarks.measure import Row, compare, peak_mib
 from expunge.core.run import Run
 from expunge.data.sources import load_data
 from expunge.data.split import ResidentStore, Split
@@ -59,12 +58,6 @@ def by_columns(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
             rows.append(torch.cat([g.flatten() for g in gradients]))
     jacobian = torch.stack(rows)
     return jacobian @ jacobian.T
-
-
-def peak_mib() -> float:
-    """Largest resident size so far. Not by getrusage: its figure is handed down by the process that started this."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> None:

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from expunge.core.seeds import derive
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.evidence.audit import audit
+from expunge.evidence.verdict import WORDS
 from expunge.methods.base import make_method
 from expunge.models.checkpoint import save_weights
 from expunge.requests import members
@@ -47,8 +47,6 @@ from expunge.requests.planning.drift import Drift, measure_drift
 from expunge.requests.records import Fulfilment, Version
 from expunge.requests.sharded import forget_exactly
 from expunge.requests.workspace import MEMBERS, Workspace
-
-FAILED_WORDS = ("not forgotten", "over-forgotten", "damaged")
 
 
 @dataclass
@@ -72,7 +70,6 @@ class Worker:
     by: str
     progress: Callable[[Progress], None] | None = None
     cancelled: Callable[[], bool] | None = None
-    _kept: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> Data:
@@ -226,7 +223,7 @@ class Worker:
             steps=len(line),
             forgotten=sum(len(step.samples) for step in line),
             knew=base.knows,
-            failed=sum(step.audit.get("word") in FAILED_WORDS for step in line[:-1]) + (word in FAILED_WORDS),
+            failed=sum(step.audit.get("word") in WORDS for step in line[:-1]) + (word in WORDS),
             removed=_classes_without(retain),
             device=pick_device(self.workspace.settings.device),
         )
@@ -255,7 +252,7 @@ class Worker:
             side_effects=rows,
             remains=self._remaining(one),
             previous_case_hash=max(done, key=lambda f: (f.ended_at or _now(), f.id)).case if done else None,
-            ledger_head=self.ledger.events()[-1].hash,
+            ledger_head=self.ledger.head(),
             made_at=_now(),
         )
         document = sign_case(content, load_signer(self.workspace.keys))

@@ -25,6 +25,7 @@ from expunge.core.errors import DataError, UsageError
 from expunge.core.options import Field, build, options, to_dict
 from expunge.data.sources import load_pair
 from expunge.data.split import Split
+from expunge.evidence import verdict
 from expunge.evidence.verdict import Margins
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, weights_hash
@@ -35,7 +36,7 @@ from expunge.training.recipe import Recipe
 
 SETTINGS, LEDGER, MEMBERS = "expunge.yaml", "ledger.sqlite", "members.txt"
 LEDGER_VARIABLE = "EXPUNGE_LEDGER"
-WORDS = ("forgotten", "forgotten (weak)", "not enough evidence", "over-forgotten", "not forgotten", "damaged")
+WORDS = ("forgotten", "forgotten (weak)", "not enough evidence", *verdict.WORDS)
 
 
 @options

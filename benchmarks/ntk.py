@@ -36,7 +36,7 @@ def run() -> Iterator[Row]:
     channels_last(fast, split.input_shape)
     x = split.inputs()
     what = f"resnet18-preact(0.4) on cifar10, {SAMPLES} samples x {CLASSES} classes"
-    ratio, a, b = compare(lambda: by_columns(model, x), lambda: gram_matrix(fast, [split], Run()), repeats=3)
+    ratio, a, b = compare(lambda: by_columns(model, x), lambda: gram_matrix(fast, [split], Run()), repeats=5)
     yield Row("NTK kernel: loop over columns / ours", what, ratio, f"{a:.2f} s / {b:.2f} s", least=3.0)
     answer = subprocess.run([sys.executable, "-m", "benchmarks.ntk"], check=True, capture_output=True, text=True)
     facts = json.loads(answer.stdout)

@@ -15,7 +15,7 @@ from expunge.core.run import Run
 from expunge.data.split import ResidentStore, Split
 from expunge.methods.curvature import all_classes, fisher_diagonal
 from expunge.methods.fisher import posterior, whole_classes
-from expunge.methods.taps import Tapped
+from expunge.methods.taps import Scratch, Tapped, patches
 from expunge.testing.toys import TiedNet, toy_problem
 
 CLASSES = 3
@@ -223,3 +223,13 @@ def test_a_class_that_goes_whole_is_cut_from_the_head(forget_class: int | None, 
     assert result.details["whole_classes"] == gone
     if gone:
         assert float(result.model.head.weight[1].detach().abs().max()) < 0.5
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_patches_are_those_of_torch_with_channels_innermost(groups: int) -> None:
+    layer = nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 3), groups=groups)
+    a = torch.randn(5, 4, 9, 8)
+    rows = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    expected = rows.view(5, groups, 4 // groups, 6, -1).permute(0, 1, 4, 3, 2).flatten(3)
+    assert torch.equal(patches(layer, a), expected)
+    assert torch.equal(patches(layer, a.to(memory_format=torch.channels_last), Scratch()), expected)

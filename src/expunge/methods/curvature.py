@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from expunge.core.run import Run
 from expunge.data.split import Split
-from expunge.methods.taps import Tap, Tapped
+from expunge.methods.taps import Scratch, Tap, Tapped, Workspace, patches
 from expunge.models.modes import evaluation_mode
 
 Estimate = Literal["exact", "monte-carlo"]
@@ -33,22 +33,28 @@ def fisher_diagonal(
         one = next(iter(split.batches(1, device=run.device))).x
         tapped = Tapped(model, one)
         size = batch_size(tapped, one, estimate, memory)
+        work = Workspace()
         done = 0
         for batch in split.batches(size, device=run.device):
-            _add_batch(sums, tapped, batch.x, estimate, generator)
+            _add_batch(sums, tapped, batch.x, estimate, generator, work)
             done += len(batch)
             run.report(f"{run.label}: Fisher information", done, len(split))
     return {name: value / len(split) for name, value in sums.items()}
 
 
 def _add_batch(
-    sums: dict[str, Tensor], tapped: Tapped, x: Tensor, estimate: Estimate, generator: torch.Generator
+    sums: dict[str, Tensor],
+    tapped: Tapped,
+    x: Tensor,
+    estimate: Estimate,
+    generator: torch.Generator,
+    work: Workspace,
 ) -> None:
     seen = tapped.forward(x)
     p = seen.logits.detach().softmax(1)
     vectors = sampled(p, generator) if estimate == "monte-carlo" else all_classes(p)
     count = vectors.shape[1]
-    layers = [Layer(tap, count) for tap in seen.taps]
+    layers = [Layer(tap, count, work) for tap in seen.taps]
     for k in range(count):
         for layer, g in zip(layers, seen.backward(vectors[:, k], last=k == count - 1), strict=True):
             layer.add(g)
@@ -80,13 +86,15 @@ def sampled(p: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Layer:
-    """Sums the squared per-sample gradients of one layer over backward passes."""
+    """Sums the squared per-sample gradients of one layer over `count` backward passes."""
 
-    def __init__(self, tap: Tap, count: int) -> None:
+    def __init__(self, tap: Tap, count: int, work: Workspace) -> None:
         self.tap = tap
+        self._work = work
         self._small: dict[str, Tensor] = {}
         self._matrix: Tensor | None = None
-        self._by_pairs = tap.has_matrix and pairs_are_cheaper(tap.patches.shape[3], count)
+        self._once = count == 1
+        self._by_pairs = not self._once and tap.has_matrix and pairs_are_cheaper(tap.patches.shape[2], count)
 
     def add(self, g: Tensor) -> None:
         """g: gradients of the layer's output, (n, ...)."""
@@ -94,16 +102,20 @@ class Layer:
             squared = rows.square().sum(0)
             self._small[name] = self._small[name] + squared if name in self._small else squared
         if self.tap.has_matrix:
-            out = self.tap.outputs(g)  # (n, G, O, L)
-            more = pair_products(out) if self._by_pairs else squared_products(self.tap.patches, out)
+            out = self.tap.outputs(g)  # (n, G, L, O)
+            more = pair_products(out) if self._by_pairs else squared_products(self._inputs(), out, self._work.products)
             self._matrix = more if self._matrix is None else self._matrix.add_(more)
+
+    def _inputs(self) -> Tensor:
+        """Patches: kept for all passes, or made for the only one where those of the layer before were."""
+        return patches(self.tap.module, self.tap.a, self._work.patches) if self._once else self.tap.patches
 
     def squares(self) -> dict[str, Tensor]:
         """Sums of squares per parameter, in its shape."""
         found = dict(self._small)
         if self._matrix is not None:
             total = from_pairs(self.tap.patches, self._matrix) if self._by_pairs else self._matrix
-            found["weight"] = total.reshape(self.tap.module.get_parameter("weight").shape)
+            found["weight"] = self.tap.as_weight(total)
         return found
 
 
@@ -112,15 +124,17 @@ def pairs_are_cheaper(positions: int, count: int) -> bool:
     return positions + 1 <= 4 * count
 
 
-def squared_products(a: Tensor, g: Tensor) -> Tensor:
-    """Sum over n of (g_n a_n^T)^2 for a (n, G, I, L) and g (n, G, O, L); (G, O, I)."""
-    rows = g @ a.transpose(2, 3)
+def squared_products(a: Tensor, g: Tensor, scratch: Scratch) -> Tensor:
+    """Sum over n of (g_n^T a_n)^2 for a (n, G, L, I) and g (n, G, L, O); (G, O, I)."""
+    shape = (*a.shape[:2], g.shape[3], a.shape[3])
+    rows = scratch.take(shape, a)
+    torch.bmm(g.transpose(2, 3).flatten(0, 1), a.flatten(0, 1), out=rows.flatten(0, 1))
     return rows.square_().sum(0)
 
 
 def pair_products(values: Tensor) -> Tensor:
-    """(n, G, C, L) to products of positions l <= m: (pairs, n, G, C). Positions first: each row of pairs is whole."""
-    by_position = values.permute(3, 0, 1, 2).contiguous()
+    """(n, G, L, C) to products of positions l <= m: (pairs, n, G, C). Positions first: each row of pairs is whole."""
+    by_position = values.permute(2, 0, 1, 3).contiguous()
     positions = len(by_position)
     products = values.new_empty(positions * (positions + 1) // 2, *by_position.shape[1:])
     done = 0
@@ -134,9 +148,9 @@ def pair_products(values: Tensor) -> Tensor:
 def from_pairs(a: Tensor, products: Tensor) -> Tensor:
     """(sum_l g_l a_l)^2 = sum over pairs l, m of (g_l g_m)(a_l a_m): one product per layer for all backward passes.
 
-    a (n, G, I, L), products (pairs, n, G, O): sums of `pair_products(g)`. The result (G, O, I) is summed over n.
+    a (n, G, L, I), products (pairs, n, G, O): sums of `pair_products(g)`. The result (G, O, I) is summed over n.
     """
-    positions = a.shape[3]
+    positions = a.shape[2]
     first, second = torch.triu_indices(positions, positions, device=a.device)
     twice = torch.where(first == second, 1.0, 2.0).to(a)  # each pair l < m stands for two
     left = (products * twice[:, None, None, None]).flatten(0, 1)
@@ -151,7 +165,7 @@ def batch_size(tapped: Tapped, sample: Tensor, estimate: Estimate, memory: float
     for tap, g in zip(seen.taps, seen.backward(torch.ones_like(seen.logits), last=True), strict=True):
         floats += tap.a.numel() + g.numel()
         if tap.has_matrix:
-            out, (_, _, inner, positions) = tap.outputs(g).shape[2], tap.patches.shape
+            out, (_, _, positions, inner) = tap.outputs(g).shape[3], tap.patches.shape
             pairs = positions * (positions + 1) // 2 * (inner + out) + g.numel() * positions
             floats += tap.patches.numel() + (pairs if pairs_are_cheaper(positions, count) else out * inner)
     named = dict(tapped.model.named_parameters())

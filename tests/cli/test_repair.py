@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from expunge.requests.repair import repair as repairs
+from expunge.requests.repair import mending
 from tests.cli.conftest import blobs
 
 SWAPPED = 16
@@ -102,14 +102,14 @@ def test_suspects_are_forgotten_by_any_method(repair, tmp_path):
 
 def test_an_interrupted_repair_goes_on(repair, tmp_path, monkeypatch):
     how = ("--action", "relabel", "--epochs", 1)
-    unlearn, calls = repairs.api.unlearn, []
-    monkeypatch.setattr(repairs.api, "unlearn", lambda *a, **k: calls.append(1) or unlearn(*a, **k))
+    unlearn, calls = mending.api.unlearn, []
+    monkeypatch.setattr(mending.api, "unlearn", lambda *a, **k: calls.append(1) or unlearn(*a, **k))
 
     def stop(*args, **more):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(repairs.api, "train", stop)
+        patch.setattr(mending.api, "train", stop)
         result = repair(*how, method=("--method", "scrub"))
     assert result.code == 130
     assert "run the same command again" in result.err

@@ -14,9 +14,11 @@ from expunge.core.errors import DataError, UsageError
 from expunge.data.sources import load_pair
 from expunge.models.build import build_model
 from expunge.models.checkpoint import weights_hash
-from expunge.requests.repair import repair as repairs
+from expunge.requests.repair import mending
+from expunge.requests.repair.correction import Correction, make_correction
 from expunge.requests.repair.files import FILES
-from expunge.requests.repair.repair import Correction, learning, make_correction, mend, train_again
+from expunge.requests.repair.measure import measure_repair
+from expunge.requests.repair.mending import learning, mend, train_again
 from expunge.requests.repair.suspects import read_suspects
 from expunge.requests.repair.words import sentences
 from expunge.training.recipe import Recipe
@@ -93,7 +95,7 @@ def test_forgetting_by_retraining_is_the_model_trained_on_the_corrected_data(pla
     assert weights_hash(result.model) == weights_hash(again.model)
     reference = train_again(model, correction, recipe=RECIPE, initial=start.state_dict(), device="cpu")
     assert weights_hash(reference.model) == weights_hash(again.model)
-    found = repairs.measure_repair({"original": model, "repaired": result}, correction, test=test, device="cpu")
+    found = measure_repair({"original": model, "repaired": result}, correction, test=test, device="cpu")
     assert shares(found, "ic_error")["repaired"] < shares(found, "ic_error")["original"] / 2
 
 
@@ -158,12 +160,12 @@ def test_a_stopped_repair_goes_on_with_the_same_result(planted, tmp_path, monkey
     correction = Correction(split.train, read_suspects(issues, split.train), "relabel")
     how = {"recipe": RECIPE, "device": "cpu", "epochs": 1}
     whole = mend(model, correction, **how)
-    train, unlearn, calls = repairs.api.train, repairs.api.unlearn, []
+    train, unlearn, calls = mending.api.train, mending.api.unlearn, []
     with monkeypatch.context() as patch:
-        patch.setattr(repairs.api, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(mending.api, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             mend(model, correction, state=tmp_path, **how)
-    monkeypatch.setattr(repairs.api, "unlearn", lambda *a, **k: calls.append(1) or unlearn(*a, **k))
+    monkeypatch.setattr(mending.api, "unlearn", lambda *a, **k: calls.append(1) or unlearn(*a, **k))
     result = mend(model, correction, state=tmp_path, **how)
     assert calls == []
     assert weights_hash(result.model) == weights_hash(whole.model)
@@ -174,7 +176,7 @@ def test_a_stopped_repair_goes_on_with_the_same_result(planted, tmp_path, monkey
     (tmp_path / "unlearned.json").write_text("{")
     mend(model, other, state=tmp_path, **how)
     assert calls == [1, 1]
-    assert train is repairs.api.train
+    assert train is mending.api.train
 
 
 def test_a_model_without_a_head_is_repaired_all_the_same(planted):

@@ -20,9 +20,12 @@ from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.metrics.base import ORIGINAL, REFERENCE
 from expunge.models.checkpoint import weights_hash
-from expunge.requests.repair import repair as repairs
+from expunge.requests.repair.correction import NONE, Correction, make_correction
 from expunge.requests.repair.effects import REPAIRED
 from expunge.requests.repair.files import PAGE, RECORD, write_repair
+from expunge.requests.repair.measure import measure_repair
+from expunge.requests.repair.mending import clear_state, learning, mend, train_again
+from expunge.requests.repair.repair import Repaired
 from expunge.requests.repair.suspects import read_suspects
 from expunge.training.recipe import Recipe
 
@@ -42,7 +45,7 @@ def repair(job: Repair) -> None:
         job = dataclasses.replace(job, options=to_dict(method))
     data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
     suspects = read_suspects(job.suspects, data.train, below=job.below, top=job.top)
-    correction = repairs.make_correction(data.train, suspects, job.action, method)
+    correction = make_correction(data.train, suspects, job.action, method)
     original = inputs.build(job, data.train, weights=job.checkpoint)
     claim(job)
     if not training.matches(data.train):
@@ -62,7 +65,7 @@ def repair(job: Repair) -> None:
         result = _restored(job, record, inputs.build(job, data.train, weights=job.out / WEIGHTS))
     else:
         with console.progress() as progress:
-            result = repairs.mend(
+            result = mend(
                 original, correction, method=method, learn=learn, validation=data.validation, progress=progress,
                 state=job.out, **again,
             )  # fmt: skip
@@ -71,26 +74,24 @@ def repair(job: Repair) -> None:
     models: dict[str, Any] = {ORIGINAL: original, REPAIRED: result}
     if job.retrain:
         with console.progress() as progress:
-            models[REFERENCE] = repairs.train_again(
-                original, correction, progress=progress, cache=cache_root(), **again
-            )
-    effects = repairs.measure_repair(models, correction, test=data.test, k=job.neighbours, **common)
+            models[REFERENCE] = train_again(original, correction, progress=progress, cache=cache_root(), **again)
+    effects = measure_repair(models, correction, test=data.test, k=job.neighbours, **common)
     facts_shown = [("Data", f"{job.data}, {len(data.test) if data.test else 0:,} test samples"), ("Model", job.model)]
     record = write_repair(
-        job.out, repairs.Repaired(result, correction, effects), title=f"Label repair of {job.checkpoint}",
+        job.out, Repaired(result, correction, effects), title=f"Label repair of {job.checkpoint}",
         facts=facts_shown, more={"settings": to_dict(job)},
     )  # fmt: skip
-    repairs.clear_state(job.out)  # the finished model stands beside it
+    clear_state(job.out)  # the finished model stands beside it
     _print(job, record)
 
 
 def _method(job: Repair) -> Method | str:
     """The method with its options; the word `none` for no unlearning."""
-    if job.method == repairs.NONE:
+    if job.method == NONE:
         if job.options:
             name = next(iter(job.options))
             raise UsageError(f"repair has no option `{name}`; {nearest(name, option_names(Repair))}.")
-        return repairs.NONE
+        return NONE
     cls = METHODS.load(job.method.partition("/")[0])
     method = make_method(job.method, **typed_options(cls, job.options, commands=option_names(Repair)))
     if not method.same_tensors or method.card.name == "original":
@@ -101,12 +102,12 @@ def _method(job: Repair) -> Method | str:
 def _learning(job: Repair, recipe: Recipe | None) -> Recipe:
     if (job.learn_epochs is not None or job.learn_rate is not None) and job.action != "relabel":
         raise UsageError("`learn_epochs` and `learn_rate` are of the action `relabel`; give --action relabel.")
-    usual = repairs.learning(recipe)
+    usual = learning(recipe)
     epochs = usual.epochs if job.learn_epochs is None else job.learn_epochs
     return dataclasses.replace(usual, epochs=epochs, lr=job.learn_rate or usual.lr)
 
 
-def _finished(job: Repair, correction: repairs.Correction, original: nn.Module) -> dict[str, Any] | None:
+def _finished(job: Repair, correction: Correction, original: nn.Module) -> dict[str, Any] | None:
     """The record of a finished repair in the folder; None if there is none, or one that `--overwrite` may replace.
 
     `UsageError` if data, list or checkpoint changed under the same names since.

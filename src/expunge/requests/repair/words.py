@@ -7,7 +7,8 @@ from typing import Any
 
 from expunge.metrics.base import ORIGINAL, REFERENCE
 from expunge.requests.repair.effects import REPAIRED
-from expunge.requests.repair.repair import Effects, Repaired
+from expunge.requests.repair.measure import Effects
+from expunge.requests.repair.repair import Repaired
 
 _SPLITS = {"test": "test samples", "retain": "retained samples"}
 

@@ -39,9 +39,6 @@ SETTINGS: dict[str, Settings] = {
         values={"epochs": 1},
         contexts={"rewind": {"epochs": 12}},
         identity_at_zero_epochs=False,
-        inert={
-            "refill": "the toy splits are whole stores, so no slot is missing; tested in methods/test_references.py"
-        },
     ),
     "finetune": Settings(
         options={"epochs": 2, "lr": 0.1, "batch_size": 16},

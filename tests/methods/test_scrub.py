@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from expunge.core.errors import UsageError
 from expunge.core.seeds import torch_generator
 from expunge.data.split import PerSample
+from expunge.methods.last_blocks import EUk
 from expunge.methods.random_label import wrong_labels
 from expunge.methods.rewind import closest, matched_error
 from expunge.methods.scrub import SCRUB, WeightMean
@@ -45,15 +46,37 @@ def test_gradient_is_zero_where_student_equals_teacher_in_eval_mode() -> None:
     assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) < 1e-6
 
 
-def test_a_net_without_batchnorm_is_kicked_and_forgets() -> None:
+@pytest.mark.parametrize("preset", ["large-rb", "up"])
+def test_a_net_without_batchnorm_is_kicked_before_its_first_step(preset: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         problem = toy_problem(ToyNet(batchnorm=False), epochs=12)
-    options = {"lr": 5e-3, "epochs": 4, "msteps": 3, "forget_batch_size": 8, "optimizer": "adam"}
+    options = {**SCRUB.presets[preset], "msteps": 1, "epochs": 1}  # under SGD, with a single max epoch
+    kicked, stuck = (run(SCRUB(**options, **more), problem) for more in ({}, {"kick": 0.0}))
+    assert kicked.details["first_gradient_norm"] == stuck.details["first_gradient_norm"] < 1e-4
+    assert any("kick" in note for note in kicked.notes)
+    assert not stuck.notes
+    assert kicked.history[0]["forget_distance"] > 1e-3
+    assert abs(stuck.history[0]["forget_distance"]) < 1e-5
+
+
+def test_the_kick_moves_every_tensor_by_its_share_and_reads_no_label() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        problem = toy_problem(ToyNet(batchnorm=False), epochs=12)
+    # The rate is so small that what is left is the kick alone.
+    options = {"lr": 1e-12, "optimizer": "sgd", "weight_decay": 0.0, "epochs": 1, "msteps": 1, "kick": 0.02}
     result = run(SCRUB(**options), problem)
-    assert result.details["first_gradient_norm"] < 1e-4
-    assert any("kick" in note for note in result.notes)
-    assert bool((predict(result.model, problem.forget).argmax(1) != problem.forget.y).float().mean() > 0.5)
+    assert result.needs.forget == "inputs"
+    for (name, after), before in zip(result.model.named_parameters(), problem.model.parameters(), strict=True):
+        moved = float((after - before).detach().norm() / before.detach().norm())
+        assert moved == pytest.approx(0.02, rel=1e-3), name
+
+
+def test_a_net_with_batchnorm_needs_no_kick() -> None:
+    result = run(SCRUB(epochs=1, msteps=1), toy_problem())
+    assert result.details["first_gradient_norm"] > 1e-2
+    assert not any("kick" in note for note in result.notes)
 
 
 def test_learning_rates_drop_one_epoch_after_the_milestone() -> None:
@@ -86,6 +109,13 @@ def test_rewind_returns_a_snapshot_bit_for_bit() -> None:
     plain = run(SCRUB(**{**options, "epochs": chosen}), problem)
     for name, value in plain.model.state_dict().items():
         assert torch.equal(value, rewound.model.state_dict()[name])
+
+
+def test_epoch_0_of_a_rewind_is_the_original_also_where_a_method_resets_weights_first() -> None:
+    problem = toy_problem()
+    result = run(EUk(epochs=1, rewind=True), problem)
+    wrong = (predict(problem.model, problem.forget).argmax(1) != problem.forget.y).double().mean()
+    assert result.details["rewind"]["errors"][0] == pytest.approx(float(wrong))
 
 
 def test_running_mean_of_weights() -> None:

@@ -157,6 +157,7 @@ def restrict(
         num_classes=num_classes,
         input_shape=some.input_shape,
         needs=needs,
+        forgotten=len(splits["forget"]) if "forget" in splits else 0,
         _splits=handed,
         _recipe=recipe if needs.recipe else None,
         _initial=initial if needs.initial or not needs.weights else None,

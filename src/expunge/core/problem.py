@@ -23,13 +23,15 @@ class Problem:
     """What there is to forget with. Reading a part that is absent raises `AccessError` and says how to get it.
 
     model: the trained model; methods copy it (`student`) and never change it. initial: the state dict training
-    started from (needed by EU-k, NTK, Unrolling). recipe: how the model was trained.
+    started from (needed by EU-k, NTK, Unrolling). recipe: how the model was trained. forgotten: how many samples are
+    to be forgotten, 0 where nobody said; every method may know that number.
     """
 
     model: nn.Module
     num_classes: int
     input_shape: tuple[int, ...]
     needs: Needs
+    forgotten: int = 0
     _splits: Mapping[str, Split] = field(default_factory=dict)
     _recipe: Recipe | None = None
     _initial: Mapping[str, torch.Tensor] | None = None

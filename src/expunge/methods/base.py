@@ -81,7 +81,8 @@ class Method(ABC):
             run.keep_snapshots = run.keep_snapshots or self.rewinds
             result = self.unlearn(replace(problem, model=teacher), run)
             if self.rewinds:
-                result = rewind(problem, run, result, run.snapshots)
+                # A method may have changed the weights before its first epoch; epoch 0 is the original all the same.
+                result = rewind(problem, run, result, {**run.snapshots, 0: teacher.state_dict()})
             run.synchronize()
         run.world.align(result)
         self._verify(teacher, before, result)

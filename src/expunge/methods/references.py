@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.core.problem import Problem
 from expunge.core.run import Run
@@ -45,8 +46,9 @@ class Retrain(IterativeMethod):
         recipe = problem.recipe if self.epochs is None else replace(problem.recipe, epochs=self.epochs)
         retain = problem.retain
         if self.refill:
-            missing = len(retain.store) - len(retain)
+            if not problem.forgotten:
+                raise UsageError("retrain: `refill` needs to know how many samples are forgotten; pass forget=...")
             generator = torch.Generator().manual_seed(derive(run.seed, "refill"))
-            extra = torch.randint(len(retain), (missing,), generator=generator)
+            extra = torch.randint(len(retain), (problem.forgotten,), generator=generator)
             retain = retain.take(torch.cat([retain.index, retain.index[extra]]))
         return train_cached(problem.student(), retain, recipe, run, purpose="train")

@@ -10,7 +10,8 @@ Notation   f(x; w) logits (B, C); w_o the trained weights (teacher, frozen, eval
 One optimiser serves both phases. Labels of the forget set are never read.
 Cost       per min epoch one forward/backward pass over D_r, per max epoch over D_f; one teacher pass over both, cached
 Start      student = teacher makes the gradient of d exactly zero. With BatchNorm in train mode the student differs
-           from its teacher at once; without, the weights get a tiny relative `kick`, or nothing would be forgotten
+           from its teacher at once; without, the weights get a small `kick` up the cross-entropy with the teacher's own
+           answers before the first step, or a few epochs of max steps would go nowhere
 Deviates   from the public code: teacher logits cached (inputs are not augmented); `smoothing`, an undocumented pull
            towards the running mean of the weights that the code had until 2024-08, is off by default
 """
@@ -27,8 +28,7 @@ from torch import Tensor, nn
 from expunge.core.options import Field
 from expunge.core.problem import Problem
 from expunge.core.run import Run
-from expunge.core.seeds import derive
-from expunge.data.split import PerSample
+from expunge.data.split import Batch, PerSample
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.steps import distillation
 from expunge.training.inference import predict
@@ -99,7 +99,7 @@ class SCRUB(IterativeMethod):
     smoothing_start: int = Field(10, ge=1, description="epoch from which that mean follows the student (0.9/0.1)")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm in both phases")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
-    kick: float = Field(1e-3, ge=0, description="relative size of the weight noise that starts a stuck student")
+    kick: float = Field(0.01, ge=0, description="share of its size by which each tensor moves if the start is stuck")
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -125,23 +125,21 @@ class SCRUB(IterativeMethod):
                 for batch in problem.forget.batches(
                     self.forget_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
                 ):
-                    with run.autocast():
-                        logits = passes(batch)
-                    distance = distillation(logits.float(), on_forget[batch.index], self.temperature)
-                    step(self._smoothed(-distance, mean, student), student, optimizer, self.clip)
-                    epoch.add("forget_distance", distance, len(batch))
+                    distance, _ = self._distance(passes, batch, on_forget, run)
                     if not started:
                         started = True
-                        self._start(student, run)
+                        if self._stuck(distance, student, run):
+                            self._kick(student, passes, batch, on_forget[batch.index], run)
+                            distance, _ = self._distance(passes, batch, on_forget, run)
+                    step(self._smoothed(-distance, mean, student), student, optimizer, self.clip)
+                    epoch.add("forget_distance", distance, len(batch))
 
             seed = run.seed_for("retain", "shuffle", epoch.number)
             for batch in problem.retain.batches(
                 self.retain_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
             ):
-                with run.autocast():
-                    logits = passes(batch)
-                distance = distillation(logits.float(), on_retain[batch.index], self.temperature)
-                loss = F.cross_entropy(logits.float(), batch.y)
+                distance, logits = self._distance(passes, batch, on_retain, run)
+                loss = F.cross_entropy(logits, batch.y)
                 step(self._smoothed(self.gamma * loss + self.alpha * distance, mean, student), student, optimizer,
                      self.clip)  # fmt: skip
                 epoch.add("retain_loss", loss, len(batch))
@@ -151,19 +149,34 @@ class SCRUB(IterativeMethod):
                 mean.follow(student)
         return student
 
-    def _start(self, student: nn.Module, run: Run) -> None:
-        """After the first ascent step: log its gradient norm; kick the weights if it was too small to start."""
-        gradients = [p.grad for p in student.parameters() if p.grad is not None]
-        norm = float(torch.stack(torch._foreach_norm(gradients)).norm()) if gradients else 0.0
+    def _distance(self, passes: Passes, batch: Batch, teacher: PerSample, run: Run) -> tuple[Tensor, Tensor]:
+        """d of a batch, and the student's logits (B, C), both in float32."""
+        with run.autocast():
+            logits = passes(batch)
+        return distillation(logits.float(), teacher[batch.index], self.temperature), logits.float()
+
+    def _stuck(self, distance: Tensor, student: nn.Module, run: Run) -> bool:
+        """Whether the first ascent step has nowhere to go; the norm of its gradient is logged."""
+        trained = [p for p in student.parameters() if p.requires_grad]
+        found = torch.autograd.grad(distance, trained, retain_graph=True, allow_unused=True)
+        norms = torch.stack([g.norm() for g in found if g is not None])
+        norm = float(run.world.total(norms.square().sum()).sqrt())
         run.details["first_gradient_norm"] = norm
-        if norm >= STUCK or self.kick == 0:
-            return
-        generator = torch.Generator().manual_seed(derive(run.seed, "kick"))
+        return norm < STUCK and self.kick > 0
+
+    def _kick(self, student: nn.Module, passes: Passes, batch: Batch, teacher: Tensor, run: Run) -> None:
+        """Up the cross-entropy with the teacher's own answers, where d has no slope: each tensor by `kick` of its size.
+
+        No label is read, and no step is counted.
+        """
+        F.cross_entropy(passes(batch).float(), teacher.argmax(1)).backward()
         with torch.no_grad():
             for p in student.parameters():
-                noise = torch.randn(p.shape, generator=generator).to(p)
-                p.add_(noise, alpha=self.kick * float(p.square().mean().sqrt()))
-        run.notes.append(f"the first ascent step had no gradient ({norm:.1e}); the weights got a tiny kick.")
+                if p.grad is not None:
+                    p.add_(p.grad * (self.kick * p.norm() / p.grad.norm().clamp(min=1e-30)))
+        student.zero_grad(set_to_none=True)
+        norm = run.details["first_gradient_norm"]
+        run.notes.append(f"the first ascent step had no gradient ({norm:.1e}); the weights got a small kick.")
 
     def _smoothed(self, loss: Tensor, mean: WeightMean | None, student: nn.Module) -> Tensor:
         return loss if mean is None else loss + self.smoothing * mean.distance(student)

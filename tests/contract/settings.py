@@ -69,7 +69,7 @@ SETTINGS: dict[str, Settings] = {
             "smoothing_start": {"smoothing": 0.5, "smoothing_start": 2},
             "decay": {"milestones": (1,)},
         },
-        values={"clip": 0.01, "smoothing_start": 3, "smoothing": 0.5},
+        values={"clip": 0.01, "smoothing_start": 3, "smoothing": 0.5, "settle": 1.0},
     ),
     "bad-t": Settings(
         options={"epochs": 3, "lr": 5e-3, "retain_batch_size": 16, "forget_batch_size": 8},

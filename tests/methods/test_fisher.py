@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import expunge
+from expunge.api.unlearn import restrict
 from expunge.core.run import Run
 from expunge.data.split import ResidentStore, Split
+from expunge.methods import METHODS
 from expunge.methods.curvature import all_classes, fisher_diagonal
-from expunge.methods.fisher import posterior, whole_classes
+from expunge.methods.fisher import Fisher, posterior, whole_classes
 from expunge.methods.taps import Scratch, Tapped, patches
 from expunge.testing.toys import TiedNet, toy_problem
+from expunge.training.recipe import Recipe
 
 CLASSES = 3
 
@@ -191,7 +194,7 @@ def test_sampled_diagonal_converges_to_the_exact_one() -> None:
 def test_noise_rule_on_a_hidden_matrix() -> None:
     weight = torch.ones(2, 2)
     fisher = torch.tensor([[1.0, 3.0], [0.0, 1.0]]).double()
-    mean, variance = posterior(weight, fisher, 1e-6, 5, torch.empty(0, dtype=torch.long))
+    mean, variance = posterior(weight, fisher, 1e-6, torch.empty(0, dtype=torch.long), in_head=False, is_norm=False)
     first = 1e-6 * (1 / (1 + 1e-8) + 1 / (3 + 1e-8)) / 2
     second = 1e-6 * (1e3 + 1 / (1 + 1e-8)) / 2
     assert torch.allclose(variance, torch.tensor([[first, first], [second, second]]).double())
@@ -200,11 +203,13 @@ def test_noise_rule_on_a_hidden_matrix() -> None:
 
 def test_noise_rule_on_vectors_and_on_the_head() -> None:
     nobody = torch.empty(0, dtype=torch.long)
-    _, bias = posterior(torch.zeros(4), torch.zeros(4), 1e-6, 3, nobody)
+    _, bias = posterior(torch.zeros(4), torch.zeros(4), 1e-6, nobody, in_head=False, is_norm=True)
     assert torch.allclose(bias, torch.full((4,), 10 * 1e-6 * 1e3).double())
-    _, head = posterior(torch.zeros(3, 2), torch.zeros(3, 2), 1e-6, 3, nobody)
+    _, head = posterior(torch.zeros(3, 2), torch.zeros(3, 2), 1e-6, nobody, in_head=True, is_norm=False)
     assert torch.allclose(head, torch.full((3, 2), 10 * 1e-6 * 1e2).double())
-    mean, variance = posterior(torch.ones(3, 2), torch.zeros(3, 2), 1e-6, 3, torch.tensor([1]))
+    mean, variance = posterior(
+        torch.ones(3, 2), torch.zeros(3, 2), 1e-6, torch.tensor([1]), in_head=True, is_norm=False
+    )
     assert mean[:, 0].tolist() == [1, 0, 1]
     assert variance[:, 0].tolist() == pytest.approx([1e-3, 1e-3, 1e-3])
     assert variance[1, 0] == pytest.approx(10 * 1e-4)
@@ -233,3 +238,26 @@ def test_patches_are_those_of_torch_with_channels_innermost(groups: int) -> None
     expected = rows.view(5, groups, 4 // groups, 6, -1).permute(0, 1, 4, 3, 2).flatten(3)
     assert torch.equal(patches(layer, a), expected)
     assert torch.equal(patches(layer, a.to(memory_format=torch.channels_last), Scratch()), expected)
+
+
+class FourChannels(nn.Module):
+    """As many channels as there are classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def test_tensors_by_shape_take_biases_along_and_by_module_do_not() -> None:
+    problem = toy_problem(FourChannels(), epochs=0)
+    splits = {"retain": problem.retain}
+    handed = restrict(problem.model, splits, METHODS.card("fisher").needs, 4, Recipe(), None, 0)
+    by_shape, by_module = (Fisher(tensors=way)._kinds(problem.model, handed, Run()) for way in ("shape", "module"))
+    assert by_shape["conv.weight"] == (True, False)  # as many channels as there are classes
+    assert by_shape["conv.bias"] == (True, True)
+    assert by_module["conv.weight"] == by_module["conv.bias"] == (False, False)
+    assert by_module["norm.weight"] == (False, True)
+    assert by_module["head.weight"] == by_module["head.bias"] == (True, False)

@@ -79,6 +79,16 @@ def test_a_net_with_batchnorm_needs_no_kick() -> None:
     assert not any("kick" in note for note in result.notes)
 
 
+def test_it_settles_once_the_retained_error_is_back() -> None:
+    options = {"lr": 5e-3, "epochs": 6, "msteps": 2, "forget_batch_size": 8, "batchnorm": "frozen"}
+    problem = toy_problem()
+    rows = run(SCRUB(**options, settle=0.02), problem).history
+    wrong = (predict(problem.model, problem.retain).argmax(1) != problem.retain.y).double().mean()
+    back = [row["epoch"] for row in run(SCRUB(**options), problem).history if row["retain_error"] <= wrong + 0.02]
+    assert [row["epoch"] for row in rows][-1] == next(epoch for epoch in back if epoch >= 2)
+    assert len(rows) < 6
+
+
 def test_learning_rates_drop_one_epoch_after_the_milestone() -> None:
     preset = SCRUB.presets["small-rb"]
     rates = [

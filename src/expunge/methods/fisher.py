@@ -6,7 +6,7 @@ Notation   F diagonal Fisher information on D_r at the trained weights w_o, N st
     v   = min(1 / (F + 1e-8), 1e3), in tensors whose first dimension is the number of classes min(., 1e2);  v <- alpha v
     v  <- its mean over dimension 1 (tensors of two or more dimensions);  x 10 in those of the head and in 1-D tensors
     w_u = mu + sqrt(v) N,   mu = w_o;  where a class goes whole: its rows in the head get mu = 0 and v = 1e-4, before
-          the factor
+          the factor. The head's are told by that shape, as in the code (it takes others along), or by `tensors=module`
 
 Cost       one forward and `classes` - 1 backward passes over D_r (`monte-carlo`: one), and a layer's weight gradients
 Limits     the noise is blind to the forget set unless a whole class goes; too little leaves it, too much ruins the rest
@@ -19,12 +19,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.options import Field
 from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
 from expunge.methods.curvature import fisher_diagonal
+from expunge.models.anatomy import anatomy
 
 
 @method("fisher")
@@ -37,21 +39,35 @@ class Fisher(Method):
     estimate: Literal["exact", "monte-carlo"] = Field(
         "exact", description="sum over all classes, or one class per sample drawn from the model: faster, noisier"
     )
+    tensors: Literal["shape", "module"] = Field(
+        "shape",
+        description="how head and 1-D tensors are told: by shape, as published, or the head and BatchNorm alone",
+    )
     memory: float = Field(512.0, gt=0, description="MiB for per-sample gradients; trades memory for speed only")
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
         with run.stage("fisher"):
             diagonal = fisher_diagonal(student, problem.retain, run, estimate=self.estimate, memory=self.memory)
+        kinds = self._kinds(student, problem, run)
         gone = whole_classes(problem.retain.y, problem.num_classes)
         run.details["whole_classes"] = gone.tolist()
         generator = torch.Generator().manual_seed(run.seed_for("noise"))
         with torch.no_grad():
             for name, weight in student.named_parameters():
-                mean, variance = posterior(weight, diagonal[name], self.alpha, problem.num_classes, gone)
+                in_head, is_norm = kinds[name]
+                mean, variance = posterior(weight, diagonal[name], self.alpha, gone, in_head=in_head, is_norm=is_norm)
                 noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
                 weight.copy_(mean + variance.sqrt() * noise)
         return student
+
+    def _kinds(self, student: nn.Module, problem: Problem, run: Run) -> dict[str, tuple[bool, bool]]:
+        """Parameter name -> (whether it counts as the head's, whether as BatchNorm's)."""
+        if self.tensors == "shape":
+            return {name: (p.shape[0] == problem.num_classes, p.dim() == 1) for name, p in student.named_parameters()}
+        head = anatomy(student, next(iter(problem.retain.batches(2, device=run.device))).x).head
+        norms = tuple(f"{name}." for name, module in student.named_modules() if isinstance(module, _BatchNorm))
+        return {name: (name.startswith(f"{head}."), name.startswith(norms)) for name, _ in student.named_parameters()}
 
 
 def whole_classes(retain: Tensor, classes: int) -> Tensor:
@@ -59,9 +75,10 @@ def whole_classes(retain: Tensor, classes: int) -> Tensor:
     return (torch.bincount(retain, minlength=classes) == 0).nonzero().flatten()
 
 
-def posterior(weight: Tensor, fisher: Tensor, alpha: float, classes: int, gone: Tensor) -> tuple[Tensor, Tensor]:
-    """(mu, v) of one tensor, float64. A tensor whose first dimension is the number of classes counts as the head's."""
-    in_head = weight.shape[0] == classes
+def posterior(
+    weight: Tensor, fisher: Tensor, alpha: float, gone: Tensor, *, in_head: bool, is_norm: bool
+) -> tuple[Tensor, Tensor]:
+    """(mu, v) of one tensor, float64. gone: classes that go whole; their rows in the head are drawn around zero."""
     variance = (1 / (fisher.double() + 1e-8)).clamp(max=1e3)
     if in_head:
         variance = variance.clamp(max=1e2)
@@ -71,6 +88,6 @@ def posterior(weight: Tensor, fisher: Tensor, alpha: float, classes: int, gone: 
     mean = weight.detach().double().clone()
     if in_head and len(gone):
         mean[gone], variance[gone] = 0.0, 1e-4
-    if in_head or variance.dim() == 1:
+    if in_head or is_norm:
         variance = 10 * variance
     return mean, variance

@@ -31,7 +31,7 @@ from expunge.core.run import Run
 from expunge.data.split import Batch, PerSample
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.steps import distillation
-from expunge.training.inference import predict
+from expunge.training.inference import error_rate, predict
 from expunge.training.loop import step
 from expunge.training.modes import training_mode
 from expunge.training.parallel import Passes
@@ -98,6 +98,10 @@ class SCRUB(IterativeMethod):
     smoothing: float = Field(0.0, ge=0, description="strength of the pull to the running mean of the weights")
     smoothing_start: int = Field(10, ge=1, description="epoch from which that mean follows the student (0.9/0.1)")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm in both phases")
+    reset_moments: bool = Field(False, description="forget the optimiser's moments between max and min epochs")
+    settle: float | None = Field(
+        None, ge=0, le=1, description="stop after the max epochs once the retained error is so close to the teacher's"
+    )
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
     kick: float = Field(0.01, ge=0, description="share of its size by which each tensor moves if the start is stuck")
 
@@ -106,6 +110,7 @@ class SCRUB(IterativeMethod):
         with run.stage("teacher"):
             on_forget = PerSample(problem.forget, predict(problem.model, problem.forget, run.device, world=run.world))
             on_retain = PerSample(problem.retain, predict(problem.model, problem.retain, run.device, world=run.world))
+        teacher_error = error_rate(on_retain[problem.retain.index], problem.retain.y)
         optimizer = make_optimizer(
             self.optimizer, student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -121,6 +126,7 @@ class SCRUB(IterativeMethod):
             training_mode(student, self.batchnorm)
 
             if epoch.number <= self.msteps:
+                self._reset(optimizer)
                 seed = run.seed_for("forget", "shuffle", epoch.number)
                 for batch in problem.forget.batches(
                     self.forget_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
@@ -134,6 +140,8 @@ class SCRUB(IterativeMethod):
                     step(self._smoothed(-distance, mean, student), student, optimizer, self.clip)
                     epoch.add("forget_distance", distance, len(batch))
 
+            if epoch.number <= self.msteps:
+                self._reset(optimizer)
             seed = run.seed_for("retain", "shuffle", epoch.number)
             for batch in problem.retain.batches(
                 self.retain_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
@@ -143,11 +151,18 @@ class SCRUB(IterativeMethod):
                 step(self._smoothed(self.gamma * loss + self.alpha * distance, mean, student), student, optimizer,
                      self.clip)  # fmt: skip
                 epoch.add("retain_loss", loss, len(batch))
+                epoch.add("retain_error", (logits.detach().argmax(1) != batch.y).float().mean(), len(batch))
                 epoch.add("retain_distance", distance, len(batch))
 
             if mean is not None and epoch.number >= self.smoothing_start:
                 mean.follow(student)
+            if self.settle is not None and epoch.number >= self.msteps:
+                epoch.stop = epoch.mean("retain_error") <= teacher_error + self.settle
         return student
+
+    def _reset(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.reset_moments:
+            optimizer.state.clear()
 
     def _distance(self, passes: Passes, batch: Batch, teacher: PerSample, run: Run) -> tuple[Tensor, Tensor]:
         """d of a batch, and the student's logits (B, C), both in float32."""

@@ -29,7 +29,7 @@ from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe, learning_rate
 
 # What the SCRUB authors' code does: BatchNorm frozen with L2-SP ("S" in the specification), or plain training ("V").
-# Its notebook for large RB has neither method: there we take what it does in large RC, with CF-k's batch.
+# Its notebook for large RB has neither method: there we take large RC's, without decay and with CF-k's batch.
 _STILL_SMALL: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 0.1}
 _STILL_LARGE: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 5e-4}
 _PLAIN: dict[str, Any] = {"batchnorm": "train"}
@@ -42,8 +42,10 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "vgg": {**_PLAIN, "batch_size": 64},
     "resnet50": {**_PLAIN, "batch_size": 64},
 }
-_LATE_DECAY: dict[str, Any] = {"weight_decay": 5e-4}  # large RC has it inside the optimiser, beside L2-SP
+_DECAY: dict[str, Any] = {"weight_decay": 5e-4}  # large RC has it inside the optimiser, beside L2-SP
 _EU_BATCH = {"large-rc": 64}  # where EU-k's batch differs from CF-k's
+_EU_EPOCHS = {"small-rb": 30, "small-rc": 30, "large-rb": 25, "large-rc": 25, "up": 25}
+_AFTER_SCRUB = ("small-rb", "small-rc", "large-rb", "large-rc")  # also the families whose model is All-CNN
 
 
 def _eu_faithful(family: str) -> dict[str, Any]:
@@ -55,11 +57,7 @@ def _eu_faithful(family: str) -> dict[str, Any]:
         values["epochs"] = _EU_EPOCHS[family]
     if family in _AFTER_SCRUB:  # the drop overwrites EU-k's 0.01 by a fraction of the rate SCRUB has left behind
         values["drop_from"] = 5e-4
-    return {**values, **_LATE_DECAY} if family == "large-rc" else values
-
-
-_EU_EPOCHS = {"small-rb": 30, "small-rc": 30, "large-rb": 25, "large-rc": 25, "up": 25}
-_AFTER_SCRUB = ("small-rb", "small-rc", "large-rb", "large-rc")  # also the families whose model is All-CNN
+    return {**values, **_DECAY} if family == "large-rc" else values
 
 
 @options
@@ -133,7 +131,7 @@ class CFk(LastBlocks):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{family: with_decay(values) for family, values in _FAMILIES.items()},
         **{f"{family}/faithful": {**values, "head": "frozen"} for family, values in _FAMILIES.items()},
-        "large-rc/faithful": {**_FAMILIES["large-rc"], **_LATE_DECAY, "head": "frozen"},
+        "large-rc/faithful": {**_FAMILIES["large-rc"], **_DECAY, "head": "frozen"},
     }
 
     epochs: int = Field(10, ge=0, description="passes over the retained samples")

@@ -78,12 +78,23 @@ SETTINGS: dict[str, Settings] = {
     ),
     "cf-k": Settings(
         options={"epochs": 2, "lr": 0.1, "batch_size": 16},
-        contexts={"decay": {"milestones": (1,)}, "rewind": {"lr": 1.0, "epochs": 6}},
+        contexts={
+            "decay": {"milestones": (1,)},
+            "drop_from": {"milestones": (1,)},
+            "rewind": {"lr": 1.0, "epochs": 6},
+        },
+        values={"drop_from": 0.5},
         forgets=False,
     ),
     "eu-k": Settings(
         options={"epochs": 2, "lr": 0.1, "batch_size": 16},
-        contexts={"decay": {"milestones": (1,)}, "rewind": {"lr": 0.3, "epochs": 12}, "buffers": {"k": 2}},
+        contexts={
+            "decay": {"milestones": (1,)},
+            "drop_from": {"milestones": (1,)},
+            "rewind": {"lr": 0.3, "epochs": 12},
+            "buffers": {"k": 2},
+        },
+        values={"drop_from": 0.5},
         identity_at_zero_epochs=False,
     ),
     "fisher": Settings(

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 import expunge
+from expunge.core.options import option_names
+from expunge.data.split import ResidentStore, Split
 from expunge.methods import METHODS
 from expunge.methods.base import make_method
+from expunge.methods.last_blocks import EUk
 from expunge.methods.scrub import SCRUB
+from expunge.models.build import build_model
 from expunge.testing.conformance import RECIPE, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_problem
 from expunge.training.inference import predict
-from expunge.training.recipe import learning_rate
 
 
 def forget(problem: ToyProblem, method: str, *, initial: Any = None, **options: Any) -> expunge.Result:
@@ -104,28 +107,130 @@ def test_every_preset_builds(name: str, preset: str) -> None:
 
 
 # Rates per epoch as the notebooks produce them (specification, table of section 2.3).
-RATES = {
+SCRUB_RATES = {
     "small-rb": [5e-4] * 5 + [5e-5] * 3 + [5e-6, 5e-7],
     "large-rb": [5e-4] * 3,
     "small-rc": [5e-4] * 5 + [5e-5] + [5e-6] * 3 + [5e-7],
-    "large-rc": [5e-4] * 7 + [5e-5] * 3,
+    "large-rc": [5e-4] * 7 + [5e-5] * 3,  # milestones 7, 10, 10: the drop after 10 falls behind the last epoch
     "up": [5e-4] * 3 + [5e-5] * 2,
+    "bad-t": [5e-4] * 3,
+    "vgg": [5e-4] * 3 + [5e-5] * 3 + [5e-6] * 3 + [5e-7],
     "resnet50": [5e-4] * 5,
+}
+FAMILIES = ("small-rb", "small-rc", "large-rb", "large-rc", "up", "vgg", "resnet50")
+TRAINED = 31  # epochs of the recipe below: what EU-k takes where it names none
+STEPS = [1e-2] * 10 + [1e-3] * 5 + [1e-4] * 5 + [1e-5] * 11
+# The authors count EU-k's epochs from 0, so 11 of them have the first rate; where SCRUB ran before, the next is a tenth
+# of its rate (section 3.1).
+SMALL = [1e-2] * 11 + [5e-5] * 5 + [5e-6] * 5 + [5e-7] * 9
+LARGE = [1e-2] * 11 + [5e-5] * 5 + [5e-6] * 5 + [5e-7] * 4
+UP = [1e-2] * 11 + [1e-3] * 5 + [1e-4] * 5 + [1e-5] * 4
+OURS = [1e-2] * 11 + [1e-3] * 5 + [1e-4] * 5 + [1e-5] * 10
+EU_FAITHFUL = {
+    "small-rb": SMALL,
+    "small-rc": SMALL,
+    "large-rb": LARGE,
+    "large-rc": LARGE,
+    "up": UP,
+    "vgg": OURS,
+    "resnet50": OURS,
+}
+ALLCNN = ("small-rb", "small-rc", "large-rb", "large-rc")
+RATES: dict[str, dict[str, list[float]]] = {
+    "scrub": {**SCRUB_RATES, **{f"{family}/faithful": rates for family, rates in SCRUB_RATES.items()}},
+    "cf-k": {f"{family}{reading}": [1e-2] * 10 for family in FAMILIES for reading in ("", "/faithful")},
+    "eu-k": {
+        **dict.fromkeys(FAMILIES, STEPS),
+        **{f"{family}/faithful": rates for family, rates in EU_FAITHFUL.items()},
+        **{f"{family}/faithful/allcnn": EU_FAITHFUL[family] for family in ALLCNN},
+    },
+    "bad-t": {
+        "small": [5e-4] * 3 + [5e-5] * 3 + [5e-6] * 3 + [5e-7],
+        "large": [1e-3],
+        "vgg": [5e-5] * 10,
+        "resnet50": [5e-5] * 5,
+    },
 }
 
 
-@pytest.mark.parametrize("reading", ["", "/faithful"])
-@pytest.mark.parametrize("family", RATES)
-def test_learning_rates_of_each_family(family: str, reading: str) -> None:
-    method = make_method(f"scrub/{family}{reading}")
-    assert isinstance(method, SCRUB)
-    rates = [
-        learning_rate(e, base=method.lr, schedule="milestones", milestones=method.milestones, decay=method.decay)
-        for e in range(1, method.epochs + 1)
-    ]
-    if family == "large-rc":  # milestones 7, 10, 10: the drop after 10 falls behind the last epoch
-        assert len(rates) == 10
-    assert rates == pytest.approx(RATES[family])
+def test_every_preset_with_milestones_has_its_rates_here() -> None:
+    scheduled = {name for name in METHODS.names() if "milestones" in option_names(METHODS.load(name))}
+    assert {name for name in scheduled if METHODS.load(name).presets} == set(RATES)
+    for name, presets in RATES.items():
+        assert set(presets) == set(METHODS.load(name).presets)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ToyProblem:
+    """So few samples that whole schedules run in a moment."""
+    problem = toy_problem(epochs=1)
+    problem.retain = problem.retain.take(range(8))
+    problem.forget = problem.forget.take(range(4))
+    return problem
+
+
+@pytest.mark.parametrize(("name", "preset"), [(n, p) for n, presets in RATES.items() for p in presets])
+def test_learning_rates_that_each_preset_trains_with(tiny: ToyProblem, name: str, preset: str) -> None:
+    result = expunge.unlearn(
+        tiny.model,
+        forget=tiny.forget,
+        retain=tiny.retain,
+        recipe={**RECIPE, "epochs": TRAINED},
+        initial=tiny.initial,
+        method=f"{name}/{preset}",
+        device="cpu",
+    )
+    assert [row["lr"] for row in result.history] == pytest.approx(RATES[name][preset], rel=1e-9)
+
+
+def test_rates_reach_the_optimiser(tiny: ToyProblem) -> None:
+    """With one step per epoch, a rate of 1e-30 in the second leaves the weights where the first has put them."""
+
+    def after(epochs: int, drop_from: float | None) -> dict[str, torch.Tensor]:
+        options = {"lr": 0.1, "milestones": (1,), "decay": 1.0, "batch_size": 8}
+        return weights(forget(tiny, "cf-k", epochs=epochs, drop_from=drop_from, **options).model)
+
+    once, stopped, twice = after(1, 1e-30), after(2, 1e-30), after(2, None)
+    assert torch.equal(once["head.weight"], stopped["head.weight"])
+    assert not torch.equal(once["head.weight"], twice["head.weight"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_faithful_eu_k_has_the_flavour_of_cf_k(family: str) -> None:
+    cf_k, eu_k = make_method(f"cf-k/{family}/faithful"), make_method(f"eu-k/{family}/faithful")
+    for name in ("batchnorm", "l2_reference", "momentum", "weight_decay", "head", "k", "lr"):
+        assert getattr(cf_k, name) == getattr(eu_k, name), name
+    assert EUk.presets[f"{family}/faithful"].get("weight_decay", 0) == (5e-4 if family == "large-rc" else 0)
+
+
+def test_faithful_eu_k_resets_and_freezes_the_head_of_all_cnn_alone() -> None:
+    presets = EUk.presets
+    for family in ALLCNN:
+        assert presets[f"{family}/faithful/allcnn"] == {**presets[f"{family}/faithful"], "head": "reset"}
+    assert {values["head"] for name, values in presets.items() if name.endswith("/faithful")} == {"frozen"}
+
+
+def test_faithful_eu_k_on_all_cnn_trains_the_last_convolution_and_its_norm() -> None:
+    model = build_model("allcnn", num_classes=3, input_shape=(3, 8, 8), seed=0, options={"width": 0.1})
+    initial = {name: torch.full_like(value, 0.25) for name, value in model.state_dict().items()}
+    rng = torch.Generator().manual_seed(1)
+    images, labels = torch.randn(12, 3, 8, 8, generator=rng), torch.arange(12) % 3
+    data = Split.whole(ResidentStore(images, labels, classes=["a", "b", "c"]))
+    result = expunge.unlearn(
+        model,
+        forget=data.take(range(4)),
+        retain=data.take(range(4, 12)),
+        recipe=RECIPE,
+        initial=initial,
+        method="eu-k/small-rb/faithful/allcnn",
+        epochs=1,
+        device="cpu",
+    )
+    before, after = weights(model), weights(result.model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    head = {name for name in before if not name.startswith("features.")}
+    assert changed == head | {"features.9.0.weight", "features.9.1.weight", "features.9.1.bias"}
+    assert all(torch.equal(after[name], initial[name]) for name in head)  # reset, then frozen
 
 
 def test_readings_differ_in_what_the_objective_does_not_have() -> None:

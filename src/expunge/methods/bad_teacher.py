@@ -79,6 +79,7 @@ class BadTeacher(IterativeMethod):
                 epoch.number, base=self.lr, schedule="milestones", milestones=self.milestones, decay=self.decay
             )
             set_rate(optimizer, rate)
+            epoch.log(lr=rate)
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
             for retained in problem.retain.batches(

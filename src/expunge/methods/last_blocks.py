@@ -5,8 +5,10 @@ Rule       w = (body, last k blocks, head). CF-k: start at the trained weights. 
            their start weights. Then cross-entropy on D_r moves these parts alone.
 Claim      EU-k forgets exactly what only the reset part stores; nothing is claimed about the body
 Cost       `epochs` passes over D_r; backward passes end at the first trained block
-Deviates   from the public code, which leaves the head frozen (`head="frozen"`; for All-CNN reset *and* frozen,
-           `head="reset"`) and keeps BatchNorm statistics of reset blocks (`buffers=False`)
+Deviates   from the public code (`<family>/faithful`), which leaves the head frozen (`head="frozen"`), keeps BatchNorm
+           statistics of reset blocks (`buffers=False`), and in EU-k drops to a fraction of SCRUB's rate (`drop_from`),
+           counting epochs from 0. With All-CNN, EU-k resets the head *and* leaves it frozen (`head="reset"`):
+           `<family>/faithful/allcnn`
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from expunge.methods.base import IterativeMethod, method
 from expunge.methods.steps import with_decay
 from expunge.models.anatomy import Anatomy, anatomy, reset_parameters, set_trainable
 from expunge.training.loop import train_model
-from expunge.training.recipe import Recipe
+from expunge.training.recipe import Recipe, learning_rate
 
 # What the SCRUB authors' code does: BatchNorm frozen with L2-SP ("S" in the specification), or plain training ("V").
+# Its notebook for large RB has neither method: there we take large RC's, without decay and with CF-k's batch.
 _STILL_SMALL: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 0.1}
 _STILL_LARGE: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 5e-4}
 _PLAIN: dict[str, Any] = {"batchnorm": "train"}
@@ -39,7 +42,22 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "vgg": {**_PLAIN, "batch_size": 64},
     "resnet50": {**_PLAIN, "batch_size": 64},
 }
+_DECAY: dict[str, Any] = {"weight_decay": 5e-4}  # large RC has it inside the optimiser, beside L2-SP
 _EU_BATCH = {"large-rc": 64}  # where EU-k's batch differs from CF-k's
+_EU_EPOCHS = {"small-rb": 30, "small-rc": 30, "large-rb": 25, "large-rc": 25, "up": 25}
+_AFTER_SCRUB = ("small-rb", "small-rc", "large-rb", "large-rc")  # also the families whose model is All-CNN
+
+
+def _eu_faithful(family: str) -> dict[str, Any]:
+    """EU-k as the authors' code runs it; for VGG16 and ResNet-50 it stops with an error, so those settings are ours."""
+    values = {**_FAMILIES[family], "head": "frozen", "buffers": False}
+    values["batch_size"] = _EU_BATCH.get(family, values["batch_size"])
+    values["milestones"] = (11, 16, 21)  # 10, 15, 20 of epochs that count from 0
+    if family in _EU_EPOCHS:  # one less than the originals train
+        values["epochs"] = _EU_EPOCHS[family]
+    if family in _AFTER_SCRUB:  # the drop overwrites EU-k's 0.01 by a fraction of the rate SCRUB has left behind
+        values["drop_from"] = 5e-4
+    return {**values, **_DECAY} if family == "large-rc" else values
 
 
 @options
@@ -59,7 +77,21 @@ class LastBlocks(IterativeMethod):
     l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the weights it starts from (L2-SP)")
     milestones: tuple[int, ...] = Field((10, 15, 20), description="rate x `decay` for each milestone < epoch")
     decay: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
+    drop_from: float | None = Field(
+        None, gt=0, description="rate that `decay` applies to after a milestone; none: `lr`"
+    )
     batchnorm: Literal["train", "frozen"] = Field("frozen", description="BatchNorm while training")
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate of a 1-based epoch."""
+        return learning_rate(
+            epoch,
+            base=self.lr,
+            schedule="milestones",
+            milestones=self.milestones,
+            decay=self.decay,
+            drop_from=self.drop_from,
+        )
 
     def parts(self, student: nn.Module, problem: Problem, run: Run) -> Anatomy:
         batch = next(iter(problem.retain.batches(2, device=run.device)))
@@ -70,10 +102,11 @@ class LastBlocks(IterativeMethod):
         blocks = found.last_blocks(self.k)
         set_trainable(student, [*blocks, found.head] if self.head == "trained" else blocks)
         run.details["trained_modules"] = [name for name in (*blocks, found.head) if _trains(student, name)]
-        names = ("lr", "batch_size", "momentum", "weight_decay", "l2_reference", "milestones", "decay", "batchnorm")
+        names = ("lr", "batch_size", "momentum", "weight_decay", "l2_reference", "batchnorm")
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
-        values |= {"epochs": epochs, "schedule": "milestones", "precision": run.precision}
-        return train_model(student, problem.retain, build(Recipe, values), run, purpose=self.card.name)
+        values |= {"epochs": epochs, "schedule": "constant", "precision": run.precision}  # `rate` has the schedule
+        recipe = build(Recipe, values)
+        return train_model(student, problem.retain, recipe, run, purpose=self.card.name, rate=self.rate)
 
     def reset(self, student: nn.Module, problem: Problem, run: Run, names: list[str], *, buffers: bool) -> None:
         """Give modules their start weights: those of `problem.initial`, or freshly drawn where these are unknown."""
@@ -98,7 +131,7 @@ class CFk(LastBlocks):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{family: with_decay(values) for family, values in _FAMILIES.items()},
         **{f"{family}/faithful": {**values, "head": "frozen"} for family, values in _FAMILIES.items()},
-        "large-rc/faithful": {**_FAMILIES["large-rc"], "weight_decay": 5e-4, "head": "frozen"},
+        "large-rc/faithful": {**_FAMILIES["large-rc"], **_DECAY, "head": "frozen"},
     }
 
     epochs: int = Field(10, ge=0, description="passes over the retained samples")
@@ -118,8 +151,8 @@ class EUk(LastBlocks):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{family: {**with_decay(values), "batch_size": _EU_BATCH.get(family, values["batch_size"])}
            for family, values in _FAMILIES.items()},
-        **{f"{family}/faithful": {**values, "batch_size": _EU_BATCH.get(family, values["batch_size"]),
-                                  "head": "frozen", "buffers": False} for family, values in _FAMILIES.items()},
+        **{f"{family}/faithful": _eu_faithful(family) for family in _FAMILIES},
+        **{f"{family}/faithful/allcnn": {**_eu_faithful(family), "head": "reset"} for family in _AFTER_SCRUB},
     }  # fmt: skip
 
     epochs: int | None = Field(None, ge=0, description="passes over the retained samples; none: those of the recipe")

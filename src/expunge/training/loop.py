@@ -60,6 +60,7 @@ def train_model(
     reference: Mapping[str, Tensor] | None = None,
     resume: Path | None = None,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
+    rate: Callable[[int], float] | None = None,
 ) -> nn.Module:
     """Train `model` in place on cross-entropy over `data` and return it.
 
@@ -67,7 +68,9 @@ def train_model(
     resume: a file that holds the state after the last finished epoch; a killed training goes on from there with the
     same result, because every epoch's order derives from (seed, purpose, epoch).
     after_epoch: called with the 1-based epoch and the model, to look at it; before the epoch counts as finished.
+    rate: learning rate of a 1-based epoch, where no recipe can say it; default: the recipe's.
     """
+    rate = recipe.rate if rate is None else rate
     model.to(run.device)
     optimizer = make_optimizer(
         recipe.optimizer, model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -81,8 +84,8 @@ def train_model(
             # Whatever the modules draw themselves (dropout) restarts per epoch, so that resuming changes nothing.
             torch.manual_seed(run.module_seed(purpose, "modules", epoch.number))
             training_mode(model, recipe.batchnorm)
-            set_rate(optimizer, recipe.rate(epoch.number))
-            epoch.log(lr=recipe.rate(epoch.number))
+            set_rate(optimizer, rate(epoch.number))
+            epoch.log(lr=rate(epoch.number))
             order = run.seed_for(purpose, "shuffle", epoch.number)
             for batch in data.batches(
                 recipe.batch_size, shuffle=True, seed=order, augment=augment, device=run.device, world=run.world

@@ -57,14 +57,19 @@ def learning_rate(
     epochs: int = 0,
     milestones: Iterable[int] = (),
     decay: float = 0.1,
+    drop_from: float | None = None,
 ) -> float:
     """Learning rate of a 1-based epoch; a pure function of it.
+
+    drop_from: what `decay` is applied to once a milestone has passed; default: `base`.
 
     >>> [learning_rate(e, base=1.0, schedule="milestones", milestones=(2,)) for e in (1, 2, 3)]
     [1.0, 1.0, 0.1]
     """
     if schedule == "milestones":
-        return float(base * decay ** sum(epoch > m for m in milestones))
+        passed = sum(epoch > m for m in milestones)
+        start = drop_from if passed and drop_from is not None else base
+        return float(start * decay**passed)
     if schedule == "cosine":
         return base * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / max(epochs, 1)))
     return base

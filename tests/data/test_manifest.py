@@ -55,12 +55,32 @@ def test_what_is_wrong_in_a_list_is_named(tmp_path: Path, rows: list[str], sente
         load_pair(listed(tmp_path, rows))
 
 
-def test_lacuna_lists_are_disjoint_and_of_the_right_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_column_lets_a_list_name_a_file_twice(tmp_path: Path) -> None:
+    path = listed(tmp_path, [])
+    rows = ["faces/a/1.png,ann,train,x", "faces/a/1.png,ann,train,y", "faces/b/3.png,bob,train,z"]
+    path.write_text("file_name,label,split,id\n" + "\n".join(rows))
+    train, _ = load_pair(path)
+    assert train.ids.tolist() == ["x", "y", "z"]
+    assert not train.store.columns
+    with pytest.raises(DataError, match="no id column `idd`; did you mean `id`"):
+        load_pair(path, id_column="idd")
+    path.write_text("file_name,label,id\nfaces/a/1.png,ann,\n")
+    with pytest.raises(DataError, match=r"line 2: the id \(column `id`\) is missing"):
+        load_pair(path)
+
+
+@pytest.fixture
+def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Fifteen identities with seven pictures each (the first: too few), all different."""
     for name, value in (("TRAIN", 4), ("TEST", 2), ("SMALL", 10), ("LARGE", 3)):
         monkeypatch.setattr(lacuna, name, value)
     for person in range(15):
-        for number in range(7 if person else 3):  # the first has too few images
-            picture(tmp_path / "faces" / f"n{person:02d}" / f"{number}.png", person)
+        for number in range(7 if person else 3):
+            picture(tmp_path / "faces" / f"n{person:02d}" / f"{number}.png", 10 * person + number)
+    return tmp_path / "faces"
+
+
+def test_lacuna_lists_are_disjoint_and_of_the_right_size(tmp_path: Path, faces: Path) -> None:
     files = lacuna.write_manifests(tmp_path / "faces", tmp_path / "lists", seed=1)
     assert [file.name for file in files] == ["lacuna5.csv", "lacuna6.csv", "lacuna10.csv", "lacuna100.csv"]
     tables = {file.stem: list(csv.DictReader(file.read_text().splitlines())) for file in files}
@@ -73,6 +93,53 @@ def test_lacuna_lists_are_disjoint_and_of_the_right_size(tmp_path: Path, monkeyp
         assert set(Counter((row["label"], row["split"]) for row in rows).values()) == {4, 2}
         assert len({row["file_name"] for row in rows}) == len(rows)
     train, test = load_pair(files[0])
+    assert (len(train), len(test or ())) == (20, 10)
+
+
+def test_equal_pictures_are_listed_once(tmp_path: Path, faces: Path) -> None:
+    files = lacuna.write_manifests(faces, tmp_path / "lists", seed=1)
+    rows = list(csv.DictReader(files[2].read_text().splitlines()))
+    first, second = list(dict.fromkeys(row["label"] for row in rows))[:2]
+    picture(faces / first / "6.png", 251)
+    picture(faces / second / "0.png", 251)  # shared by two people: one of them may have it
+    files = lacuna.write_manifests(faces, tmp_path / "again", seed=1)
+    listed = [file for name in files[2:] for file in _contents(name)]
+    assert len(set(listed)) == len(listed) == 13 * 6
+    picture(faces / first / "5.png", 251)
+    picture(faces / first / "4.png", 251)  # five different pictures are left: the next identity takes the place
+    files = lacuna.write_manifests(faces, tmp_path / "third", seed=1)
+    assert first not in {row["label"] for row in csv.DictReader(files[2].read_text().splitlines())}
+    picture(faces / second / "1.png", 251)
+    picture(faces / second / "2.png", 251)
+    with pytest.raises(DataError, match="12 identities with at least 6 distinct images; 13 are needed"):
+        lacuna.write_manifests(faces, tmp_path / "fourth", seed=1)
+
+
+def _contents(path: Path) -> list[bytes]:
+    rows = csv.DictReader(path.read_text().splitlines())
+    return [(path.parent / row["file_name"]).read_bytes() for row in rows]
+
+
+def test_the_authors_lacuna_leaks_and_shares_its_identities(
+    tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lacuna, "LARGE", 14)
+    monkeypatch.setattr("sys.argv", ["lacuna", "--authors", str(faces), str(tmp_path / "lists")])
+    assert listing("expunge.data.lacuna", ("FACES", "OUT"), lacuna.write_manifests, ("authors",)) == 0
+    tables = {
+        name: list(csv.DictReader((tmp_path / "lists" / f"{name}.csv").read_text().splitlines()))
+        for name in ("lacuna5", "lacuna10", "lacuna100")
+    }
+    people = {name: list(dict.fromkeys(row["label"] for row in rows)) for name, rows in tables.items()}
+    assert people["lacuna10"] == people["lacuna100"][:10]
+    assert people["lacuna5"] == people["lacuna100"][:5]
+    rows = tables["lacuna100"]
+    assert set(Counter((row["label"], row["split"]) for row in rows).values()) == {4, 2}
+    assert len(people["lacuna100"]) == 14
+    assert len({row["label"].partition("-")[0] for row in rows}) < 14, "an identity may be drawn again"
+    parts = {part: {row["file_name"] for row in rows if row["split"] == part} for part in ("train", "test")}
+    assert parts["train"] & parts["test"]
+    train, test = load_pair(tmp_path / "lists" / "lacuna5.csv", normalise="scrub-lacuna")
     assert (len(train), len(test or ())) == (20, 10)
 
 
@@ -146,6 +213,9 @@ def test_the_list_commands_end_with_a_sentence(
     monkeypatch.setattr("sys.argv", ["utkface", "faces"])
     assert listing("expunge.data.utkface", ("FACES", "OUT"), utkface.write_manifests) == 2
     assert "usage: python -m expunge.data.utkface FACES OUT" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["lacuna", "--author", "faces", "lists"])
+    assert listing("expunge.data.lacuna", ("FACES", "OUT"), lacuna.write_manifests, ("authors",)) == 2
+    assert "usage: python -m expunge.data.lacuna [--authors] FACES OUT" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["utkface", "nowhere", "lists"])
     assert listing("expunge.data.utkface", ("FACES", "OUT"), utkface.write_manifests) == 2
     assert "error: there is no folder nowhere" in capsys.readouterr().err

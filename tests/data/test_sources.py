@@ -198,6 +198,22 @@ def test_normalise_options(hub_folder):
         load_data("digits", normalise="standart")
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("scrub-cifar", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        ("scrub-lacuna", (0.382, 0.420, 0.502), (0.276, 0.279, 0.302)),
+    ],
+)
+def test_the_scrub_authors_constants(hub_folder, name, mean, std):
+    split = load_data(hub_folder, normalise=name)
+    plain = load_data(hub_folder, normalise="none")
+    shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    torch.testing.assert_close(split.inputs(), (plain.inputs() - shift) / scale)
+    with pytest.raises(UsageError, match=r"SCRUB authors' .* constants are for colour images"):
+        load_data("digits", normalise=name)
+
+
 def test_known_data_are_recognised_by_class_names(tmp_path):
     names = DATASETS.load("cifar10").classes
     path = tmp_path / "my-copy" / "train.parquet"

@@ -55,7 +55,10 @@ class DataPart(_Part):
         "test", description="`train`: test samples drawn from the training source, leaks included, as some papers do"
     )
     validation: float = Field(0.0, ge=0, lt=1, description="share of the training samples held out of training")
-    normalise: Normalise = Field("standard", description="pixel constants")
+    normalise: Normalise = Field(
+        "standard",
+        description="pixel constants: the known ones, none, computed from the training samples, or those of a paper",
+    )
     image_size: int | None = Field(None, ge=1, description="side of the square images; none: as they are")
     resample: bool = Field(False, description="draw subsets and validation anew for every data seed")
 

@@ -12,6 +12,14 @@ from expunge.core.registry import Card
 DIGIT_NAMES = tuple(str(i) for i in range(10))
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What a recipe may ask for by name, as (what, mean, deviation); all for colour images. The SCRUB authors' code divides
+# CIFAR-10 and CIFAR-100 alike by deviations smaller than those of the pixels, and its Lacuna constants look like
+# blue-green-red although the images are red-green-blue.
+CONSTANTS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ("ImageNet", IMAGENET_MEAN, IMAGENET_STD),
+    "scrub-cifar": ("SCRUB authors' CIFAR", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "scrub-lacuna": ("SCRUB authors' Lacuna", (0.382, 0.420, 0.502), (0.276, 0.279, 0.302)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
     file_name,label,split
     n000002/0001_01.jpg,n000002,train
 
-Paths are relative to the list, or absolute. Other columns are metadata. Files may lie anywhere, so one folder of images
-can serve many data sets without a copy.
+Paths are relative to the list, or absolute. A column `id` holds the ids of the samples, which else are the file names:
+a list that names a file more than once needs one. Other columns are metadata. Files may lie anywhere, so one folder of
+images can serve many data sets without a copy.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from expunge.core.errors import DataError, ExpungeError
+from expunge.core.errors import DataError, ExpungeError, nearest
 from expunge.data.cache import source_key
 from expunge.data.folder import TEST, TRAIN, FileImages, numbers_or_text
 from expunge.data.raw import Columns, Raw
@@ -44,6 +45,9 @@ def read_manifest(path: Path, columns: Columns) -> dict[str, Raw]:
     label = columns.label or "label"
     if not rows or label not in rows[0]:
         raise DataError(f"{path} needs the columns {FILE} and {label}, and one row per image.")
+    ident = columns.id or ("id" if "id" in rows[0] else FILE)
+    if ident not in rows[0]:
+        raise DataError(f"{path} has no id column `{ident}`; {nearest(ident, rows[0])}.")
     parts: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         name = (row.get("split") or "train").lower()
@@ -52,22 +56,24 @@ def read_manifest(path: Path, columns: Columns) -> dict[str, Raw]:
             raise DataError(f"{path}, line {number + 2}: split `{name}`; allowed: train, test.")
         if not row[FILE] or not row[label]:
             raise DataError(f"{path}, line {number + 2}: the file name or the label is missing.")
+        if not row[ident]:
+            raise DataError(f"{path}, line {number + 2}: the id (column `{ident}`) is missing.")
         parts.setdefault(part, []).append(number)
-    return {part: _part(path, rows, numbers, label) for part, numbers in parts.items()}
+    return {part: _part(path, rows, numbers, label, ident) for part, numbers in parts.items()}
 
 
-def _part(path: Path, rows: list[dict[str, str]], numbers: list[int], label: str) -> Raw:
+def _part(path: Path, rows: list[dict[str, str]], numbers: list[int], label: str, ident: str) -> Raw:
     root = path.resolve().parent
     files = [root / rows[number][FILE] for number in numbers]
     missing = next((at for at, file in enumerate(files) if not file.is_file()), None)
     if missing is not None:
         raise DataError(f"{path}, line {numbers[missing] + 2}: there is no file {files[missing]}.")
-    others = [name for name in rows[0] if name not in (FILE, label, "split", None)]
+    others = [name for name in rows[0] if name not in (FILE, label, "split", ident, None)]
     return Raw(
         labels=numbers_or_text([rows[number][label] for number in numbers]),
         where=lambda row: f"{path}, line {numbers[row] + 2} ({files[row]})",
         images=FileImages(files),
-        ids=np.array([rows[number][FILE] for number in numbers]),
+        ids=np.array([rows[number][ident] for number in numbers]),
         columns={name: numbers_or_text([rows[number][name] or "" for number in numbers]) for name in others},
         key=lambda facts, cache: source_key(files, root, ["manifest", facts], cache),
     )
@@ -85,13 +91,21 @@ def write_manifest(path: Path, header: Sequence[str], rows: Iterable[Sequence[st
     return path
 
 
-def listing(module: str, arguments: Sequence[str], write: Callable[..., list[Path]]) -> int:
-    """`python -m module ARGUMENTS`: paths in, lists out; returns the exit code."""
-    if len(sys.argv) != 1 + len(arguments):
-        sys.stderr.write(f"usage: python -m {module} {' '.join(arguments)}\n")
+def listing(
+    module: str, arguments: Sequence[str], write: Callable[..., list[Path]], switches: Sequence[str] = ()
+) -> int:
+    """`python -m module [--switch] ARGUMENTS`: paths in, lists out; returns the exit code.
+
+    switches: names of arguments of `write` that `--name` makes true.
+    """
+    chosen = {name: True for name in switches if f"--{name}" in sys.argv[1:]}
+    given = [text for text in sys.argv[1:] if text.removeprefix("--") not in chosen]
+    if len(given) != len(arguments) or any(text.startswith("--") for text in given):
+        usage = " ".join([*(f"[--{name}]" for name in switches), *arguments])
+        sys.stderr.write(f"usage: python -m {module} {usage}\n")
         return 2
     try:
-        for path in write(*(Path(text) for text in sys.argv[1:])):
+        for path in write(*(Path(text) for text in given), **chosen):
             sys.stdout.write(f"written: {path}\n")
     except ExpungeError as error:
         sys.stderr.write(f"error: {error}\n")

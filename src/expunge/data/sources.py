@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from expunge.core.errors import DataError, UsageError, nearest
 from expunge.data import DATASETS
@@ -16,14 +16,14 @@ from expunge.data.cache import cache_root
 from expunge.data.digits import read_digits
 from expunge.data.folder import read_folder
 from expunge.data.hub import read_hub
-from expunge.data.known import IMAGENET_MEAN, IMAGENET_STD, KnownDataset
+from expunge.data.known import CONSTANTS, KnownDataset
 from expunge.data.manifest import is_manifest, read_manifest
 from expunge.data.raw import Columns, Raw, class_names, computed_normalisation, make_split
 from expunge.data.split import Normalisation, Split
 from expunge.data.table import read_csv, read_parquet
 
-Normalise = Literal["standard", "none", "computed", "imagenet", "half"]
-NORMALISE: tuple[Normalise, ...] = ("standard", "none", "computed", "imagenet", "half")
+Normalise = Literal["standard", "none", "computed", "imagenet", "half", "scrub-cifar", "scrub-lacuna"]
+NORMALISE: tuple[Normalise, ...] = get_args(Normalise)
 SUFFIXES = (".parquet", ".npz", ".npy", ".csv")
 
 
@@ -44,7 +44,8 @@ def load_pair(
     .npz, .npy or .csv file (a table, or a list of image files with the columns file_name, label and split).
     normalise: "standard" takes the data set's known constants (none for unknown data), "none" leaves pixels in [0, 1],
     "computed" takes mean and deviation of the training samples, "imagenet" the ImageNet constants, "half" 0.5
-    for mean and deviation of every channel, as vision transformers are often trained.
+    for mean and deviation of every channel, as vision transformers are often trained; "scrub-cifar" (CIFAR-10 and
+    CIFAR-100 alike) and "scrub-lacuna" the constants in the SCRUB authors' code.
     image_size: side of the square images are brought to: on the device if they are smaller, else while decoding.
     cache: folder for decoded images, by default `$EXPUNGE_CACHE` or the user's cache folder.
     *_column: names of columns where they cannot be guessed; a column named `id` holds the sample ids.
@@ -158,10 +159,11 @@ def _finish(
     store = made.store
     if normalise == "computed":
         store.normalisation = computed_normalisation(made if split == "train" else decode("train"))
-    elif normalise == "imagenet":
+    elif normalise in CONSTANTS:
+        whose, mean, std = CONSTANTS[normalise]
         if len(store.input_shape) != 3 or store.input_shape[0] != 3:
-            raise UsageError(f"the ImageNet constants are for colour images; {name} has shape {store.input_shape}.")
-        store.normalisation = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+            raise UsageError(f"the {whose} constants are for colour images; {name} has shape {store.input_shape}.")
+        store.normalisation = Normalisation(mean, std)
     elif normalise == "half":
         channels = store.input_shape[0] if len(store.input_shape) == 3 else 1
         store.normalisation = Normalisation((0.5,) * channels, (0.5,) * channels)

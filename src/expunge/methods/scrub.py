@@ -103,7 +103,7 @@ class SCRUB(IterativeMethod):
         None, ge=0, le=1, description="stop after the max epochs once the retained error is so close to the teacher's"
     )
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
-    kick: float = Field(0.01, ge=0, description="share of its size by which each tensor moves if the start is stuck")
+    kick: float = Field(1e-3, ge=0, description="share of its size by which each tensor moves if the start is stuck")
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import expunge
 from expunge.core.errors import UsageError
 from expunge.data.split import ResidentStore, Split
 from expunge.metrics.accuracy import Accuracy, ClassAccuracy, Error, Gap, Loss, wilson
@@ -151,3 +152,29 @@ def test_a_metric_without_its_data_is_left_out_or_refused_where_it_was_asked_for
         measure(alone, [Accuracy(), ClassAccuracy()], ["m"], all_must_apply=True)
     with pytest.raises(UsageError, match="gap needs retrained reference"):
         measure(alone, [Gap()], ["m"], all_must_apply=True)
+
+
+def test_agreement_with_the_true_labels_where_some_were_replaced() -> None:
+    train = split([[0, 0, 2], [2, 0, 0], [0, 2, 0], [2, 0, 0]], [2, 1, 1, 0])
+    noisy = train.with_labels(torch.tensor([0, 0, 0, 0]))
+    parts = {"forget": noisy.take([0, 1, 2], "forget"), "retain": noisy.take([3], "retain")}
+    found = rows(Accuracy(), parts)
+    assert found["forget_accuracy"].value == pytest.approx(1 / 3)
+    assert found["forget_true_accuracy"].value == pytest.approx(2 / 3)
+    assert found["forget_true_accuracy"].direction == "reference"
+    assert (found["forget_true_accuracy"].low, found["forget_true_accuracy"].high) == wilson(2, 3)
+    clean = {name: train.take(part.index, name) for name, part in parts.items()}
+    assert "forget_true_accuracy" not in values(Accuracy(), clean)
+
+
+@pytest.mark.parametrize(("scenario", "known"), [("noisy", True), ("laf-task", True), ("random", False)])
+def test_scenarios_tell_the_true_labels(scenario: str, known: bool) -> None:
+    labels = torch.arange(200) % 10
+    train = Split.whole(ResidentStore(torch.eye(10)[labels], labels, classes=[str(c) for c in range(10)]))
+    options = {"task": "noise"} if scenario == "laf-task" else {}
+    made = expunge.scenario(scenario, train, seed=1, **options)
+    scores = expunge.evaluate({"m": nn.Identity()}, forget=made.forget, retain=made.retain, metrics=["accuracy"])
+    found = {value.metric: value.value for value in scores.values["m"]}
+    assert ("forget_true_accuracy" in found) is known
+    assert found.get("forget_true_accuracy", 1.0) == 1.0  # this model answers with the true class
+    assert found["forget_accuracy"] == (0.0 if known else 1.0)

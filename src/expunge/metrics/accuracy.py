@@ -43,7 +43,8 @@ class Accuracy(Metric):
     """Share of right arg-max predictions, in [0, 1], with a 95 % Wilson interval over the samples.
 
     `test_retained` and `test_removed`: the test split on kept classes and on classes that are forgotten whole
-    (LAF calls them TestR and TestF).
+    (LAF calls them TestR and TestF). `forget_true_accuracy`: agreement with the true labels, where the scenario
+    changed labels of the forget set; `forget_accuracy` is agreement with the changed ones.
     """
 
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
@@ -51,6 +52,12 @@ class Accuracy(Metric):
             low, high = wilson(int(correct.sum()), len(correct))
             share = float(correct.double().mean())
             yield Value(f"{name}_accuracy", share, "fraction", _direction(name, _GOOD), low, high)
+        truth = evaluation.true_labels("forget") if "forget" in evaluation.splits else None
+        if truth is not None:
+            correct = evaluation.logits(model, "forget").argmax(1) == truth
+            low, high = wilson(int(correct.sum()), len(correct))
+            share = float(correct.double().mean())
+            yield Value("forget_true_accuracy", share, "fraction", "reference", low, high)
 
 
 @metric("error")

@@ -109,6 +109,15 @@ class Evaluation:
     def labels(self, split: str) -> Tensor:
         return self.splits[split].y
 
+    def true_labels(self, split: str) -> Tensor | None:
+        """Long (len(split),): labels as they were before the scenario changed some; None where it changed none.
+
+        A scenario that spoils labels does so in the splits; their store keeps the true ones.
+        """
+        part = self.splits[split]
+        truth = part.store.labels[part.index]
+        return None if torch.equal(truth, part.y) else truth
+
     def correct(self, model: str, split: str) -> Tensor:
         """Bool (len(split),): arg-max equals the label."""
         return self.logits(model, split).argmax(1) == self.labels(split)

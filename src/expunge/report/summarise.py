@@ -32,6 +32,8 @@ class Column:
 
 COLUMNS = (
     Column("forget_accuracy", "forget", "Accuracy on the samples to forget; right is what the retrained model has."),
+    Column("forget_true_accuracy", "forget, true labels", "Agreement with the true labels of samples whose labels were "
+           "replaced by wrong ones (“forget” counts agreement with the wrong ones); close to retrained is right."),
     Column("retain_accuracy", "retain", "Accuracy on the training samples that stay; higher is better."),
     Column("test_accuracy", "test", "Accuracy on unseen samples of all classes; close to retrained is right."),
     Column("test_retained_accuracy", "test, kept classes", "Accuracy on unseen samples of the classes that stay."),

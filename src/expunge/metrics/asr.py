@@ -60,7 +60,8 @@ class PublishedASR(Metric):
 
     Gradient-boosted trees learn |D_f| retained samples, at most `rows`, against the first `rows` of the test set.
     `asr_neutral` is the share of members among the judged samples: what an attack scores that says "member" always.
-    Seeded, unlike the published one; retained samples are drawn by the evaluation's seed.
+    The retained samples are the first of those that the scenario's authors used, where it knows them (`laf-task`);
+    else they are drawn by the evaluation's seed. The trees are seeded, unlike the published ones.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("forget", "retain", "test")
@@ -80,7 +81,10 @@ class PublishedASR(Metric):
         if min(rows.members, rows.others, rows.judged) < _TOO_FEW:
             return
         rng = numpy_generator(evaluation.seed, "asr")
-        sample = rng.permutation(sizes[1])[: rows.members]
+        sample = rng.permutation(sizes[1])
+        if evaluation.sample is not None:
+            sample = evaluation.rows("retain", evaluation.sample).numpy()
+        sample = sample[: rows.members]
         known = outputs(self._logits(evaluation, model, "retain"))[sample]
         unseen = outputs(evaluation.logits(model, "test"))
         x, y = sides(known, unseen[: rows.others])

@@ -49,6 +49,7 @@ class Evaluation:
 
     models: name -> model; the one named "retrained" is the reference. seconds: name -> seconds of unlearning.
     world: processes that share the predictions; what is computed from these, each computes for itself.
+    sample: positions in the store of the retained samples that the published attack learns from; None: it draws some.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Evaluation:
         seed: int = 0,
         seconds: Mapping[str, float] | None = None,
         world: World = ALONE,
+        sample: Tensor | None = None,
     ) -> None:
         self.models = dict(models)
         self.splits = dict(splits)
@@ -67,6 +69,7 @@ class Evaluation:
         self.seed = seed
         self.seconds = dict(seconds or {})
         self.world = world
+        self.sample = sample
         self._logits: dict[tuple[str, str], Tensor] = {}
         self._features: dict[tuple[str, str], Tensor] = {}
         self._points: dict[str, Points] = {}
@@ -117,6 +120,13 @@ class Evaluation:
         part = self.splits[split]
         truth = part.store.labels[part.index]
         return None if torch.equal(truth, part.y) else truth
+
+    def rows(self, split: str, positions: Tensor) -> Tensor:
+        """Where samples are in a split. positions: long (n,), in the store. `UsageError` if one is not in the split."""
+        index = self.splits[split].index
+        if not bool(torch.isin(positions, index).all()):
+            raise UsageError(f"some of the {len(positions)} positions are not in the {split} set; leave them out.")
+        return _positions(index, positions)
 
     def correct(self, model: str, split: str) -> Tensor:
         """Bool (len(split),): arg-max equals the label."""

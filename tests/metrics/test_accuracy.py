@@ -178,3 +178,33 @@ def test_scenarios_tell_the_true_labels(scenario: str, known: bool) -> None:
     assert ("forget_true_accuracy" in found) is known
     assert found.get("forget_true_accuracy", 1.0) == 1.0  # this model answers with the true class
     assert found["forget_accuracy"] == (0.0 if known else 1.0)
+
+
+def test_training_samples_can_be_scored_augmented_too() -> None:
+    """Only the left edge tells the class, and a mirrored picture shows it on the right."""
+    count = 400
+    labels = torch.arange(count) % 2
+    images = torch.zeros(count, 1, 8, 8)
+    images[labels == 1, :, :, :2] = 1.0
+    classes = ["left", "right"]
+    parts = {name: Split.whole(ResidentStore(images, labels, classes=classes)) for name in ("forget", "retain", "test")}
+
+    class Edge(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            dark = x[:, 0, :, :2].mean((1, 2))
+            return torch.stack([0.2 - dark, dark - 0.2], 1)
+
+    def found(seed: int = 0) -> dict[str, Value]:
+        seen = Evaluation({"m": Edge()}, parts, seed=seed)
+        return {v.metric: v for v in Accuracy(augment="crop-flip").compute(seen, "m")}
+
+    first = found()
+    assert all(first[f"{name}_accuracy"].value == 1 for name in parts)
+    assert 0.5 < first["forget_augmented_accuracy"].value < 0.8  # mirrored and moved edges are lost
+    assert first["forget_augmented_accuracy"].direction == "reference"
+    assert first["retain_augmented_accuracy"].direction == "higher"
+    assert "test_augmented_accuracy" not in first
+    assert found() == first
+    assert found(1) != first
+    with pytest.raises(UsageError, match="crop-flip"):
+        list(Accuracy(augment="crop-flop").compute(evaluation(), "m"))

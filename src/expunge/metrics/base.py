@@ -16,10 +16,11 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field, build, options
 from expunge.core.parallel import ALONE, World
 from expunge.core.registry import Card
-from expunge.data.split import Split
+from expunge.data.split import Augment, Split
 from expunge.metrics import METRICS
 from expunge.metrics.features import Points, points_of, with_features
-from expunge.training.inference import predict
+from expunge.models.modes import evaluation_mode
+from expunge.training.inference import EVAL_BATCH, predict
 
 C = TypeVar("C", bound="Metric")
 Unit = Literal["fraction", "nats", "seconds", "ratio", "count", "distance"]
@@ -81,6 +82,14 @@ class Evaluation:
             with visiting(self.models[model], self.device) as module:
                 self._logits[key] = predict(module, self.splits[split], self.device, world=self.world).cpu()
         return self._logits[key]
+
+    def augmented(self, model: str, split: str, augment: Augment, seed: int) -> Tensor:
+        """Logits of randomly augmented samples, (len(split), classes), float32, CPU; computed anew in every call."""
+        parts = []
+        with visiting(self.models[model], self.device) as module, evaluation_mode(module), torch.inference_mode():
+            for batch in self.splits[split].batches(EVAL_BATCH, seed=seed, augment=augment, device=self.device):
+                parts.append(module(batch.x).float().cpu())
+        return torch.cat(parts)
 
     def features(self, model: str, split: str, part: Split | None = None) -> Tensor:
         """What enters the model's head, (len(split), d), float32, CPU; of an ensemble, of its members side by side.
@@ -173,6 +182,8 @@ class Metric(ABC):
 
     on_request: measured only where it is named, because it costs much more than a look at predictions.
     reads_features: measured first, so that one pass gives predictions and features.
+    later: options that came after studies had been run. At their default they are no part of a cell's id, so that
+    what was measured without them is still found.
     """
 
     card: ClassVar[Card]
@@ -180,6 +191,7 @@ class Metric(ABC):
     requires_reference: ClassVar[bool] = False
     on_request: ClassVar[bool] = False
     reads_features: ClassVar[bool] = False
+    later: ClassVar[tuple[str, ...]] = ()
 
     def applies(self, evaluation: Evaluation) -> bool:
         return all(name in evaluation.splits for name in self.requires) and (

@@ -34,7 +34,10 @@ COLUMNS = (
     Column("forget_accuracy", "forget", "Accuracy on the samples to forget; right is what the retrained model has."),
     Column("forget_true_accuracy", "forget, true labels", "Agreement with the true labels of samples whose labels were "
            "replaced by wrong ones (“forget” counts agreement with the wrong ones); close to retrained is right."),
+    Column("forget_augmented_accuracy", "forget, augmented", "Accuracy on randomly cropped and flipped samples to "
+           "forget, which is how the LAF authors score CIFAR-10 and SVHN."),
     Column("retain_accuracy", "retain", "Accuracy on the training samples that stay; higher is better."),
+    Column("retain_augmented_accuracy", "retain, augmented", "The same on training samples that stay."),
     Column("test_accuracy", "test", "Accuracy on unseen samples of all classes; close to retrained is right."),
     Column("test_retained_accuracy", "test, kept classes", "Accuracy on unseen samples of the classes that stay."),
     Column("test_removed_accuracy", "test, removed classes", "Accuracy on unseen samples of the removed class."),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.bench.cells import expand
+from expunge.bench.cells import counted, expand
 from expunge.bench.reading import parse_study
 from expunge.bench.recipe import DataPart
 from expunge.bench.run import work_items
@@ -121,6 +121,15 @@ def test_default_metrics_are_those_written_out(tiny):
     study = parse_study(tiny)
     written = [metric.card.name for metric in study.named_metrics()]
     assert ids({**tiny, "metrics": written}) == ids(tiny)
+
+
+def test_an_option_that_came_later_counts_once_it_is_set(tiny):
+    def facts(**options):
+        study = parse_study({**tiny, "metrics": ["default", {"name": "accuracy", **options}]})
+        return [counted(metric) for metric in study.named_metrics() if metric.card.name == "accuracy"]
+
+    assert facts() == facts(augment="none") == [{}]  # as before the option came; and accuracy is there once
+    assert facts(augment="crop-flip") == [{"augment": "crop-flip"}]
 
 
 def test_one_group_is_cut_so_that_all_workers_have_work(tiny, tmp_path):

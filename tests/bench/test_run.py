@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from expunge.api.record import CellRecord
+from expunge.bench import tables
 from expunge.bench.engines import ATTEMPTS, LocalProcesses
 from expunge.bench.reading import parse_study
 from expunge.bench.run import cells, export, frame, run_study, status, summary
@@ -238,6 +240,25 @@ def test_no_time_export_holds_no_seconds(finished):
     assert "seconds" not in text
     assert "scale_up" not in text
     assert "average_gap" in text
+
+
+def test_seconds_of_stages_are_rows_of_the_export(tmp_path):
+    record = CellRecord(
+        id="c", scenario={"label": "s"}, method={"label": "laf"}, seconds=3.0, stages={"vae": 1.5, "extractor": 0.5},
+        scores=[{"metric": "test_accuracy", "group": "", "value": 0.5, "unit": "fraction", "direction": "higher"}],
+    )  # fmt: skip
+    rows = tables.frame([record])
+    assert list(rows.columns) == tables.COLUMNS
+    found = rows[rows["metric"] == "stage_seconds"]
+    assert list(zip(found["group"], found["value"], found["unit"], strict=True)) == [
+        ("vae", 1.5, "seconds"),
+        ("extractor", 0.5, "seconds"),
+    ]
+    assert list(tables.frame([record], time=False)["metric"]) == ["test_accuracy"]
+    over = tables.summary([record, record.model_copy(update={"id": "d", "stages": {"vae": 2.5}})])
+    assert over.query("group == 'vae'")["mean"].tolist() == [2.0]
+    failed = record.model_copy(update={"state": "failed", "scores": []})
+    assert list(tables.frame([failed])["state"]) == ["failed"]
 
 
 def test_workers_end_with_a_killed_parent_and_the_study_goes_on(tiny, tmp_path, monkeypatch):

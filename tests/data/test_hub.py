@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from expunge.core.errors import DataError, UsageError
+from expunge.data import DATASETS
 from expunge.data.convert import as_split
 from expunge.data.sources import load_data, load_pair
 
@@ -102,6 +103,49 @@ def test_an_earlier_download_is_used_without_a_network(monkeypatch, tmp_path):
     assert len(train) == 6
     assert test is None
     assert torch.equal(train.store.samples[0], torch.from_numpy(pixels(0).transpose(2, 0, 1).copy()))
+
+
+def png(seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "svhn"])
+def test_catalogue_entries_read_the_hubs_own_layout(name, monkeypatch, tmp_path, caplog):
+    """Files, folders, columns and class names as the Hub has them, a few samples of each part."""
+    import huggingface_hub
+
+    known = DATASETS.load(name)
+    shape = known.shape[1:] if known.shape[0] == 1 else (*known.shape[1:], known.shape[0])
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(known.classes))})
+    folder = tmp_path / {"fashion-mnist": "fashion_mnist", "svhn": "cropped_digits"}[name]
+    folder.mkdir()
+    parts = {"train": 12, "test": 5, **({"extra": 7} if name == "svhn" else {})}
+    for at, (part, count) in enumerate(parts.items()):
+        rows = {"image": [png(100 * at + i, shape) for i in range(count)], "label": [i % 10 for i in range(count)]}
+        file = folder / f"{part}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+    asked = []
+
+    def load(hub: str, config: str | None) -> Any:
+        asked.append((hub, config))
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    train, test = load_pair(name)
+    assert asked == [(known.hub, known.config)]
+    assert (len(train), len(test)) == (12, 5)  # `extra` is not used
+    assert train.store.classes == known.classes
+    assert train.y.tolist() == [*range(10), 0, 1]
+    assert train.input_shape == test.input_shape == known.shape
+    assert (train.store.normalisation.mean, train.store.normalisation.std) == (known.mean, known.std)
+    pixel = np.asarray(Image.open(io.BytesIO(png(3, shape)["bytes"])))
+    shown = train.store.samples[3].numpy()
+    assert np.array_equal(shown[0] if len(shown) == 1 else shown.transpose(1, 2, 0), pixel)
+    said = [record.message for record in caplog.records if "training samples per class" in record.message]
+    assert len(said) == (name == "svhn")  # of which the published class sizes are known
 
 
 def test_missing_extra(monkeypatch):

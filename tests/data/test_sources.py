@@ -20,8 +20,8 @@ from PIL import Image
 from expunge.core.errors import DataError, UsageError
 from expunge.data import DATASETS
 from expunge.data import images as images_module
-from expunge.data.sources import load_data, load_pair
-from expunge.data.split import ResidentStore, StreamingStore
+from expunge.data.sources import _check_counts, load_data, load_pair
+from expunge.data.split import ResidentStore, Split, StreamingStore
 
 
 def picture(seed: int, size: tuple[int, int] = (6, 6), mode: str = "RGB") -> Image.Image:
@@ -330,6 +330,15 @@ def test_bad_labels_name_file_and_row(tmp_path):
         write_parquet(tmp_path / "train.parquet", content, labels)
         with pytest.raises(DataError, match=rf"train\.parquet, row 1: {shown} is none of the 3 classes"):
             load_data(tmp_path)
+
+
+def test_class_sizes_other_than_published_are_said(caplog):
+    known = DATASETS.load("svhn")
+    labels = torch.repeat_interleave(torch.arange(10), torch.tensor(known.train_counts))
+    for given in (labels, labels[1:]):
+        _check_counts(known, Split.whole(ResidentStore(torch.zeros(len(given), 1), given)))
+    (record,) = caplog.records
+    assert "svhn has [4947, 13861" in record.message
 
 
 @pytest.mark.parametrize("kind", ["parquet", "npz", "npy"])

@@ -342,13 +342,31 @@ def test_half_precision_keeps_losses_in_float32(monkeypatch: pytest.MonkeyPatch)
     assert seen == {torch.float32}
 
 
-def test_presets_are_the_authors_table() -> None:
-    made = make_method("laf/class-resnet")
-    assert (made.latent, made.epochs, made.lr_ue, made.lr_ra, made.tau) == (16, 40, 1e-5, 5e-5, 20.0)  # type: ignore[attr-defined]
-    assert make_method("laf/random-cnn").tau == 5.0  # type: ignore[attr-defined]
-    assert make_method("laf/noise-resnet").tau == 5.0  # type: ignore[attr-defined]
-    theirs = make_method("laf/authors-random-resnet")
-    assert (theirs.augment, theirs.skip_noise, theirs.tau) == ("rrc-flip-224", False, 20.0)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("base", ["laf", "laf+r"])
+@pytest.mark.parametrize(
+    ("task", "latent", "epochs", "lr_ue", "lr_ra", "tau"),
+    [
+        ("random-cnn", 8, 20, 5e-5, 1e-4, 5),
+        ("random-resnet", 16, 40, 1e-5, 4e-5, 20),
+        ("class-cnn", 8, 20, 5e-5, 1e-4, 20),
+        ("class-resnet", 16, 40, 1e-5, 5e-5, 20),
+        ("noise-cnn", 8, 20, 5e-5, 1e-4, 20),
+        ("noise-resnet", 16, 40, 1e-5, 4e-5, 5),
+    ],
+)
+def test_presets_are_the_authors_table(
+    base: str, task: str, latent: int, epochs: int, lr_ue: float, lr_ra: float, tau: float
+) -> None:
+    for preset in (task, f"authors-{task}"):
+        made: Any = make_method(f"{base}/{preset}")
+        assert (made.latent, made.epochs, made.lr_ue, made.lr_ra, made.tau) == (latent, epochs, lr_ue, lr_ra, tau)
+        assert (made.vae_epochs, made.vae_lr, made.kl_weight, made.batch_size) == (10, 1e-3, 0.025, 32)
+        authors = preset != task
+        assert made.skip_noise is not authors
+        assert made.augment == ("rrc-flip-224" if authors and "resnet" in task else "none")
+
+
+def test_every_preset_can_be_made() -> None:
     for preset in LAF.presets:
         make_method(f"laf/{preset}")
         make_method(f"laf+r/{preset}")

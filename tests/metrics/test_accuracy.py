@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import expunge
 from expunge.core.errors import UsageError
 from expunge.data.split import ResidentStore, Split
 from expunge.metrics.accuracy import Accuracy, ClassAccuracy, Error, Gap, Loss, wilson
@@ -151,3 +152,59 @@ def test_a_metric_without_its_data_is_left_out_or_refused_where_it_was_asked_for
         measure(alone, [Accuracy(), ClassAccuracy()], ["m"], all_must_apply=True)
     with pytest.raises(UsageError, match="gap needs retrained reference"):
         measure(alone, [Gap()], ["m"], all_must_apply=True)
+
+
+def test_agreement_with_the_true_labels_where_some_were_replaced() -> None:
+    train = split([[0, 0, 2], [2, 0, 0], [0, 2, 0], [2, 0, 0]], [2, 1, 1, 0])
+    noisy = train.with_labels(torch.tensor([0, 0, 0, 0]))
+    parts = {"forget": noisy.take([0, 1, 2], "forget"), "retain": noisy.take([3], "retain")}
+    found = rows(Accuracy(), parts)
+    assert found["forget_accuracy"].value == pytest.approx(1 / 3)
+    assert found["forget_true_accuracy"].value == pytest.approx(2 / 3)
+    assert found["forget_true_accuracy"].direction == "reference"
+    assert (found["forget_true_accuracy"].low, found["forget_true_accuracy"].high) == wilson(2, 3)
+    clean = {name: train.take(part.index, name) for name, part in parts.items()}
+    assert "forget_true_accuracy" not in values(Accuracy(), clean)
+
+
+@pytest.mark.parametrize(("scenario", "known"), [("noisy", True), ("laf-task", True), ("random", False)])
+def test_scenarios_tell_the_true_labels(scenario: str, known: bool) -> None:
+    labels = torch.arange(200) % 10
+    train = Split.whole(ResidentStore(torch.eye(10)[labels], labels, classes=[str(c) for c in range(10)]))
+    options = {"task": "noise"} if scenario == "laf-task" else {}
+    made = expunge.scenario(scenario, train, seed=1, **options)
+    scores = expunge.evaluate({"m": nn.Identity()}, forget=made.forget, retain=made.retain, metrics=["accuracy"])
+    found = {value.metric: value.value for value in scores.values["m"]}
+    assert ("forget_true_accuracy" in found) is known
+    assert found.get("forget_true_accuracy", 1.0) == 1.0  # this model answers with the true class
+    assert found["forget_accuracy"] == (0.0 if known else 1.0)
+
+
+def test_training_samples_can_be_scored_augmented_too() -> None:
+    """Only the left edge tells the class, and a mirrored picture shows it on the right."""
+    count = 400
+    labels = torch.arange(count) % 2
+    images = torch.zeros(count, 1, 8, 8)
+    images[labels == 1, :, :, :2] = 1.0
+    classes = ["left", "right"]
+    parts = {name: Split.whole(ResidentStore(images, labels, classes=classes)) for name in ("forget", "retain", "test")}
+
+    class Edge(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            dark = x[:, 0, :, :2].mean((1, 2))
+            return torch.stack([0.2 - dark, dark - 0.2], 1)
+
+    def found(seed: int = 0) -> dict[str, Value]:
+        seen = Evaluation({"m": Edge()}, parts, seed=seed)
+        return {v.metric: v for v in Accuracy(augment="crop-flip").compute(seen, "m")}
+
+    first = found()
+    assert all(first[f"{name}_accuracy"].value == 1 for name in parts)
+    assert 0.5 < first["forget_augmented_accuracy"].value < 0.8  # mirrored and moved edges are lost
+    assert first["forget_augmented_accuracy"].direction == "reference"
+    assert first["retain_augmented_accuracy"].direction == "higher"
+    assert "test_augmented_accuracy" not in first
+    assert found() == first
+    assert found(1) != first
+    with pytest.raises(UsageError, match="crop-flip"):
+        list(Accuracy(augment="crop-flop").compute(evaluation(), "m"))

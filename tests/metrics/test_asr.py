@@ -10,14 +10,25 @@ import pytest
 import torch
 from torch import nn
 
+import expunge
 from expunge.core.errors import UsageError
 from expunge.data.split import ResidentStore, Split
-from expunge.metrics.asr import BalancedASR, PublishedASR, Rows, balanced_accuracy, outputs, published_rows
+from expunge.metrics.asr import (
+    _BOOSTERS,
+    BalancedASR,
+    PublishedASR,
+    Rows,
+    _like_xgboost,
+    balanced_accuracy,
+    outputs,
+    published_rows,
+)
 from expunge.metrics.base import Evaluation, Metric
 
 # Specification, section 7: (D_f, D_r, test) and members : non-members that are judged.
 COUNTS = {
     "mnist": [(11760, 10000, 4976), (5923, 10000, 4976), (18355, 10000, 4976)],
+    "fashion": [(12000, 10000, 4976), (6000, 10000, 4976), (18000, 10000, 4976)],
     "cifar10": [(10000, 10000, 4976), (5000, 10000, 4976), (15000, 10000, 4976)],
     "svhn": [(11161, 26032, 11168), (4948, 26032, 4960), (27207, 26032, 21008)],
 }
@@ -100,6 +111,54 @@ def test_published_attack_is_seeded() -> None:
     metric = PublishedASR(rows=300, trees="sklearn")
     first, again = (scores(metric, (2, 2, 1))["asr"].value for _ in range(2))
     assert first == again
+
+
+def test_published_attack_learns_from_the_authors_sample() -> None:
+    """Half of D_r looks like test data: an attack that learns from the other half alone knows its members."""
+    rng = np.random.default_rng(0)
+    known, strange = split(rng, 300, 9), split(rng, 300, 0)
+    samples = torch.cat([strange.store.samples, known.store.samples])
+    retain = Split.whole(ResidentStore(samples, torch.cat([strange.y, known.y]), classes=list("012")))
+    splits = {"forget": split(rng, 300, 9), "retain": retain, "test": split(rng, 700, 0)}
+    learnt = []
+    metric = PublishedASR(rows=300, trees="sklearn")
+
+    def measured(sample: torch.Tensor | None, seed: int = 0) -> float:
+        evaluation = Evaluation({"m": Table()}, splits, seed=seed, sample=sample)
+        return next(v.value for v in metric.compute(evaluation, "m") if v.metric == "asr")
+
+    order = 300 + torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    for sample in (order, order.flip(0)):  # not among the first rows, and not in their order
+        learnt.append(measured(sample))
+    assert min(learnt) > 0.95
+    assert measured(torch.arange(300)) < 0.7
+    with pytest.raises(UsageError, match="not in the retain set"):
+        measured(torch.arange(590, 610))
+
+
+def test_the_first_samples_of_the_authors_are_the_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    whole = split(rng, 400, 5, classes=10)
+    made = expunge.scenario("laf-task", whole, task="random", seed=3)
+    assert made.sample is not None
+    assert len(made.sample) == len(made.forget)
+    assert bool(torch.isin(made.sample, made.retain.index).all())
+    shown: list[np.ndarray] = []
+
+    def fit(x: np.ndarray, y: np.ndarray, seed: int) -> Any:
+        shown.append(x[y == 1])
+        return _like_xgboost(x, y, seed)
+
+    monkeypatch.setitem(_BOOSTERS, "sklearn", fit)
+    test = split(rng, 80, 1, classes=10)
+    metrics = [PublishedASR(rows=20, trees="sklearn", held_out=0)]
+    for sample in (made.sample, None):
+        expunge.evaluate(
+            {"m": Table()}, forget=made.forget, retain=made.retain, test=test, metrics=metrics, sample=sample
+        )
+    first = np.sort(outputs(whole.store.samples[made.sample[:20]]), axis=0)
+    assert np.allclose(np.sort(shown[0], axis=0), first)
+    assert not np.allclose(np.sort(shown[1], axis=0), first)
 
 
 def test_members_can_be_shown_augmented() -> None:

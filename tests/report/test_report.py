@@ -173,3 +173,46 @@ def test_words_are_tested_over_seeds() -> None:
     assert {over_seeds_word(row, block)[0] for row in block.rows} == {""}  # two seeds are too few
     (block,) = blocks([one for one in many if one.method["name"] != "retrain"])
     assert {over_seeds_word(row, block)[0] for row in block.rows} == {""}
+
+
+def test_attack_and_likeness_columns_are_there_where_they_were_measured(cells: list[CellRecord]) -> None:
+    (block,) = blocks(cells)
+    assert not {"asr", "asr_balanced", "test_cka"} & {c.metric for c in block.columns}
+
+    def more(one: CellRecord) -> CellRecord:
+        seed = one.seeds["data"]
+        given = {"asr": (0.7, None, None), "asr_neutral": (0.75, None, None), "test_cka": (0.987, None, None),
+                 "asr_balanced": (0.52 + seed / 50, 0.5, 0.56), "asr_auc": (0.55, 0.5, 0.6)}  # fmt: skip
+        rows = [
+            {**one.scores[0], "metric": name, "value": value, "low": low, "high": high}
+            for name, (value, low, high) in given.items()
+        ]
+        return one.model_copy(update={"scores": [*one.scores, *rows]})
+
+    def shown(found: list[CellRecord]) -> list[str]:
+        (block,) = blocks(found)
+        return [cell["text"] for cell in table_row(block.rows[0], block, None)["cells"]][-5:]
+
+    seeds = [more(one) for one in cells if one.method["name"] == "scrub"]
+    assert shown(seeds) == [
+        "70.0 ± 0.0", "75.0 ± 0.0", "53.0 ± 1.4 [50.0, 56.0]", "0.55 ± 0.00 [0.50, 0.60]", "0.987 ± 0.000"
+    ]  # fmt: skip
+    assert shown(seeds[:1]) == ["70.0", "75.0", "52.0 [50.0, 56.0]", "0.55 [0.50, 0.60]", "0.987"]
+
+
+def test_seconds_per_stage_are_means_over_seeds(cells: list[CellRecord], tmp_path: Path) -> None:
+    plain = report.build(cells, tmp_path / "plain.html").read_text(encoding="utf-8")
+    assert "Seconds per stage" not in plain
+    timed = [
+        one.model_copy(update={"stages": {"<vae>": 1.0 + one.seeds["data"], "extractor": 4.0}})
+        if one.method["name"] == "scrub"
+        else one
+        for one in cells
+    ]
+    text = report.build(timed, tmp_path / "timed.html").read_text(encoding="utf-8")
+    parser = _Page()
+    parser.feed(text)
+    table = text.partition("<summary>Seconds per stage</summary>")[2].partition("</table>")[0]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == ["1.50", "4.00"]
+    assert "&lt;vae&gt;" in table
+    assert "finetune" not in table

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
 from expunge.api.result import Result
@@ -56,6 +56,7 @@ def evaluate(
     validation: Any = None,
     metrics: Iterable[str | Metric] | None = None,
     seconds: Mapping[str, float] | None = None,
+    sample: Tensor | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> Scores:
@@ -63,7 +64,8 @@ def evaluate(
 
     models: name -> `nn.Module` or result of `train`/`unlearn` (its seconds are then reported too); name the reference
     "retrained", the model before unlearning "original". metrics: names or instances; default: every registered one
-    whose inputs are there, without costly ones (`relearn`).
+    whose inputs are there, without costly ones (`relearn`). sample: `sample` of the scenario's split, for the published
+    attack `asr`: the retained samples it learns from.
     """
     if not models:
         raise UsageError('nothing to evaluate: pass models={"original": ..., "unlearned": ...}.')
@@ -77,7 +79,7 @@ def evaluate(
         check_fit(module, splits, target)
     measured = {name: model.seconds for name, model in models.items() if isinstance(model, Result)}
     known = {**measured, **(seconds or {})}
-    evaluation = Evaluation(modules, splits, device=target, seed=seed, seconds=known, world=current())
+    evaluation = Evaluation(modules, splits, device=target, seed=seed, seconds=known, world=current(), sample=sample)
     chosen = default_metrics() if metrics is None else [_metric(m) for m in metrics]
     return Scores(measure(evaluation, chosen, modules, all_must_apply=metrics is not None), evaluation)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from expunge.bench.recipe import Study
 from expunge.core.errors import UsageError
-from expunge.core.options import to_dict
+from expunge.core.options import describe, to_dict
 from expunge.data.cache import file_hash
 from expunge.methods.base import Method
+from expunge.metrics.base import Metric
 from expunge.scenarios.base import Scenario
 
 FORMAT = 3  # raise when a cell of equal settings would give another record
@@ -51,7 +52,7 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
         "pretrain": study.pretrain.model_dump(mode="json") if study.pretrain else None,
         "train": to_dict(study.recipe()),
         "reference": to_dict(reference) if reference else None,
-        "metrics": [[metric.card.name, to_dict(metric)] for metric in study.named_metrics()],
+        "metrics": [[metric.card.name, counted(metric)] for metric in study.named_metrics()],
         "curves": study.curves,
         "projection": study.projection,
         "precision": study.precision,
@@ -72,6 +73,12 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
     if len({cell.id for cell in found}) != len(found):
         raise UsageError("two cells of the study have equal settings; remove the double method, scenario or seed.")
     return found
+
+
+def counted(metric: Metric) -> dict[str, Any]:
+    """Options of a metric that are part of an id."""
+    default = {option.name: option.default for option in describe(type(metric))}
+    return {k: v for k, v in to_dict(metric).items() if k not in metric.later or v != default[k]}
 
 
 def address(facts: dict[str, Any]) -> str:

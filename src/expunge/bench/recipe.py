@@ -248,8 +248,9 @@ class Study(_Part):
 
     def named_metrics(self) -> list[Metric]:
         """What is measured, of that what can be; `asked_metrics` must be possible."""
-        everything = self.metrics is None or "default" in self.metrics
-        return [*(default_metrics() if everything else ()), *self.asked_metrics()]
+        everything, asked = self.metrics is None or "default" in self.metrics, self.asked_metrics()
+        named = {metric.card.name for metric in asked}  # their options replace the defaults
+        return [*(m for m in default_metrics() if everything and m.card.name not in named), *asked]
 
     def asked_metrics(self) -> list[Metric]:
         found = []

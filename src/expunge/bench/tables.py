@@ -9,6 +9,7 @@ import pandas as pd
 from expunge.api.record import CellRecord
 
 TIME_METRICS = ("scale_up",)  # beside everything in seconds: differs between equal runs
+STAGES = "stage_seconds"
 SEED_COLUMNS = ["seed_data", "seed_train", "seed_unlearn", "seed_evaluate"]
 COLUMNS = [
     *("cell", "scenario", "method", *SEED_COLUMNS, "state", "status", "error"),
@@ -21,7 +22,8 @@ def frame(records: Sequence[CellRecord], *, time: bool = True) -> pd.DataFrame:
     """Tidy: one row per (cell, metric, group), in the recipe's order.
 
     state: "done", "failed" or "missing" (not finished yet). A cell without a result is one row with its error and no
-    metric. time=False: without seconds, and without ratios of seconds.
+    metric. time=False: without seconds, and without ratios of seconds. Seconds of a method's stages are rows of the
+    metric `stage_seconds`, whose group is the stage.
     """
     rows = []
     for record in records:
@@ -36,6 +38,11 @@ def frame(records: Sequence[CellRecord], *, time: bool = True) -> pd.DataFrame:
             "error": record.error,
         }
         scores = [s for s in record.scores if time or not (s["unit"] == "seconds" or s["metric"] in TIME_METRICS)]
+        if time and done:
+            scores += [
+                {"metric": STAGES, "group": name, "value": seconds, "unit": "seconds", "direction": "lower"}
+                for name, seconds in record.stages.items()
+            ]
         rows += [{**keys, **score} for score in scores] or [keys]
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.astype(dict.fromkeys(_NUMBERS, float))

@@ -195,6 +195,7 @@ class Workbench:
             device=pick_device(self.study.device),
             seed=cell.seeds["evaluate"],
             seconds={key: one.seconds for key, one in results.items()},
+            sample=forgetting.sample,
         )
 
     def _scores(self, evaluation: Evaluation, name: str) -> Scores:

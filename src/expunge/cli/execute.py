@@ -150,6 +150,7 @@ def unlearn(job: Unlearn) -> None:
         retain=split.retain,
         test=data.test,
         metrics=job.metrics,
+        sample=split.sample,
         seconds={name: float(one["seconds"]) for name, one in records.items()},
         seed=job.seed,
         device=job.device,
@@ -184,6 +185,7 @@ def evaluate(job: Evaluate) -> None:
         retain=split.retain,
         test=data.test,
         metrics=job.metrics,
+        sample=split.sample,
         seed=job.seed,
         device=job.device,
     )

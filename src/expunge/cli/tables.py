@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HEADERS = {
     "forget_accuracy": "forget",
+    "forget_true_accuracy": "true",
     "retain_accuracy": "retain",
     "test_accuracy": "test",
     "test_retained_accuracy": "kept",
@@ -35,6 +36,7 @@ HEADERS = {
 }
 _LEGEND = {
     "test_accuracy": "accuracy in %",
+    "forget_true_accuracy": "true: agreement of forget samples with their true labels",
     "test_retained_accuracy": "kept: test accuracy on the other classes",
     "test_ic_error": "IC-ERR: error on the two confused classes",
     "mia_auc": "AUC: attack, 50 % is guessing",

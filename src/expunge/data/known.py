@@ -29,7 +29,8 @@ class KnownDataset:
     hub: its Hugging Face id ("" for data that come with a dependency) and config the name of the variant. image,
     label: column names. train, test: names of the splits there. mean, std: per channel, of training pixels in [0, 1].
     shape: (C, H, W) as stored; image_size: the size images are brought to, for sets of mixed sizes.
-    classes: class names if they identify the set, else empty. licence: what is known about the terms of use.
+    classes: class names if they identify the set, else empty. train_counts: training samples per class, to be compared
+    with what was loaded, or empty. licence: what is known about the terms of use.
     """
 
     name: str
@@ -39,6 +40,7 @@ class KnownDataset:
     std: tuple[float, ...]
     num_classes: int
     classes: tuple[str, ...] = ()
+    train_counts: tuple[int, ...] = ()
     hub: str = ""
     config: str | None = None
     image: str = "image"
@@ -140,6 +142,7 @@ KNOWN = (
         std=(0.1980, 0.2010, 0.1970),
         num_classes=10,
         classes=DIGIT_NAMES,
+        train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
         licence="non-commercial use only (Netzer et al. 2011)",
     ),
     KnownDataset(

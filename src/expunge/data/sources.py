@@ -5,9 +5,12 @@ load_pair("mnist"), load_pair("hf:uoft-cs/cifar10"), load_pair("data/cifar10"), 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
+
+import torch
 
 from expunge.core.errors import DataError, UsageError, nearest
 from expunge.data import DATASETS
@@ -21,6 +24,8 @@ from expunge.data.manifest import is_manifest, read_manifest
 from expunge.data.raw import Columns, Raw, class_names, computed_normalisation, make_split
 from expunge.data.split import Normalisation, Split
 from expunge.data.table import read_csv, read_parquet
+
+log = logging.getLogger(__name__)
 
 Normalise = Literal["standard", "none", "computed", "imagenet", "half", "scrub-cifar", "scrub-lacuna"]
 NORMALISE: tuple[Normalise, ...] = get_args(Normalise)
@@ -157,6 +162,8 @@ def _finish(
 
     made = decode(split)
     store = made.store
+    if split == "train" and known is not None:
+        _check_counts(known, made)
     if normalise == "computed":
         store.normalisation = computed_normalisation(made if split == "train" else decode("train"))
     elif normalise in CONSTANTS:
@@ -170,6 +177,16 @@ def _finish(
     elif normalise == "standard":
         store.normalisation = _standard(known, classes, made)
     return made
+
+
+def _check_counts(known: KnownDataset, split: Split) -> None:
+    """Say it where classes have other sizes than the published set: sets drawn from it then differ from the papers'."""
+    found = tuple(torch.bincount(split.y, minlength=known.num_classes).tolist())
+    if known.train_counts and found != known.train_counts:
+        log.warning(
+            "%s has %s training samples per class, the published set has %s; sets that are drawn from it are not "
+            "those of the papers.", known.name, list(found), list(known.train_counts)
+        )  # fmt: skip
 
 
 def _standard(known: KnownDataset | None, classes: tuple[str, ...], split: Split) -> Normalisation | None:

@@ -24,7 +24,7 @@ METRICS = Registry(
     [
         Card(
             name="accuracy",
-            summary="accuracy on forget, retain, test and validation data; on kept and removed classes apart",
+            summary="accuracy on forget, retain, test and validation data; on kept and removed classes, by true labels",
             target="expunge.metrics.accuracy:Accuracy",
             needs="any split",
         ),

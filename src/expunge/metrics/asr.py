@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from expunge.core.errors import UsageError
@@ -26,8 +25,6 @@ from expunge.data.augment import make_augment
 from expunge.metrics.accuracy import wilson
 from expunge.metrics.base import Evaluation, Metric, Value, metric
 from expunge.metrics.membership import bootstrap_auc, histogram_weights, matched
-from expunge.models.modes import evaluation_mode
-from expunge.training.inference import EVAL_BATCH
 
 BATCH = 32  # the authors walk the test set in batches of this size
 _TOO_FEW = 10  # samples of a side below which nothing is fitted
@@ -60,7 +57,8 @@ class PublishedASR(Metric):
 
     Gradient-boosted trees learn |D_f| retained samples, at most `rows`, against the first `rows` of the test set.
     `asr_neutral` is the share of members among the judged samples: what an attack scores that says "member" always.
-    Seeded, unlike the published one; retained samples are drawn by the evaluation's seed.
+    The retained samples are the first of those that the scenario's authors used, where it knows them (`laf-task`);
+    else they are drawn by the evaluation's seed. The trees are seeded, unlike the published ones.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("forget", "retain", "test")
@@ -80,7 +78,10 @@ class PublishedASR(Metric):
         if min(rows.members, rows.others, rows.judged) < _TOO_FEW:
             return
         rng = numpy_generator(evaluation.seed, "asr")
-        sample = rng.permutation(sizes[1])[: rows.members]
+        sample = rng.permutation(sizes[1])
+        if evaluation.sample is not None:
+            sample = evaluation.rows("retain", evaluation.sample).numpy()
+        sample = sample[: rows.members]
         known = outputs(self._logits(evaluation, model, "retain"))[sample]
         unseen = outputs(evaluation.logits(model, "test"))
         x, y = sides(known, unseen[: rows.others])
@@ -97,17 +98,7 @@ class PublishedASR(Metric):
         augment = make_augment(self.augment)
         if augment is None:
             return evaluation.logits(model, split)
-        module = evaluation.models[model]
-        home = next((p.device for p in module.parameters()), evaluation.device)
-        seed = derive(evaluation.seed, "asr", "augment", split)
-        parts = []
-        with evaluation_mode(module.to(evaluation.device)), torch.inference_mode():
-            for batch in evaluation.splits[split].batches(
-                EVAL_BATCH, seed=seed, augment=augment, device=evaluation.device
-            ):
-                parts.append(module(batch.x).float().cpu())
-        module.to(home)
-        return torch.cat(parts)
+        return evaluation.augmented(model, split, augment, derive(evaluation.seed, "asr", "augment", split))
 
 
 @metric("asr-balanced")

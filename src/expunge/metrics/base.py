@@ -16,10 +16,11 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field, build, options
 from expunge.core.parallel import ALONE, World
 from expunge.core.registry import Card
-from expunge.data.split import Split
+from expunge.data.split import Augment, Split
 from expunge.metrics import METRICS
 from expunge.metrics.features import Points, points_of, with_features
-from expunge.training.inference import predict
+from expunge.models.modes import evaluation_mode
+from expunge.training.inference import EVAL_BATCH, predict
 
 C = TypeVar("C", bound="Metric")
 Unit = Literal["fraction", "nats", "seconds", "ratio", "count", "distance"]
@@ -49,6 +50,7 @@ class Evaluation:
 
     models: name -> model; the one named "retrained" is the reference. seconds: name -> seconds of unlearning.
     world: processes that share the predictions; what is computed from these, each computes for itself.
+    sample: positions in the store of the retained samples that the published attack learns from; None: it draws some.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Evaluation:
         seed: int = 0,
         seconds: Mapping[str, float] | None = None,
         world: World = ALONE,
+        sample: Tensor | None = None,
     ) -> None:
         self.models = dict(models)
         self.splits = dict(splits)
@@ -67,6 +70,7 @@ class Evaluation:
         self.seed = seed
         self.seconds = dict(seconds or {})
         self.world = world
+        self.sample = sample
         self._logits: dict[tuple[str, str], Tensor] = {}
         self._features: dict[tuple[str, str], Tensor] = {}
         self._points: dict[str, Points] = {}
@@ -78,6 +82,14 @@ class Evaluation:
             with visiting(self.models[model], self.device) as module:
                 self._logits[key] = predict(module, self.splits[split], self.device, world=self.world).cpu()
         return self._logits[key]
+
+    def augmented(self, model: str, split: str, augment: Augment, seed: int) -> Tensor:
+        """Logits of randomly augmented samples, (len(split), classes), float32, CPU; computed anew in every call."""
+        parts = []
+        with visiting(self.models[model], self.device) as module, evaluation_mode(module), torch.inference_mode():
+            for batch in self.splits[split].batches(EVAL_BATCH, seed=seed, augment=augment, device=self.device):
+                parts.append(module(batch.x).float().cpu())
+        return torch.cat(parts)
 
     def features(self, model: str, split: str, part: Split | None = None) -> Tensor:
         """What enters the model's head, (len(split), d), float32, CPU; of an ensemble, of its members side by side.
@@ -108,6 +120,22 @@ class Evaluation:
 
     def labels(self, split: str) -> Tensor:
         return self.splits[split].y
+
+    def true_labels(self, split: str) -> Tensor | None:
+        """Long (len(split),): labels as they were before the scenario changed some; None where it changed none.
+
+        A scenario that spoils labels does so in the splits; their store keeps the true ones.
+        """
+        part = self.splits[split]
+        truth = part.store.labels[part.index]
+        return None if torch.equal(truth, part.y) else truth
+
+    def rows(self, split: str, positions: Tensor) -> Tensor:
+        """Where samples are in a split. positions: long (n,), in the store. `UsageError` if one is not in the split."""
+        index = self.splits[split].index
+        if not bool(torch.isin(positions, index).all()):
+            raise UsageError(f"some of the {len(positions)} positions are not in the {split} set; leave them out.")
+        return _positions(index, positions)
 
     def correct(self, model: str, split: str) -> Tensor:
         """Bool (len(split),): arg-max equals the label."""
@@ -154,6 +182,8 @@ class Metric(ABC):
 
     on_request: measured only where it is named, because it costs much more than a look at predictions.
     reads_features: measured first, so that one pass gives predictions and features.
+    later: options that came after studies had been run. At their default they are no part of a cell's id, so that
+    what was measured without them is still found.
     """
 
     card: ClassVar[Card]
@@ -161,6 +191,7 @@ class Metric(ABC):
     requires_reference: ClassVar[bool] = False
     on_request: ClassVar[bool] = False
     reads_features: ClassVar[bool] = False
+    later: ClassVar[tuple[str, ...]] = ()
 
     def applies(self, evaluation: Evaluation) -> bool:
         return all(name in evaluation.splits for name in self.requires) and (

@@ -68,8 +68,9 @@ def pair_errors(labels: Tensor, said: Tensor, a: int, b: int) -> tuple[float, in
 
 def swapped_classes(evaluation: Evaluation) -> tuple[int, int] | None:
     """The two classes that all samples of the forget set were swapped between; None if it is not so."""
-    forget = evaluation.splits["forget"]
-    true, shown = forget.store.labels[forget.index], forget.y
+    true, shown = evaluation.true_labels("forget"), evaluation.labels("forget")
+    if true is None:
+        return None
     pairs = torch.stack([true, shown], 1).sort(1).values.unique(dim=0)
     if len(pairs) != 1 or bool((true == shown).any()):
         return None

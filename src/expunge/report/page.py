@@ -18,7 +18,7 @@ from expunge.core.needs import Needs
 from expunge.report import comparison, plots, verdicts
 from expunge.report.beside import References, beside
 from expunge.report.environment import environment, stylesheet
-from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock, blocks
+from expunge.report.summarise import ORIGINAL, REFERENCE, MethodRow, ScenarioBlock, blocks, stages
 
 PICTURES: tuple[tuple[str, str, Callable[[ScenarioBlock], str | None]], ...] = (
     (
@@ -132,6 +132,7 @@ def section(block: ScenarioBlock, published: References = ()) -> dict[str, Any]:
         "tested": [(label, *found) for label, found in judged.items() if found[0]],
         "pictures": [{"name": n, "text": t, "svg": Markup(p)} for n, t, p in drawn],
         "seeds": block.seeds,
+        "stages": stage_table(block),
         "published": beside(block, published),
     }
 
@@ -178,6 +179,20 @@ def table_row(row: MethodRow, block: ScenarioBlock, reference: MethodRow | None)
         "notes": sorted({note for cell in row.cells for note in cell.notes}),
         "status": sorted({cell.status for cell in row.cells} - {"finished"}),
     }
+
+
+def stage_table(block: ScenarioBlock) -> dict[str, Any] | None:
+    """Seconds per stage of the methods that have stages; None where none has."""
+    found = {row.label: stages(row) for row in block.rows}
+    names = list(dict.fromkeys(name for seconds in found.values() for name in seconds))
+    if not names:
+        return None
+    rows = [
+        {"label": label, "cells": [f"{seconds[name]:.2f}" if name in seconds else "–" for name in names]}
+        for label, seconds in found.items()
+        if seconds
+    ]
+    return {"names": names, "rows": rows}
 
 
 def facts(block: ScenarioBlock) -> list[tuple[str, str]]:

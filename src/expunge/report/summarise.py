@@ -17,18 +17,27 @@ REFERENCE, ORIGINAL = "retrain", "original"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the main table. explain: one sentence for a reader who meets it for the first time."""
+    """A column of the main table. explain: one sentence for a reader who meets it for the first time.
+
+    interval: show the 95 % interval over samples, too, where the metric has one.
+    """
 
     metric: str
     title: str
     explain: str
     percent: bool = True
     digits: int = 1
+    interval: bool = False
 
 
 COLUMNS = (
     Column("forget_accuracy", "forget", "Accuracy on the samples to forget; right is what the retrained model has."),
+    Column("forget_true_accuracy", "forget, true labels", "Agreement with the true labels of samples whose labels were "
+           "replaced by wrong ones (“forget” counts agreement with the wrong ones); close to retrained is right."),
+    Column("forget_augmented_accuracy", "forget, augmented", "Accuracy on randomly cropped and flipped samples to "
+           "forget, which is how the LAF authors score CIFAR-10 and SVHN."),
     Column("retain_accuracy", "retain", "Accuracy on the training samples that stay; higher is better."),
+    Column("retain_augmented_accuracy", "retain, augmented", "The same on training samples that stay."),
     Column("test_accuracy", "test", "Accuracy on unseen samples of all classes; close to retrained is right."),
     Column("test_retained_accuracy", "test, kept classes", "Accuracy on unseen samples of the classes that stay."),
     Column("test_removed_accuracy", "test, removed classes", "Accuracy on unseen samples of the removed class."),
@@ -42,6 +51,16 @@ COLUMNS = (
            "above that they still look known, far below they stick out as unusually hard.", percent=False, digits=2),
     Column("mia_accuracy", "basic attack", "Accuracy of the published membership attack on losses, in percent: 50 is "
            "guessing; noisy with few samples."),
+    Column("asr", "ASR", "Accuracy of the LAF authors' attack on sorted outputs, in percent: right where it calls "
+           "forgotten samples known and unseen ones unknown. Close to retrained is right; guessing gives the neutral "
+           "value beside it, not 50."),
+    Column("asr_neutral", "ASR, neutral", "What that attack scores when it calls every sample known."),
+    Column("asr_balanced", "ASR, balanced", "The same attack with equal sides and classes, cross-validated: 50 is "
+           "guessing. In brackets its 95 % interval over samples, mean over seeds.", interval=True),
+    Column("asr_auc", "ASR, AUC", "How well the balanced attack tells forgotten from unseen samples: 0.5 means it "
+           "cannot.", percent=False, digits=2, interval=True),
+    Column("test_cka", "CKA", "Likeness (linear CKA) of the representations of unseen samples to the retrained "
+           "model's: 1 is equal up to rotation and scale.", percent=False, digits=3),
     Column("relearn_time", "relearn", "Epochs until the forget set is known again, as the original knew it.",
            percent=False),
     Column("seconds", "seconds", "Time of unlearning itself, without loading and measuring.", percent=False),
@@ -51,18 +70,26 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Number:
-    """A statistic over seeds. spread: sample standard deviation; for one seed, half the interval over samples."""
+    """A statistic over seeds. spread: sample standard deviation; for one seed, half the interval over samples.
+
+    low, high: ends of the interval over samples, mean over seeds; None where a seed has none.
+    """
 
     mean: float
     spread: float | None
     count: int
+    low: float | None = None
+    high: float | None = None
 
     def text(self, column: Column) -> str:
         factor = 100.0 if column.percent else 1.0
         shown = f"{factor * self.mean:.{column.digits}f}"
-        if self.spread is None or not math.isfinite(self.spread):
-            return shown
-        return f"{shown} ± {factor * self.spread:.{column.digits}f}"
+        interval = ""
+        if column.interval and self.low is not None and self.high is not None:
+            interval = f" [{factor * self.low:.{column.digits}f}, {factor * self.high:.{column.digits}f}]"
+        if self.spread is None or not math.isfinite(self.spread) or (interval and self.count == 1):
+            return shown + interval  # one seed's spread is half of that interval
+        return f"{shown} ± {factor * self.spread:.{column.digits}f}{interval}"
 
 
 @dataclass(frozen=True)
@@ -142,10 +169,25 @@ def statistics(cells: Sequence[CellRecord]) -> dict[str, Number]:
 
 def _number(rows: list[dict[str, Any]]) -> Number:
     numbers = np.array([row["value"] for row in rows], dtype=float)
+    low, high = (_mean_end(rows, end) for end in ("low", "high"))
     if len(numbers) > 1:
-        return Number(float(numbers.mean()), float(numbers.std(ddof=1)), len(numbers))
-    low, high = rows[0].get("low"), rows[0].get("high")
-    return Number(float(numbers[0]), (high - low) / 2 if low is not None and high is not None else None, 1)
+        return Number(float(numbers.mean()), float(numbers.std(ddof=1)), len(numbers), low, high)
+    half = (high - low) / 2 if low is not None and high is not None else None
+    return Number(float(numbers[0]), half, 1, low, high)
+
+
+def _mean_end(rows: list[dict[str, Any]], end: str) -> float | None:
+    ends = [float(row[end]) for row in rows if row.get(end) is not None]
+    return float(np.mean(ends)) if len(ends) == len(rows) else None
+
+
+def stages(row: MethodRow) -> dict[str, float]:
+    """Stage -> seconds, mean over the seeds that timed it."""
+    values: dict[str, list[float]] = {}
+    for cell in row.cells:
+        for name, seconds in cell.stages.items():
+            values.setdefault(name, []).append(seconds)
+    return {name: float(np.mean(seconds)) for name, seconds in values.items()}
 
 
 def per_class(row: MethodRow) -> dict[str, float]:

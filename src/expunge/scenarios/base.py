@@ -29,6 +29,8 @@ class Forgetting:
     train: what the original model is trained on (with noisy labels where the scenario makes noise). forget, retain:
     its two disjoint parts, in ascending order of position unless the scenario's order means something.
     true_labels: long CPU tensor over the store; equals the labels of `train` unless the scenario changed some.
+    sample: positions in the store of the retained samples that the published attack learns from, in this order, where
+    the scenario's authors fixed them; else None.
     """
 
     train: Split
@@ -37,6 +39,7 @@ class Forgetting:
     scenario: Scenario
     seed: int
     true_labels: Tensor
+    sample: Tensor | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def requests(self) -> list[Split]:
@@ -75,6 +78,10 @@ class Scenario(ABC):
         """The training set the original model sees; the same unless the scenario spoils labels."""
         return train
 
+    def attacked(self, train: Split, forget: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Positions of the retained samples that the authors' membership attack learns from; None: not fixed."""
+        return None
+
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
@@ -100,6 +107,7 @@ class Scenario(ABC):
             scenario=self,
             seed=seed,
             true_labels=train.labels if train.labels is not None else torch.empty(0, dtype=torch.long),
+            sample=self.attacked(train, positions, generator),
         )
 
 

@@ -43,15 +43,20 @@ class LAFTask(Scenario):
             return train
         draws = random.Random(generator.initial_seed())
         self._draw(train, draws)
-        self.members(train, forget, draws)
+        self._sample(train, forget, draws)
         labels = train.labels.clone()
         for position in forget.tolist():
             truth = int(labels[position])
             labels[position] = draws.choice([label for label in range(NOISY) if label != truth])
         return train.with_labels(labels)
 
-    def members(self, train: Split, forget: Tensor, draws: random.Random) -> list[int]:
-        """As many retained samples as are forgotten: what the authors' attack learns from."""
+    def attacked(self, train: Split, forget: Tensor, generator: torch.Generator) -> Tensor:
+        """The authors' `sample`: as many retained samples as are forgotten."""
+        draws = random.Random(generator.initial_seed())
+        self._draw(train, draws)
+        return torch.tensor(self._sample(train, forget, draws), dtype=torch.long)
+
+    def _sample(self, train: Split, forget: Tensor, draws: random.Random) -> list[int]:
         gone = set(forget.tolist())
         kept = [position for position in train.index.tolist() if position not in gone]
         return draws.sample(kept, min(len(gone), len(kept)))

@@ -51,6 +51,8 @@ COLUMNS = (
            "above that they still look known, far below they stick out as unusually hard.", percent=False, digits=2),
     Column("mia_accuracy", "basic attack", "Accuracy of the published membership attack on losses, in percent: 50 is "
            "guessing; noisy with few samples."),
+    Column("seconds", "seconds", "Time of unlearning itself, without loading and measuring.", percent=False),
+    Column("scale_up", "speed-up", "How many times faster than training again.", percent=False),
     Column("asr", "ASR", "Accuracy of the LAF authors' attack on sorted outputs, in percent: right where it calls "
            "forgotten samples known and unseen ones unknown. Close to retrained is right; guessing gives the neutral "
            "value beside it, not 50."),
@@ -63,8 +65,6 @@ COLUMNS = (
            "model's: 1 is equal up to rotation and scale.", percent=False, digits=3),
     Column("relearn_time", "relearn", "Epochs until the forget set is known again, as the original knew it.",
            percent=False),
-    Column("seconds", "seconds", "Time of unlearning itself, without loading and measuring.", percent=False),
-    Column("scale_up", "speed-up", "How many times faster than training again.", percent=False),
 )  # fmt: skip
 
 

@@ -76,4 +76,7 @@ class ServerClaim:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(sa.exc.SQLAlchemyError):  # a lost connection has let go already
-                connection.close()  # the session ends, and its locks with it
+                # The end of the session would free the lock too, but a moment later: the next one would find it taken.
+                connection.execute(sa.select(sa.func.pg_advisory_unlock(CLAIM)))
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                connection.close()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import expunge
 from expunge.core.errors import UsageError
+from expunge.core.run import Run
 from expunge.data.split import ResidentStore, Split
 from expunge.methods import references
 from expunge.testing.toys import ToyNet, toy_images
+from expunge.training.recipe import Recipe
 
 
 def test_refilling_keeps_the_size_of_the_training_set_not_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,9 +22,9 @@ def test_refilling_keeps_the_size_of_the_training_set_not_of_the_store(monkeypat
     seen: list[Tensor] = []
     train = references.train_cached
 
-    def spy(model: object, split: Split, *rest: object, **more: object) -> object:
+    def spy(model: nn.Module, split: Split, recipe: Recipe, run: Run, purpose: str) -> nn.Module:
         seen.append(split.index)
-        return train(model, split, *rest, **more)  # type: ignore[arg-type]
+        return train(model, split, recipe, run, purpose=purpose)
 
     monkeypatch.setattr(references, "train_cached", spy)
     how = {"method": "retrain", "retain": retain, "recipe": {"epochs": 1}, "device": "cpu"}

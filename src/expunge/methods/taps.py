@@ -140,10 +140,9 @@ def normalised(module: nn.Module, a: Tensor) -> Tensor:
 
 def _statistics(module: nn.Module) -> tuple[Tensor, Tensor]:
     """Running mean and standard deviation of a BatchNorm layer, (C,)."""
-    mean, var = module.running_mean, module.running_var
-    if not isinstance(mean, Tensor) or not isinstance(var, Tensor):
+    if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
         raise UsageError("a BatchNorm layer without running statistics mixes samples; it cannot be tapped.")
-    return mean, (var + module.eps).sqrt()  # type: ignore[operator]
+    return module.running_mean, (module.running_var + module.eps).sqrt()
 
 
 def tappable(module: nn.Module) -> bool:

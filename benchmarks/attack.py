@@ -15,9 +15,9 @@ import expunge
 from benchmarks.loops import data_path
 from benchmarks.measure import Row, compare
 from expunge.data.sources import load_data
-from expunge.methods.attack import L2PGD, PixelSpace, wrong_targets
 from expunge.models.build import build_model
 from expunge.models.layout import channels_last
+from expunge.numerics.attack import L2PGD, PixelSpace, wrong_targets
 
 IMAGES, RESTARTS, ITERATIONS = 16, 4, 10
 

@@ -14,9 +14,9 @@ from benchmarks.measure import Row, compare
 from expunge.core.run import Run
 from expunge.data.sources import load_data
 from expunge.data.split import Split
-from expunge.methods.curvature import fisher_diagonal
 from expunge.models.build import build_model
 from expunge.models.layout import channels_last
+from expunge.numerics.curvature import fisher_diagonal
 
 SAMPLES, MORE, CLASSES = 24, 96, 10  # the loop is slow; the rest is measured over several batches
 

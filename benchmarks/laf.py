@@ -22,10 +22,10 @@ from expunge.data.sources import load_data
 from expunge.data.split import Split
 from expunge.methods.base import make_method
 from expunge.methods.laf import LAF, alignment, phi
-from expunge.methods.representations import Teacher
-from expunge.methods.vae import VAE, train_vae, vae_loss
 from expunge.models.anatomy import Anatomy, anatomy
 from expunge.models.build import build_model
+from expunge.numerics.representations import Teacher
+from expunge.numerics.vae import VAE, train_vae, vae_loss
 
 COUNT, FORGET, BATCH, LATENT = 4000, 600, 32, 8
 VAE_EPOCHS, EPOCHS, SEED = 5, 2, 0

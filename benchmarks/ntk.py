@@ -16,9 +16,9 @@ from benchmarks.measure import Row, compare, peak_mib
 from expunge.core.run import Run
 from expunge.data.sources import load_data
 from expunge.data.split import ResidentStore, Split
-from expunge.methods.tangent import gram_matrix
 from expunge.models.build import build_model
 from expunge.models.layout import channels_last
+from expunge.numerics.tangent_kernel import gram_matrix
 
 SAMPLES, FULL, CLASSES = 40, 500, 5
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from expunge.core.version import __version__
+
 if TYPE_CHECKING:
     from expunge.api import data_parallel, method, methods, scenario
     from expunge.api.evaluate import Scores, evaluate
@@ -17,10 +19,9 @@ if TYPE_CHECKING:
     from expunge.api.unlearn import unlearn
     from expunge.evidence.audit import audit
     from expunge.evidence.verdict import Verdict
-    from expunge.requests.repair.repair import repair_labels
+    from expunge.repair.repair import repair_labels
     from expunge.training.recipe import Recipe
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "expunge.api": (
@@ -38,7 +39,7 @@ _HOMES = {
     ),
     "expunge.evidence.audit": ("audit",),
     "expunge.evidence.verdict": ("Verdict",),
-    "expunge.requests.repair.repair": ("repair_labels",),
+    "expunge.repair.repair": ("repair_labels",),
     "expunge.training.recipe": ("Recipe",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}

@@ -12,10 +12,10 @@ from torch import nn
 import expunge
 from expunge.core.errors import DataError, UsageError
 from expunge.core.needs import Needs
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods import METHODS
 from expunge.methods.base import Method, method
+from expunge.methods.problem import Problem
 from expunge.testing.conformance import RECIPE, same, weights
 from expunge.testing.toys import ToyProblem, toy_problem
 

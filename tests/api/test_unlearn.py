@@ -16,11 +16,11 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 import expunge
 from expunge.core.errors import AccessError, Cancelled, DataError, ExpungeError, UsageError
 from expunge.core.needs import Needs
-from expunge.core.problem import Problem
 from expunge.core.run import Progress, Run
 from expunge.data.split import Split
 from expunge.methods import METHODS
 from expunge.methods.base import Method, method
+from expunge.methods.problem import Problem
 from expunge.testing.conformance import RECIPE, same, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_problem
 

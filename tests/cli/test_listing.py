@@ -96,7 +96,7 @@ def test_every_command_has_help_with_an_example(expunge, command):
 
 
 def test_version(expunge):
-    from expunge import __version__
+    from expunge.core.version import __version__
 
     assert expunge("--version").out.strip() == f"expunge {__version__}"
 

@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from expunge.training import memorisation
+from expunge.memorisation import subsampling as memorisation
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from expunge.requests.repair import mending
+from expunge.repair import mending
 from tests.cli.conftest import blobs
 
 SWAPPED = 16

@@ -16,10 +16,10 @@ from torch import nn
 from expunge.core.errors import DivergedError, ExpungeError
 from expunge.core.needs import Needs
 from expunge.core.options import Field
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods import METHODS
 from expunge.methods.base import IterativeMethod, Method, method
+from expunge.methods.problem import Problem
 from expunge.testing import conformance
 from expunge.testing.conformance import ConformanceError, Settings
 

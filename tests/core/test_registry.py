@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import expunge
-from expunge.core import registry as room
+from expunge.core import registry
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.registry import Card, Registry
 from expunge.methods import METHODS
@@ -42,7 +42,7 @@ def from_afar(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "package_from_afar.py").write_text(PLUGIN, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("from-afar", "package_from_afar:FromAfar", "expunge.methods")
-    monkeypatch.setattr(room, "entry_points", lambda group: [point] if group == "expunge.methods" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "expunge.methods" else [])
     yield
     METHODS.remove("from-afar")
     sys.modules.pop("package_from_afar", None)
@@ -102,7 +102,7 @@ def test_a_method_of_another_package_is_listed_and_works(from_afar: None) -> Non
 
 def test_entry_points_are_looked_up_in_the_group_of_the_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(room, "entry_points", lambda group: asked.append(group) or [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or [])
     for kind in ("method", "metric", "scenario", "model", "dataset"):
         Registry(kind).names()
     assert asked == ["expunge.methods", "expunge.metrics", "expunge.scenarios", "expunge.models", "expunge.datasets"]
@@ -110,6 +110,6 @@ def test_entry_points_are_looked_up_in_the_group_of_the_kind(monkeypatch: pytest
 
 def test_another_package_cannot_take_the_name_of_ours(things: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("dict", "builtins:dict", things.group)
-    monkeypatch.setattr(room, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     assert things.names() == ["dict"]
     assert things.load("dict") is OrderedDict

@@ -12,8 +12,8 @@ from PIL import Image
 
 import expunge
 from expunge.core.errors import DataError, UsageError
-from expunge.data import imagenet_a, lacuna, utkface
 from expunge.data.manifest import listing
+from expunge.data.sets import imagenet_a, lacuna, utkface
 from expunge.data.sources import load_pair
 
 
@@ -125,7 +125,7 @@ def test_the_authors_lacuna_leaks_and_shares_its_identities(
 ) -> None:
     monkeypatch.setattr(lacuna, "LARGE", 14)
     monkeypatch.setattr("sys.argv", ["lacuna", "--authors", str(faces), str(tmp_path / "lists")])
-    assert listing("expunge.data.lacuna", ("FACES", "OUT"), lacuna.write_manifests, ("authors",)) == 0
+    assert listing("expunge.data.sets.lacuna", ("FACES", "OUT"), lacuna.write_manifests, ("authors",)) == 0
     tables = {
         name: list(csv.DictReader((tmp_path / "lists" / f"{name}.csv").read_text().splitlines()))
         for name in ("lacuna5", "lacuna10", "lacuna100")
@@ -211,11 +211,11 @@ def test_the_list_commands_end_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["utkface", "faces"])
-    assert listing("expunge.data.utkface", ("FACES", "OUT"), utkface.write_manifests) == 2
-    assert "usage: python -m expunge.data.utkface FACES OUT" in capsys.readouterr().err
+    assert listing("expunge.data.sets.utkface", ("FACES", "OUT"), utkface.write_manifests) == 2
+    assert "usage: python -m expunge.data.sets.utkface FACES OUT" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["lacuna", "--author", "faces", "lists"])
-    assert listing("expunge.data.lacuna", ("FACES", "OUT"), lacuna.write_manifests, ("authors",)) == 2
-    assert "usage: python -m expunge.data.lacuna [--authors] FACES OUT" in capsys.readouterr().err
+    assert listing("expunge.data.sets.lacuna", ("FACES", "OUT"), lacuna.write_manifests, ("authors",)) == 2
+    assert "usage: python -m expunge.data.sets.lacuna [--authors] FACES OUT" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["utkface", "nowhere", "lists"])
-    assert listing("expunge.data.utkface", ("FACES", "OUT"), utkface.write_manifests) == 2
+    assert listing("expunge.data.sets.utkface", ("FACES", "OUT"), utkface.write_manifests) == 2
     assert "error: there is no folder nowhere" in capsys.readouterr().err

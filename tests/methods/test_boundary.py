@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import expunge
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.data.split import Normalisation, ResidentStore, Split
-from expunge.methods.attack import PixelSpace
 from expunge.methods.boundary import BoundaryShrink, logit_layer, neighbours, pixel_space, shadow_row, widened
+from expunge.methods.problem import Problem
+from expunge.numerics.attack import PixelSpace
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, toy_problem
 from expunge.training.inference import predict

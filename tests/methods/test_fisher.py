@@ -15,9 +15,9 @@ from expunge.api.unlearn import restrict
 from expunge.core.run import Run
 from expunge.data.split import ResidentStore, Split
 from expunge.methods import METHODS
-from expunge.methods.curvature import all_classes, fisher_diagonal
 from expunge.methods.fisher import Fisher, posterior, whole_classes
-from expunge.methods.taps import Scratch, Tapped, patches
+from expunge.numerics.curvature import all_classes, fisher_diagonal
+from expunge.numerics.gradient_capture import Scratch, Tapped, patches
 from expunge.testing.toys import TiedNet, toy_problem
 from expunge.training.recipe import Recipe
 

@@ -16,8 +16,8 @@ from expunge.api.unlearn import restrict
 from expunge.core.errors import AccessError, UsageError
 from expunge.core.run import Run
 from expunge.methods import METHODS
-from expunge.methods.attack import L2PGD, PixelSpace, wrong_targets
-from expunge.methods.importance import ImportancePull, importance, scaled
+from expunge.numerics.attack import L2PGD, PixelSpace, wrong_targets
+from expunge.numerics.importance import ImportancePull, importance, scaled
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_problem
 from expunge.training.recipe import Recipe

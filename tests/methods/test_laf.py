@@ -25,8 +25,8 @@ from expunge.data.sources import load_pair
 from expunge.data.split import Batch, Split
 from expunge.methods.base import make_method
 from expunge.methods.laf import LAF, LAFBase, LAFRepair, alignment, phi
-from expunge.methods.vae import VAE, train_vae, vae_loss
 from expunge.models.build import build_model
+from expunge.numerics.vae import VAE, train_vae, vae_loss
 from expunge.testing.conformance import run, same, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_problem
 from expunge.training.recipe import Recipe

@@ -12,9 +12,9 @@ import expunge
 from expunge.core.errors import UsageError
 from expunge.core.run import Run
 from expunge.data.split import ResidentStore, Split
-from expunge.methods import tangent
 from expunge.methods.ntk import step_scale
-from expunge.methods.tangent import gram_matrix, product
+from expunge.numerics import tangent_kernel as tangent
+from expunge.numerics.tangent_kernel import gram_matrix, product
 from expunge.testing.conformance import RECIPE
 from expunge.testing.toys import toy_problem
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import AccessError
+from expunge.models.modes import evaluation_mode, training_mode
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, toy_problem
 from expunge.training.inference import error_rate, predict
-from expunge.training.modes import evaluation_mode, training_mode
 
 
 @pytest.mark.parametrize("size", [1, 7, 1024])

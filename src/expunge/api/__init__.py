@@ -10,7 +10,7 @@ from expunge.api.result import Result
 from expunge.api.stream import unlearn_stream
 from expunge.api.train import train
 from expunge.api.unlearn import unlearn
-from expunge.core.parallel import data_parallel
+from expunge.core.distributed import data_parallel
 from expunge.data.convert import as_split
 from expunge.methods import METHODS
 from expunge.methods.base import Method

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
 from expunge.api.result import Result
+from expunge.core.distributed import current
 from expunge.core.errors import UsageError
 from expunge.core.options import build
-from expunge.core.parallel import current
 from expunge.metrics import METRICS
 from expunge.metrics.base import Evaluation, Metric, Value, check_applies, default_metrics, measure
 

@@ -18,13 +18,13 @@ from expunge.core.options import build, to_dict
 from expunge.core.run import Progress, Run
 from expunge.data.scores import SampleScores
 from expunge.data.split import Split
+from expunge.memorisation.dynamics import dynamics_scores
+from expunge.memorisation.subsampling import Start, memorisation
+from expunge.memorisation.worst_case import WorstCase, worst_case
 from expunge.models.checkpoint import weights_hash
 from expunge.scenarios.base import count_of
 from expunge.training.cache import train_cached
-from expunge.training.dynamics import dynamics_scores
-from expunge.training.memorisation import Start, memorisation
 from expunge.training.recipe import Recipe
-from expunge.training.worst_case import WorstCase, worst_case
 
 By = Literal["subsampling", "confidence", "events", "worst-case"]
 

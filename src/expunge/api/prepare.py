@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from expunge.core.distributed import World, current
 from expunge.core.errors import DataError, ExpungeError, UsageError
-from expunge.core.parallel import World, current
 from expunge.data.convert import as_split, harmonise_classes
 from expunge.data.split import ResidentStore, Split
-from expunge.training.modes import evaluation_mode
+from expunge.models.modes import evaluation_mode
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from expunge import __version__
 from expunge.core.errors import ExpungeError
 from expunge.core.needs import Needs
+from expunge.core.version import __version__
 from expunge.models.checkpoint import save_weights, weights_hash
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from expunge.api.prepare import as_module, as_splits, check_disjoint, pick_device
 from expunge.api.result import Result
 from expunge.api.unlearn import unlearn
-from expunge.core import parallel
+from expunge.core import distributed
 from expunge.core.errors import UsageError
 from expunge.core.options import option_names
 from expunge.core.seeds import derive
@@ -100,7 +100,7 @@ def unlearn_stream(
 
 def accuracies(model: nn.Module, splits: Mapping[str, Split], device: torch.device) -> dict[str, float]:
     """<split>_accuracy of every split that has labels."""
-    seen = Evaluation({"now": model}, splits, device=device, world=parallel.current())
+    seen = Evaluation({"now": model}, splits, device=device, world=distributed.current())
     labelled = [name for name, split in splits.items() if split.has_labels]
     return {f"{name}_accuracy": float(seen.correct("now", name).double().mean()) for name in labelled}
 

@@ -21,9 +21,9 @@ from expunge.api.prepare import (
     warm_up,
 )
 from expunge.api.result import Result, versions
+from expunge.core.distributed import current
 from expunge.core.needs import Needs
 from expunge.core.options import build, to_dict
-from expunge.core.parallel import current
 from expunge.core.run import Precision, Progress, Run
 from expunge.models.checkpoint import weights_hash
 from expunge.training.loop import train_model

@@ -25,15 +25,15 @@ from expunge.api.prepare import (
 )
 from expunge.api.result import Result, versions
 from expunge.api.train import make_recipe
+from expunge.core.distributed import current
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.options import to_dict
-from expunge.core.parallel import current
-from expunge.core.problem import Problem
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.seeds import derive
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
+from expunge.methods.problem import Problem
 from expunge.models.anatomy import reset_parameters
 from expunge.models.checkpoint import weights_hash
 from expunge.training.recipe import Recipe

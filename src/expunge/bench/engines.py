@@ -20,8 +20,8 @@ from typing import Protocol
 
 from expunge.bench.store import Store
 from expunge.core.errors import ExpungeError
+from expunge.core.pool import end_with_parent, without_main_module
 from expunge.core.run import Progress
-from expunge.core.workers import end_with_parent, without_main_module
 
 PRELOAD = ["expunge.bench.work"]
 ATTEMPTS = 3  # a cell that took its worker down so often has failed

@@ -43,9 +43,9 @@ from expunge.bench.recipe import Space, Study
 from expunge.bench.workbench import Workbench
 from expunge.core.errors import ExpungeError, UsageError, nearest
 from expunge.core.options import to_dict
+from expunge.core.pool import in_processes
 from expunge.core.run import Progress
 from expunge.core.seeds import derive
-from expunge.core.workers import in_processes
 from expunge.data.cache import cache_root
 from expunge.evidence.distances import jsd
 from expunge.methods.base import make_method

@@ -19,7 +19,7 @@ from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
 from expunge.cli.folder import STATE, WEIGHTS, claim, finished
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
-from expunge.core import parallel
+from expunge.core import distributed
 from expunge.core.errors import DivergedError, UsageError, nearest
 from expunge.core.options import option_names, to_dict
 from expunge.core.run import Progress
@@ -38,7 +38,7 @@ def train(job: Train) -> None:
     job = dataclasses.replace(job, options=to_dict(recipe))
     if job.on == "retain" and job.forget is None:
         raise UsageError("`--on retain` needs `--forget`: without whom is it to be trained?")
-    world = parallel.current()
+    world = distributed.current()
     world.from_first(lambda: claim(job))
     data = inputs.load_data(job, holdout=job.holdout, split_seed=job.split_seed)
     seen = data.train
@@ -98,7 +98,7 @@ def unlearn(job: Unlearn) -> None:
     job = dataclasses.replace(job, options=to_dict(method))
     training = inputs.Training.beside(job.checkpoint)
     recipe = training.recipe(job.recipe)
-    world = parallel.current()
+    world = distributed.current()
     check_parallel(method, world)
     world.from_first(lambda: claim(job))
     data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
@@ -189,7 +189,7 @@ def evaluate(job: Evaluate) -> None:
         seed=job.seed,
         device=job.device,
     )
-    if not parallel.current().first:
+    if not distributed.current().first:
         return
     if job.csv is not None:
         write_text(job.csv, scores.frame().to_csv(index=False))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from expunge.cli.fields import read_yaml, typed_options
 from expunge.cli.jobs import Audit, Evaluate, Memorise, Repair, Train, Unlearn
-from expunge.core import parallel
+from expunge.core import distributed
 from expunge.core.errors import CheckpointError, DataError, UsageError
 from expunge.core.seeds import torch_generator
 from expunge.data.sources import load_pair
@@ -45,7 +45,7 @@ class Data:
 
 def load_data(job: HasData, *, holdout: float = 0.0, split_seed: int = 0) -> Data:
     """The data of a job; `holdout` of the training part becomes validation data."""
-    with parallel.current().in_turn():
+    with distributed.current().in_turn():
         return _load_data(job, holdout, split_seed)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from expunge.cli.console import settings
 from expunge.cli.faults import FAILED, INTERRUPTED
+from expunge.core.distributed import data_parallel, under_torchrun
 from expunge.core.errors import ExpungeError, UsageError
-from expunge.core.parallel import data_parallel, under_torchrun
 
 SHARED = ("train", "unlearn", "evaluate")
 TELLING_SECONDS = 2.0  # torchrun ends all processes after the first exit; whoever explains must be done by then

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from expunge import __version__
 from expunge.cli import console, faults, launched, requests, studies
 from expunge.cli.complete import KINDS, kinds
 from expunge.cli.lazy import LazyGroup
+from expunge.core.version import __version__
 
 EPILOG = """Exit codes: 0 done, 1 failed, 2 the request cannot be right as written,
 130 interrupted (run it again to go on).

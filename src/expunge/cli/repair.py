@@ -20,13 +20,13 @@ from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.metrics.base import ORIGINAL, REFERENCE
 from expunge.models.checkpoint import weights_hash
-from expunge.requests.repair.correction import NONE, Correction, make_correction
-from expunge.requests.repair.effects import REPAIRED
-from expunge.requests.repair.files import PAGE, RECORD, write_repair
-from expunge.requests.repair.measure import measure_repair
-from expunge.requests.repair.mending import clear_state, learning, mend, train_again
-from expunge.requests.repair.repair import Repaired
-from expunge.requests.repair.suspects import read_suspects
+from expunge.repair.correction import NONE, Correction, make_correction
+from expunge.repair.effects import REPAIRED
+from expunge.repair.files import PAGE, RECORD, write_repair
+from expunge.repair.measure import measure_repair
+from expunge.repair.mending import clear_state, learning, mend, train_again
+from expunge.repair.repair import Repaired
+from expunge.repair.suspects import read_suspects
 from expunge.training.recipe import Recipe
 
 

@@ -1,6 +1,6 @@
 """What a method declares that it needs; the problem it is handed holds exactly that.
 
-The declaration is enforced (`core.problem`), tested for every registered method, and printed in every report,
+The declaration is enforced (`methods.problem`), tested for every registered method, and printed in every report,
 so "label-free" and "forget-set-only" are facts and not claims.
 """
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from expunge.core.distributed import ALONE, World
 from expunge.core.errors import Cancelled, DivergedError, UsageError
-from expunge.core.parallel import ALONE, World
 from expunge.core.seeds import derive
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from expunge.core.errors import DataError, UsageError, nearest
 from expunge.data import DATASETS
 from expunge.data.arrays import read_npy, read_npz
 from expunge.data.cache import cache_root
-from expunge.data.digits import read_digits
 from expunge.data.folder import read_folder
 from expunge.data.hub import read_hub
 from expunge.data.known import CONSTANTS, KnownDataset
 from expunge.data.manifest import is_manifest, read_manifest
 from expunge.data.raw import Columns, Raw, class_names, computed_normalisation, make_split
+from expunge.data.sets.digits import read_digits
 from expunge.data.split import Normalisation, Split
 from expunge.data.table import read_csv, read_parquet
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from expunge.core.distributed import ALONE, World
 from expunge.core.errors import AccessError, DataError, UsageError
-from expunge.core.parallel import ALONE, World
 from expunge.core.seeds import derive
 from expunge.data.resize import resize_images
 

@@ -37,9 +37,9 @@ from expunge.api.train import train
 from expunge.api.unlearn import unlearn
 from expunge.core.errors import UsageError
 from expunge.core.options import to_dict
+from expunge.core.pool import in_processes
 from expunge.core.run import Run
 from expunge.core.seeds import derive, numpy_generator
-from expunge.core.workers import in_processes
 from expunge.data.join import joined
 from expunge.data.split import Split
 from expunge.evidence.signals import confidence

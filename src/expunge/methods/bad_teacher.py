@@ -21,16 +21,16 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from expunge.core.options import Field
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.data.split import PerSample
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.problem import Problem
 from expunge.methods.steps import distillation, endless
 from expunge.models.initial import reset_parameters
+from expunge.models.modes import training_mode
+from expunge.training.ddp import Passes
 from expunge.training.inference import predict
 from expunge.training.loop import step
-from expunge.training.modes import training_mode
-from expunge.training.parallel import Passes
 from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 
 

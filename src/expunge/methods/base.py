@@ -19,14 +19,14 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform, final
 import torch
 from torch import nn
 
+from expunge.core.distributed import World
 from expunge.core.errors import DivergedError, ExpungeError, UsageError, unknown
 from expunge.core.needs import Needs
 from expunge.core.options import Field, build, options
-from expunge.core.parallel import World
-from expunge.core.problem import Problem
 from expunge.core.registry import Card, Paper
 from expunge.core.run import Run
 from expunge.methods import METHODS
+from expunge.methods.problem import Problem
 from expunge.methods.rewind import rewind
 from expunge.models.checkpoint import weights_hash
 from expunge.models.layout import channels_last, contiguous
@@ -40,7 +40,7 @@ class Method(ABC):
     presets: named sets of option values, e.g. the settings of one table of the paper; users write `scrub/large-rb`.
     same_tensors: the result has the tensors of the given model; only a method that trains in another way has others.
     parallel: several processes can share a run (`torchrun`): it draws batches with `world=run.world`, passes them
-    through `training.parallel.Passes`, and decides nothing by what only one process knows.
+    through `training.ddp.Passes`, and decides nothing by what only one process knows.
     """
 
     card: ClassVar[Card]

@@ -28,16 +28,15 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.data.split import Batch, PerSample, Split
-from expunge.methods.attack import PixelSpace
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.problem import Problem
 from expunge.models.anatomy import anatomy
 from expunge.models.initial import drawing
-from expunge.models.modes import evaluation_mode
+from expunge.models.modes import evaluation_mode, training_mode
+from expunge.numerics.attack import PixelSpace
 from expunge.training.loop import step
-from expunge.training.modes import training_mode
 from expunge.training.recipe import make_optimizer
 
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from expunge.core.options import Field, build
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.problem import Problem
 from expunge.methods.steps import with_decay
 from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.core.options import Field
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
-from expunge.methods.curvature import fisher_diagonal
+from expunge.methods.problem import Problem
 from expunge.models.anatomy import anatomy
+from expunge.numerics.curvature import fisher_diagonal
 
 
 @method("fisher")

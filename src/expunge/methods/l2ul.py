@@ -26,13 +26,12 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
-from expunge.core.problem import Problem
 from expunge.core.run import Run
-from expunge.methods.attack import L2PGD, PixelSpace, attack_cached, wrong_targets
 from expunge.methods.base import IterativeMethod, method
-from expunge.methods.importance import ImportancePull, importance
-from expunge.models.modes import evaluation_mode
-from expunge.training.modes import training_mode
+from expunge.methods.problem import Problem
+from expunge.models.modes import evaluation_mode, training_mode
+from expunge.numerics.attack import L2PGD, PixelSpace, attack_cached, wrong_targets
+from expunge.numerics.importance import ImportancePull, importance
 from expunge.training.recipe import clip_gradients, make_optimizer
 
 

@@ -29,17 +29,17 @@ from torch import Tensor, nn
 
 from expunge.core.needs import Needs
 from expunge.core.options import Field, options
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.data.augment import make_augment
 from expunge.data.split import Batch, PerSample, Split
 from expunge.methods.base import IterativeMethod, method
-from expunge.methods.representations import Teacher, features
-from expunge.methods.vae import VAE, train_vae
+from expunge.methods.problem import Problem
 from expunge.models.anatomy import anatomy
-from expunge.training.modes import training_mode
-from expunge.training.parallel import Passes
+from expunge.models.modes import training_mode
+from expunge.numerics.representations import Teacher, features
+from expunge.numerics.vae import VAE, train_vae
+from expunge.training.ddp import Passes
 
 _TASKS: dict[str, dict[str, Any]] = {
     "random-cnn": {"latent": 8, "epochs": 20, "lr_ue": 5e-5, "lr_ra": 1e-4, "tau": 5.0},

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from expunge.core.options import Field, build, options
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.problem import Problem
 from expunge.methods.steps import with_decay
 from expunge.models.anatomy import Anatomy, anatomy, reset_parameters, set_trainable
 from expunge.training.loop import train_model

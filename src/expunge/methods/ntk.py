@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.options import Field
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.data.split import Split
 from expunge.methods.base import Method, method
-from expunge.methods.tangent import gram_matrix, product
+from expunge.methods.problem import Problem
+from expunge.numerics.tangent_kernel import gram_matrix, product
 from expunge.training.inference import predict
 
 

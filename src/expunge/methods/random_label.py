@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from expunge.core.options import Field
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.data.split import PerSample
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.problem import Problem
 from expunge.methods.steps import endless
+from expunge.models.modes import training_mode
+from expunge.training.ddp import Passes
 from expunge.training.loop import step
-from expunge.training.modes import training_mode
-from expunge.training.parallel import Passes
 from expunge.training.recipe import make_optimizer
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.methods.base import IterativeMethod, Method, method
+from expunge.methods.problem import Problem
 from expunge.training.cache import train_cached
 
 

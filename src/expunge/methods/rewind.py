@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
-from expunge.core.problem import Problem
 from expunge.core.run import Run
+from expunge.methods.problem import Problem
 from expunge.training.inference import error_rate, predict
 
 

@@ -26,15 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.core.options import Field
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.data.split import Batch, PerSample
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.problem import Problem
 from expunge.methods.steps import distillation
+from expunge.models.modes import training_mode
+from expunge.training.ddp import Passes
 from expunge.training.inference import error_rate, predict
 from expunge.training.loop import step
-from expunge.training.modes import training_mode
-from expunge.training.parallel import Passes
 from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 
 _SGD = {"optimizer": "sgd", "weight_decay": 5e-4}

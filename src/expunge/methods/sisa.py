@@ -20,10 +20,10 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from expunge.core.options import Field, build
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.data.join import joined
 from expunge.methods.base import Method, method
+from expunge.methods.problem import Problem
 from expunge.training.shards import Sharding
 from expunge.training.sisa import ShardedTraining
 

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.options import Field
-from expunge.core.problem import Problem
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
-from expunge.training.modes import training_mode
+from expunge.methods.problem import Problem
+from expunge.models.modes import training_mode
 from expunge.training.recipe import Recipe
 
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from expunge.core.distributed import ALONE, World
 from expunge.core.errors import UsageError
 from expunge.core.options import Field, build, options
-from expunge.core.parallel import ALONE, World
 from expunge.core.registry import Card
 from expunge.data.split import Augment, Split
 from expunge.metrics import METRICS

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from expunge.core.parallel import ALONE, World
+from expunge.core.distributed import ALONE, World
 from expunge.data.split import Split
 from expunge.models.anatomy import anatomy
 from expunge.models.trace import Representation

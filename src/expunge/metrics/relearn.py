@@ -19,9 +19,9 @@ from expunge.core.options import Field
 from expunge.core.seeds import torch_generator
 from expunge.data.split import Split
 from expunge.metrics.base import ORIGINAL, Evaluation, Metric, Value, metric
+from expunge.models.modes import training_mode
 from expunge.training.inference import predict
 from expunge.training.loop import L2Reference
-from expunge.training.modes import training_mode
 
 
 @metric("relearn")

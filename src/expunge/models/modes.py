@@ -1,12 +1,24 @@
-"""Train and eval modes for the length of a block, always restored."""
+"""Train and eval modes and the BatchNorm policy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNormMode = Literal["train", "frozen"]
+
+
+def training_mode(model: nn.Module, batchnorm: BatchNormMode = "train") -> None:
+    """Set train mode; with `frozen`, BatchNorm uses its running statistics and leaves them as they are."""
+    model.train()
+    if batchnorm == "frozen":
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
 
 @contextmanager

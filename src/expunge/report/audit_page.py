@@ -12,8 +12,8 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from expunge import __version__
 from expunge.api.result import write_text
+from expunge.core.version import __version__
 from expunge.evidence import explain
 from expunge.evidence.verdict import Verdict
 from expunge.report.environment import environment, stylesheet

@@ -10,11 +10,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from expunge import __version__
 from expunge.api.record import CellRecord
 from expunge.api.result import write_text
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
+from expunge.core.version import __version__
 from expunge.report import comparison, plots, verdicts
 from expunge.report.beside import References, beside
 from expunge.report.environment import environment, stylesheet

@@ -22,12 +22,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from expunge import __version__
 from expunge.api.record import CellRecord
 from expunge.api.result import write_text
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.registry import Card
+from expunge.core.version import __version__
 from expunge.methods import METHODS
 from expunge.report.drill import drill
 from expunge.report.environment import environment, stylesheet

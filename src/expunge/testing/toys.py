@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.data.split import ResidentStore, Split
-from expunge.training.modes import training_mode
+from expunge.models.modes import training_mode
 
 CLASSES = 4
 

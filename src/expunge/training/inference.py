@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from expunge.core.parallel import ALONE, World
+from expunge.core.distributed import ALONE, World
 from expunge.data.split import Split
-from expunge.training.modes import evaluation_mode
+from expunge.models.modes import evaluation_mode
 
 EVAL_BATCH = 1024
 

@@ -16,8 +16,8 @@ from expunge.core.run import Run
 from expunge.data.augment import make_augment
 from expunge.data.split import Split
 from expunge.models.layout import fast_layout
-from expunge.training.modes import training_mode
-from expunge.training.parallel import Passes
+from expunge.models.modes import training_mode
+from expunge.training.ddp import Passes
 from expunge.training.recipe import Recipe, clip_gradients, make_optimizer, set_rate
 
 

@@ -1,6 +1,6 @@
 """Many models of one architecture trained in one go: their weights stacked, every step one vectorised pass.
 
-For a GPU that a single small model leaves idle. On a CPU one-thread processes are faster (`core.workers`). Each model
+For a GPU that a single small model leaves idle. On a CPU one-thread processes are faster (`core.pool`). Each model
 gets the batches and the updates that `train_model` would give it alone, so results agree up to rounding; only modules
 that draw at random themselves (dropout) draw other numbers.
 """
@@ -18,7 +18,7 @@ from expunge.core.errors import DivergedError, UsageError
 from expunge.core.run import Run
 from expunge.data.augment import make_augment
 from expunge.data.split import Split
-from expunge.training.modes import training_mode
+from expunge.models.modes import training_mode
 from expunge.training.recipe import Recipe, make_optimizer, set_rate
 
 

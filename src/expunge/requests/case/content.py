@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from expunge import __version__
 from expunge.core.errors import UsageError
+from expunge.core.version import __version__
 from expunge.methods import METHODS
 from expunge.requests.case.canonical import plain
 from expunge.requests.records import Fulfilment, Request, Version

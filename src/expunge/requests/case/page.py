@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from expunge import __version__
 from expunge.api.result import write_text
+from expunge.core.version import __version__
 from expunge.report.audit_page import attack_intervals
 from expunge.report.environment import environment, stylesheet
 from expunge.requests.case.document import Finding

@@ -18,10 +18,10 @@ from torch import nn
 from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
 from expunge.data.split import Split
-from expunge.methods.vae import VAE, vae_loss
+from expunge.models.modes import training_mode
+from expunge.numerics.vae import VAE, vae_loss
 from expunge.training.inference import predict
 from expunge.training.loop import step
-from expunge.training.modes import training_mode
 from expunge.training.recipe import make_optimizer
 
 Bound = Literal["about", "at most"]

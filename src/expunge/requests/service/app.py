@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from expunge import __version__
 from expunge.core.options import build
+from expunge.core.version import __version__
 from expunge.requests.desk import Desk
 from expunge.requests.service import page, routes
 from expunge.requests.service.answers import API, add_handlers

@@ -8,7 +8,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 
-from expunge import __version__
+from expunge.core.version import __version__
 from expunge.report.environment import environment, stylesheet
 from expunge.requests.records import STATES
 

@@ -1,0 +1,1 @@
+"""Memorisation scores: leave-out estimates, training dynamics, worst-case forget sets."""

@@ -1,0 +1,120 @@
+"""The worst-case forget set: the samples whose influence is hardest to erase, found by two-level optimisation.
+
+Paper      Fan et al., "Challenging Forgets: Unveiling the Worst-Case Forget Sets in Machine Unlearning", ECCV 2024,
+           arXiv:2403.07362
+Reference  OPTML-Group/Unlearn-WorstCase @ 2d52c84, data-wise/main_selmu.py, unlearn/impl.py (`optimize_select`) and
+           unlearn/FT.py (`w_FT_iter`)
+Notation   w: (n,) weights in [0, 1] with sum m, 1 where a sample is forgotten; l_i: cross-entropy of sample i
+
+    lower  theta(w): from the original, sign descent on sum_i (1 - w_i) l_i: fine-tuning on what is retained
+    upper  minimise sum_i w_i l_i(theta(w)) over {0 <= w <= 1, sum w = m}
+
+A sample whose loss stays low after unlearning is hard to erase, and gains weight. The sign step makes the derivative of
+theta with respect to w vanish, so the upper gradient is the loss itself.
+Deviates   the upper steps are those of Frank and Wolfe, w <- w + 2/(t+2) (s - w) with s = 1 on the m samples of lowest
+           loss, t = 0, 1, ..: same gradient, same feasible set, but no rate, whose right size would depend on that of
+           the losses. The reference projects gradient steps of a rate set per experiment, and can penalise |w|^2
+Is not     the worst set for every method: it is the worst for fine-tuning on the retained data, from one original
+Cost       `rounds` times `epochs` of fine-tuning on all the data
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expunge.core.errors import UsageError
+from expunge.core.options import Field, build, options, to_dict
+from expunge.core.run import Run
+from expunge.data.augment import make_augment
+from expunge.data.scores import SampleScores
+from expunge.data.split import PerSample, Split
+from expunge.models.layout import fast_layout
+from expunge.models.modes import training_mode
+from expunge.training.inference import predict
+from expunge.training.recipe import Recipe
+
+WHAT = "worst case"
+
+
+@options
+class WorstCase:
+    """How the set is searched for."""
+
+    rounds: int = Field(10, ge=1, description="upper steps, each with an unlearning of its own")
+    epochs: int = Field(1, ge=1, description="passes over the data of each unlearning (lower steps)")
+    lr: float = Field(1e-4, gt=0, description="lower rate: every weight moves by it in each step")
+
+
+def upper_step(weight: Tensor, loss: Tensor, count: int, number: int) -> Tensor:
+    """Frank-Wolfe step `number` (0, 1, ..) on the sample weights; all float64 (n,). The sum stays `count`.
+
+    >>> upper_step(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([3.0, 2.0, 1.0]), 1, 2)
+    tensor([0.2500, 0.2500, 0.5000])
+    """
+    corner = torch.zeros_like(weight)
+    corner[loss.argsort(stable=True)[:count]] = 1
+    return weight + 2 / (number + 2) * (corner - weight)
+
+
+def worst_case(
+    original: nn.Module, data: Split, recipe: Recipe, run: Run, *, count: int, search: WorstCase | None = None
+) -> SampleScores:
+    """Weights of all samples of `data` for a forget set of `count` samples; `original` is only copied.
+
+    recipe: batch size, augmentation and BatchNorm policy of the unlearning. Columns: score, in [0, 1], by which the
+    set is chosen (the weight w, and among equal weights the sample that keeps the lower loss); weight; loss, the
+    cross-entropy after the last unlearning.
+    """
+    chosen = search or build(WorstCase, {})
+    if not 0 < count < len(data):
+        raise UsageError(f"a worst-case set takes some, not all, of the {len(data)} samples, got {count}.")
+    weight = torch.full((len(data),), count / len(data), dtype=torch.float64)
+    loss = torch.zeros(len(data), dtype=torch.float64)
+    devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
+    for number in range(chosen.rounds):
+        with torch.random.fork_rng(devices=devices):
+            unlearned = _unlearn(copy.deepcopy(original), data, 1 - weight, recipe, run, chosen, number)
+        logits = predict(unlearned, data, run.device).cpu()
+        loss = F.cross_entropy(logits.double(), data.y, reduction="none")  # in double: many are nearly 0
+        weight = upper_step(weight, loss, count, number)
+        forgotten = float((weight * loss).sum() / count)
+        run.report(f"{WHAT}: rounds", number + 1, chosen.rounds, {"loss of the set": forgotten})
+    columns = {"score": rank(weight, loss), "weight": weight.numpy(), "loss": loss.numpy()}
+    return SampleScores.of(data, "worst-case", columns, facts={"by": "worst-case", "count": count, **to_dict(chosen)})
+
+
+def rank(weight: Tensor, loss: Tensor) -> np.ndarray:
+    """Float64 (n,) in (0, 1]: 1 for the largest weight, equal steps down; lower loss first among equal weights."""
+    order = np.lexsort((loss.numpy(), -weight.numpy().round(9)))
+    score = np.empty(len(order))
+    score[order] = 1 - np.arange(len(order)) / len(order)
+    return score
+
+
+def _unlearn(
+    model: nn.Module, data: Split, keep: Tensor, recipe: Recipe, run: Run, search: WorstCase, number: int
+) -> nn.Module:
+    """Sign descent on the weighted loss of what is kept; in place."""
+    model.to(run.device)
+    weights = PerSample(data, keep.float().to(run.device))
+    augment = make_augment(recipe.augment)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with fast_layout(model, data.input_shape):
+        for epoch in range(1, search.epochs + 1):
+            torch.manual_seed(run.seed_for(WHAT, "modules", number, epoch))
+            training_mode(model, recipe.batchnorm)
+            order = run.seed_for(WHAT, "shuffle", number, epoch)
+            for batch in data.batches(recipe.batch_size, shuffle=True, seed=order, augment=augment, device=run.device):
+                with run.autocast():
+                    losses = F.cross_entropy(model(batch.x).float(), batch.y, reduction="none")
+                gradients = torch.autograd.grad((weights[batch.index] * losses).sum(), parameters, allow_unused=True)
+                with torch.no_grad():
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        if gradient is not None:
+                            parameter.sub_(gradient.sign(), alpha=search.lr)
+    return model

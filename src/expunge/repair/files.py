@@ -1,0 +1,50 @@
+"""What a repair leaves in its folder, beside the model: the corrected list, tables of samples, a page, numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.api.result import write_text
+from expunge.repair.repair import Repaired
+from expunge.repair.words import notes, sentences
+
+LABELS, STILL, NEIGHBOURS = "labels.csv", "still_suspect.csv", "neighbours.csv"
+PAGE, RECORD = "repair.html", "repair.json"
+FILES = (LABELS, STILL, NEIGHBOURS, PAGE, RECORD)
+
+
+def write_repair(
+    folder: Path,
+    repaired: Repaired,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str]] = (),
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write all files and return the record. `repair.json` comes last: where it is, everything is.
+
+    facts: shown on the page. more: goes into the record.
+    """
+    from expunge.repair.page import build_repair_page
+
+    effects = repaired.effects
+    write_text(folder / LABELS, repaired.labels().to_csv(index=False))
+    write_text(folder / STILL, effects.still.to_csv(index=False))
+    write_text(folder / NEIGHBOURS, effects.neighbours.to_csv(index=False))
+    build_repair_page(repaired, folder / PAGE, title=title, facts=facts)
+    record = {
+        "format": 1,
+        "title": title,
+        "sentences": sentences(repaired),
+        "notes": list(notes(repaired)),
+        **(more or {}),
+        **{
+            key: repaired.result.facts[key] for key in ("action", "method", "options", "learn", "seed", "data", "sizes")
+        },
+        **effects.details(),
+    }
+    write_text(folder / RECORD, json.dumps(record, indent=1, default=str) + "\n")
+    return record

@@ -1,0 +1,152 @@
+"""Forward passes of a model in training, alone or as one of several processes with PyTorch's DDP.
+
+Why DDP and a gather, and not gradients summed by hand: DDP overlaps the sums with the backward pass and takes weights
+without a gradient as they are. Its one assumption, that the loss is a mean over equal parts, does not hold here (short
+last batches, sums, a logsumexp over the batch). So outputs are gathered first (`World.whole`): each process computes
+the loss of the global batch, which may then be any function of the outputs, and the mean of their gradients is the
+gradient of that loss. Methods keep their equations.
+
+BatchNorm in train mode takes its statistics over the global batch. `torch.nn.SyncBatchNorm` refuses the CPU and would
+change the model's classes, so the sums are exchanged here, on any device. Other modules that mix samples are not
+known here. Dropout draws masks of its own in every process: the same distribution as one process, other numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from expunge.core.distributed import World
+from expunge.core.run import Run
+from expunge.data.split import Batch
+from expunge.models.modes import evaluation_mode
+
+
+class Passes:
+    """`passes(batch)` is `model(batch.x)`, with all rows of the batch, however many processes computed them.
+
+    forward: what to compute instead of the logits, e.g. `Anatomy.features`. Draw batches with `world=run.world`. To be
+    made once per training, after the choice of which parameters are trained; all processes start with the weights of
+    the first.
+    """
+
+    def __init__(self, model: nn.Module, run: Run, forward: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._world = run.world
+        self._model = model
+        self._forward: Callable[[Tensor], Tensor] = forward or model
+        self._shared: DistributedDataParallel | None = None
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Outputs (B, ...) of the global batch."""
+        if not self._world.shares(len(batch)):
+            return self._run(batch.x)
+        with shared_statistics(self._norms, self._world):
+            return batch.whole(self._run(batch.x))
+
+    def together(self, *batches: Batch) -> tuple[Tensor, ...]:
+        """Outputs of several batches in one pass; only with BatchNorm in eval mode, which does not mix them."""
+        sizes = [len(batch.x) for batch in batches]
+        parts = self._run(torch.cat([batch.x for batch in batches])).split(sizes)
+        return tuple(batch.whole(part) for batch, part in zip(batches, parts, strict=True))
+
+    def _run(self, x: Tensor) -> Tensor:
+        if not self._world.several:
+            return self._forward(x)
+        if self._shared is None:
+            # Weights that a pass leaves out (the head, where representations are wanted) keep `grad = None`. Looking
+            # for them in every pass costs time, and DDP complains where there are none: only where there are some.
+            self._shared = DistributedDataParallel(
+                _Part(self._model, self._forward),
+                find_unused_parameters=self._world.any(_leaves_out(self._model, self._forward, x[:2])),
+            )
+            # Statistics are equal by themselves; copying them in between would spoil two passes before one step. As an
+            # attribute, because the argument has another name from PyTorch 2.13 on.
+            self._shared.broadcast_buffers = False
+        out: Tensor = self._shared(x)
+        return out
+
+
+def _leaves_out(model: nn.Module, forward: Callable[[Tensor], Tensor], sample: Tensor) -> bool:
+    """Whether `forward` uses only some of the weights that are trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with evaluation_mode(model), torch.enable_grad():
+        gradients = torch.autograd.grad(forward(sample).sum(), trained, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
+
+
+class _Part(nn.Module):
+    """What DDP wraps: the model, passed through by `forward`."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(x)
+
+
+@contextmanager
+def shared_statistics(norms: list[_BatchNorm], world: World) -> Iterator[None]:
+    """Inside, these BatchNorm layers normalise by the statistics of all processes' rows."""
+    changed = [norm for norm in norms if norm.training or norm.running_mean is None]
+    for norm in changed:
+        norm.forward = functools.partial(batch_norm, norm, world)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in changed:
+            del norm.forward
+
+
+def batch_norm(norm: _BatchNorm, world: World, x: Tensor) -> Tensor:
+    """What `norm` in train mode gives for the rows x (b, C, ...) of a batch that is split over the processes.
+
+    mean and (biased) variance per channel over all rows; the running variance takes the unbiased one, as PyTorch's.
+    """
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    dims = [0, *range(2, x.dim())]
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    own = wide.new_tensor([wide.numel() / wide.shape[1]])
+    sums = _Sum.apply(torch.cat([wide.sum(dims), own]), world)
+    count = sums[-1].detach()
+    mean = sums[:-1] / count
+    centred = wide - mean.view(shape)
+    variance = _Sum.apply(centred.square().sum(dims), world) / count
+    if norm.training:
+        _follow(norm, mean.detach(), variance.detach() * (count / (count - 1)))
+    y = centred * (variance + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        y = y * norm.weight.view(shape) + norm.bias.view(shape)
+    return y.to(x.dtype)
+
+
+def _follow(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics, if there are any, as PyTorch does."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+    norm.running_var.lerp_(variance.to(norm.running_var), momentum)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; what each of them derives by it is summed on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.total(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.world.total(gradient.contiguous().clone()), None

@@ -4,8 +4,9 @@
 
 Samples are independent there, so one backward pass per vector holds the terms of a whole batch; their squares are
 summed (`numerics.gradient_capture`). The sum over y is the diagonal of J^T (diag(p) - p p^T) J, J the Jacobian of the
-logits. That matrix has rank C - 1, so C - 1 eigenvectors give it, with one pass less than there are classes, and directions that no
-sample of a batch has are left out. Monte Carlo draws one y per sample from p instead: unbiased, one pass.
+logits. That matrix has rank C - 1, so C - 1 eigenvectors give it, with one pass less than there are classes, and
+directions that no sample of a batch has are left out. Monte Carlo draws one y per sample from p instead: unbiased, one
+pass.
 """
 
 from __future__ import annotations

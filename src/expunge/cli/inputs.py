@@ -118,7 +118,7 @@ def literals(values: dict[str, Any]) -> dict[str, Any]:
 
 def facts_beside(checkpoint: Path) -> dict[str, Any]:
     """What the result.json beside a checkpoint tells; empty for weights of other origin."""
-    path = checkpoint.parent / "result.json"
+    path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "result.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

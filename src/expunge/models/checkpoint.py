@@ -5,38 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import pickle
-import re
 import secrets
-import struct
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from expunge.core.errors import CheckpointError, ExpungeError
+from expunge.models.matching import Match, closest, match, own_tensors, shape_of
+from expunge.models.weight_files import StateDict, read_metadata_of, read_state
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
-# What the unpickler of torch.load raises on bytes that are no pickle: its opcodes fail wherever they happen to.
-_MALFORMED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
+_HASH = "expunge.sha256"
+"""Metadata of the files written here: `state_hash` of their weights."""
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -65,7 +50,8 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
     part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, part, metadata=dict(metadata or {}))
+        # The format is what other readers, such as `from_pretrained`, ask for.
+        save_file(state, part, metadata={**(metadata or {}), "format": "pt", _HASH: state_hash(state)})
         part.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -78,49 +64,107 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
     return target
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file. Raises `CheckpointError` if it is missing, truncated, foreign, or holds code."""
-    source = Path(path)
-    if not source.is_file():
-        raise CheckpointError(f"checkpoint {source} does not exist; pass the path of a .safetensors or .pt file.")
-    if source.suffix.lower() not in SUFFIXES:
-        raise CheckpointError(f"checkpoint {source} has an unknown type; allowed: {', '.join(SUFFIXES)}.")
-    state = _read_safetensors(source) if source.suffix.lower() == ".safetensors" else _read_torch(source)
-    for name, value in state.items():
-        if not _all_finite(value):
-            raise CheckpointError(
-                f"checkpoint {source}: tensor `{name}` holds NaN or infinite values; the training that wrote it "
-                "diverged: pass an earlier checkpoint, or train again with a lower learning rate."
-            )
+def read_weights(path: str | Path) -> StateDict:
+    """The state dict in a file, or in a folder that `save_pretrained` wrote (also in shards).
+
+    A file of ours carries the hash of its weights, which is checked. Whether the values are finite is checked by
+    `load_weights`, because some models hold infinite constants.
+
+    Raises:
+        CheckpointError: it is missing, truncated, changed, foreign, or holds code.
+    """
+    state = read_state(path)
+    stated = read_metadata_of(Path(path)).get(_HASH) if Path(path).is_file() else None
+    if stated is not None and stated != state_hash(state):
+        raise CheckpointError(
+            f"checkpoint {path} was changed or damaged after it was written: the hash of its weights is not the one "
+            "that it states; restore it from a backup, or make it again."
+        )
     return state
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a file into `model` (strictly) and return it. Raises `CheckpointError` and names what does not match."""
-    own = model.state_dict()
-    state = _without_wrapper(read_weights(path), own)
+    """Load a file into `model` and return it.
+
+    What `model.load_state_dict(strict=True)` takes is taken, with the module's own load hooks, and so are the prefixes
+    that wrappers put before the names, where the rest fits (`models.matching`). The model stays as it was if not.
+
+    Raises:
+        CheckpointError: names what does not match, or which values are not finite.
+    """
+    load_matched(model, path)
+    return model
+
+
+def load_matched(model: nn.Module, path: str | Path) -> Match:
+    """`load_weights`, and how the names of the file were read."""
+    state = read_weights(path)
+    try:
+        found = match(model, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    own = own_tensors(model)
+    if found is None:
+        raise CheckpointError(f"checkpoint {path} does not fit the model: {_differences(closest(model, state), own)}")
+    _check_values(found.state, own, dict(model.named_buffers()), path)
+    if len(found.left_out) > 0 and any("." in name for name in found.left_out):
+        warnings.warn(
+            f"checkpoint {path}: {len(found.left_out)} tensors belong to no part of the model and were left out "
+            f"({_some(list(found.left_out))}).",
+            stacklevel=3,
+        )
+    model.load_state_dict(found.state)
+    return found
+
+
+def _check_values(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], buffers: Mapping[str, Tensor], path: str | Path
+) -> None:
+    """`CheckpointError` for values that are not finite, or of a kind that the model's tensor cannot hold.
+
+    A buffer may hold infinite constants, such as an attention mask: where the model itself has them.
+    """
+    for name, value in state.items():
+        mine = own.get(name)
+        if value.is_quantized or (mine is not None and not _holds(mine, value, name)):
+            kind = f"{value.dtype}".removeprefix("torch.")
+            raise CheckpointError(
+                f"checkpoint {path}: tensor `{name}` holds {kind} values, which the model's "
+                f"{f'{mine.dtype}'.removeprefix('torch.') if mine is not None else 'tensors'} cannot take; pass the "
+                "weights before they were quantised or converted."
+            )
+        if _all_finite(value):
+            continue
+        constant = name in buffers and not is_lazy(buffers[name]) and buffers[name].shape == value.shape
+        if not constant or not torch.equal(torch.isfinite(buffers[name]).cpu(), torch.isfinite(value)):
+            raise CheckpointError(
+                f"checkpoint {path}: tensor `{name}` holds NaN or infinite values; the training that wrote it "
+                "diverged: pass an earlier checkpoint, or train again with a lower learning rate."
+            )
+
+
+def _holds(mine: Tensor, value: Tensor, name: str) -> bool:
+    """Whether values of this type keep their meaning in the model's tensor; precision may get lost, whole parts not."""
+    if mine.is_complex() or value.is_complex():
+        return mine.is_complex()
+    if mine.is_floating_point():
+        return value.is_floating_point()
+    if not value.is_floating_point():
+        return True
+    # Averaged state dicts (federated training) hold a fractional count of batches, which nothing depends on.
+    return name.endswith("num_batches_tracked") or torch.equal(value, value.round())
+
+
+def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     missing = [name for name in own if name not in state]
     extra = sorted(name for name in state if name not in own)  # safetensors keeps no order
-    shapes = [name for name in own if name in state and state[name].shape != own[name].shape]
+    shapes = [n for n in own if n in state and shape_of(own[n]) not in (None, tuple(state[n].shape))]
     findings = [
         *([f"missing {_some(missing)}"] if missing else []),
         *([f"unexpected {_some(extra)}"] if extra else []),
         *([_some([_shapes(name, state, own) for name in shapes])] if shapes else []),
     ]
-    if findings:
-        raise CheckpointError(
-            f"checkpoint {path} does not fit the model: {'; '.join(findings)}. {_advice(own, state, missing, shapes)}"
-        )
-    model.load_state_dict(state)
-    return model
-
-
-def _without_wrapper(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefix that DataParallel or torch.compile put before every one of them."""
-    for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in own):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    return f"{'; '.join(findings)}. {_advice(own, state, missing, shapes)}"
 
 
 def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: list[str], shapes: list[str]) -> str:
@@ -134,23 +178,8 @@ def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: lis
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty for other types."""
-    if Path(path).suffix.lower() != ".safetensors":
-        return {}
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as stream:
-            return dict(stream.metadata() or {})
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read ({error}).") from None
-
-
-def _read_safetensors(source: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(source)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {source} is truncated or not a safetensors file ({error}); copy or write it again."
-        ) from None
+    """What `save_weights` was given as metadata, from a safetensors file; empty for other types."""
+    return {name: value for name, value in read_metadata_of(Path(path)).items() if name not in (_HASH, "format")}
 
 
 def _umask() -> int:
@@ -164,50 +193,6 @@ def _all_finite(value: Tensor) -> bool:
     if not (value.is_floating_point() or value.is_complex()):
         return True
     return bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all())  # float8 knows no isfinite
-
-
-def _refuse_bomb(source: Path) -> None:
-    """PyTorch never compresses what it saves, so what unpacks to far more was made to fill memory."""
-    if not zipfile.is_zipfile(source):
-        return
-    size = source.stat().st_size
-    try:
-        with zipfile.ZipFile(source) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"checkpoint {source} is truncated ({error}); copy or write it again.") from None
-    if unpacked > 2 * size:
-        raise CheckpointError(
-            f"checkpoint {source} has {size:,} bytes that unpack to {unpacked:,}, which no checkpoint does; it is not "
-            "opened: ask where it comes from."
-        )
-
-
-def _read_torch(source: Path) -> dict[str, Tensor]:
-    _refuse_bomb(source)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about foreign formats, which end in an error of ours anyhow
-            content = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        what = f"holds code or objects (`{code[1]}`)" if code else "holds code or is not a checkpoint"
-        raise CheckpointError(
-            f"checkpoint {source} {what} and is not opened, because that could run anything; where you trust it, save "
-            "plain weights with torch.save(model.state_dict(), path), and pass that file."
-        ) from None
-    except _MALFORMED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"checkpoint {source} is truncated or not a checkpoint ({reason}); copy or write it again."
-        ) from None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())
-    if not tensors:
-        raise CheckpointError(f"checkpoint {source} holds no state dict; save one with torch.save(model.state_dict()).")
-    return dict(content)
 
 
 def _shapes(name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

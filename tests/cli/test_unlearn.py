@@ -54,7 +54,9 @@ def test_prints_a_table_that_fits(expunge, rows, trained, tmp_path):
     assert result.code == 0, result.err
     for part in ("original", "neggrad+", "retrained", "forget", "retain", "test", "AUC", "gap"):
         assert part in result.out
-    assert max(map(len, result.out.splitlines())) <= 80
+    *rest, last = result.out.splitlines()
+    assert max(map(len, rest)) <= 80
+    assert last.startswith("effect: ")
 
 
 def test_finished_work_is_not_done_again(expunge, rows, trained, forgot, monkeypatch):

@@ -43,6 +43,7 @@ class CellRecord(pydantic.BaseModel):
     notes: list[str] = Field(default_factory=list)
     details: dict[str, Any] = Field(default_factory=dict)
     history: list[dict[str, float]] = Field(default_factory=list)
+    effect: dict[str, Any] | None = Field(None, description="`Effect.record()`; none where it was not asked for")
     scores: list[dict[str, Any]] = Field(
         default_factory=list, description="rows: metric, group, value, low, high, unit, direction"
     )
@@ -106,5 +107,6 @@ def cell_from_result(record: Mapping[str, Any], **parts: Any) -> CellRecord:
         notes=list(record["notes"]),
         details=dict(record["details"]),
         history=list(record["history"]),
+        effect=record.get("effect"),
         **parts,
     )

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from expunge.api.effect import Effect
 from expunge.core.errors import ExpungeError
 from expunge.core.needs import Needs
 from expunge.core.version import __version__
@@ -27,6 +28,7 @@ class Result:
 
     status: "finished"; "budget" (time ran out); "reached", "limit", "already" (methods with a stopping rule).
     needs: what the method was handed. stages: seconds per stage. notes: sentences a reader should see.
+    effect: whether it forgot, did nothing or did harm (`unlearn` alone; see `api.effect`).
     facts: everything needed to do it again (method, options, seed, hashes, versions).
     """
 
@@ -39,6 +41,7 @@ class Result:
     stages: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     details: Mapping[str, Any] = field(default_factory=dict)
+    effect: Effect | None = None
 
     def frame(self) -> pd.DataFrame:
         """The history as a table."""
@@ -56,6 +59,7 @@ class Result:
             "weights": weights_hash(self.model),
             "notes": list(self.notes),
             "details": dict(self.details),
+            **({} if self.effect is None else {"effect": self.effect.record()}),
             "history": self.history,
         }
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from expunge.api.effect import measure_effect
 from expunge.api.prepare import as_module, as_splits, check_disjoint, pick_device
 from expunge.api.result import Result
 from expunge.api.unlearn import unlearn
@@ -64,6 +65,7 @@ def unlearn_stream(
     for name in names:
         check_disjoint({"forget": splits[name], **{k: v for k, v in splits.items() if k != name}})
     first, target = as_module(model), pick_device(device)
+    held_out = as_splits({"validation": more.get("validation")})
     results: list[Result] = []
     rows: list[dict[str, float]] = []
     current: nn.Module = first
@@ -95,7 +97,17 @@ def unlearn_stream(
                 "drift": math.nan if moved is None else moved,
             }
         )
-    return _together(results, rows, seed)
+    together = _together(results, rows, seed)
+    effect = measure_effect(
+        first,
+        together.model,
+        forget=joined([splits[name] for name in names], "forget"),
+        retain=splits.get("retain"),
+        held_out=held_out.get("validation"),
+        device=target,
+        seed=seed,
+    )
+    return replace(together, effect=effect)
 
 
 def accuracies(model: nn.Module, splits: Mapping[str, Split], device: torch.device) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from expunge.api.effect import measure_effect
 from expunge.api.prepare import (
     as_module,
     as_splits,
@@ -67,8 +68,9 @@ def unlearn(
     compile: compile the passes of the model that learns (`torch.compile`): worth its minute only in long runs on
     models that do not take the channels-last layout. cache: folder where retrained references are kept by content.
 
-    The method is handed only what it declares (`result.needs`). Raises `UsageError` for requests that cannot be
-    right, `DivergedError` if weights become infinite.
+    The method is handed only what it declares (`result.needs`). What it did is told by `result.effect`, measured on
+    `validation`, which the method need not be handed; nothing forgotten and a damaged model also warn. Raises
+    `UsageError` for requests that cannot be right, `DivergedError` if weights become infinite.
     """
     chosen = make_method(method, **options)
     needs = chosen.needs
@@ -102,6 +104,17 @@ def unlearn(
     with compiling():
         result = chosen.apply(problem, run)
     seconds = time.perf_counter() - began + run.borrowed
+    effect = measure_effect(
+        source,
+        result,
+        forget=splits.get("forget"),
+        retain=splits.get("retain"),
+        held_out=splits.get("validation"),
+        device=target,
+        seed=seed,
+    )
+    if chosen.card.name != "original":  # there nothing is meant to happen
+        effect.warn()
     return Result(
         model=result,
         history=run.history,
@@ -125,6 +138,7 @@ def unlearn(
         stages=run.stages,
         notes=run.notes,
         details=run.details,
+        effect=effect,
     )
 
 

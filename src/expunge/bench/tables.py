@@ -12,7 +12,7 @@ TIME_METRICS = ("scale_up",)  # beside everything in seconds: differs between eq
 STAGES = "stage_seconds"
 SEED_COLUMNS = ["seed_data", "seed_train", "seed_unlearn", "seed_evaluate"]
 COLUMNS = [
-    *("cell", "scenario", "method", *SEED_COLUMNS, "state", "status", "error"),
+    *("cell", "scenario", "method", *SEED_COLUMNS, "state", "status", "effect", "error"),
     *("metric", "group", "value", "low", "high", "unit", "direction"),
 ]
 _NUMBERS = ["value", "low", "high"]
@@ -21,9 +21,9 @@ _NUMBERS = ["value", "low", "high"]
 def frame(records: Sequence[CellRecord], *, time: bool = True) -> pd.DataFrame:
     """Tidy: one row per (cell, metric, group), in the recipe's order.
 
-    state: "done", "failed" or "missing" (not finished yet). A cell without a result is one row with its error and no
-    metric. time=False: without seconds, and without ratios of seconds. Seconds of a method's stages are rows of the
-    metric `stage_seconds`, whose group is the stage.
+    state: "done", "failed" or "missing" (not finished yet). effect: a label of `api.effect`, empty where none was made.
+    A cell without a result is one row with its error and no metric. time=False: without seconds, and without ratios of
+    seconds. Seconds of a method's stages are rows of the metric `stage_seconds`, whose group is the stage.
     """
     rows = []
     for record in records:
@@ -35,6 +35,7 @@ def frame(records: Sequence[CellRecord], *, time: bool = True) -> pd.DataFrame:
             **{f"seed_{name}": seed for name, seed in record.seeds.items()},
             "state": "missing" if record.status == "missing" else record.state,
             "status": record.status if done else "",
+            "effect": record.effect["label"] if done and record.effect else "",
             "error": record.error,
         }
         scores = [s for s in record.scores if time or not (s["unit"] == "seconds" or s["metric"] in TIME_METRICS)]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from expunge import api
+from expunge.api.effect import Effect
 from expunge.api.evaluate import check_metrics
 from expunge.api.result import Result, versions, write_text
 from expunge.cli import console, inputs, tables
@@ -167,6 +168,7 @@ def unlearn(job: Unlearn) -> None:
         for note in records.get(name, {}).get("notes", ()):
             console.say(f"note on {name}: {note}")
     _report([job.out], job.out / "report.html")
+    _print_effect(record)
 
 
 def evaluate(job: Evaluate) -> None:
@@ -360,6 +362,13 @@ def _print_training(record: dict[str, Any], folder: Path) -> None:
 def _print_forgetting(split: Forgetting) -> None:
     facts = split.describe()
     console.out().print(f"forget {facts['forget']:,} of {facts['forget'] + facts['retain']:,} samples")
+
+
+def _print_effect(record: dict[str, Any]) -> None:
+    """The last line: what it did, in one word first."""
+    if record.get("effect") is not None:
+        effect = Effect.of_record(record["effect"])
+        console.out().print(f"effect: {effect}", soft_wrap=True)
 
 
 def _report(runs: list[Path], out: Path) -> None:

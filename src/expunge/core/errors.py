@@ -42,6 +42,10 @@ class Cancelled(ExpungeError):
     """The caller asked a run to stop before it was finished."""
 
 
+class EffectWarning(UserWarning):
+    """An unlearning that did nothing, or that damaged the model; see `expunge.api.effect`."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Half a sentence that names the closest allowed value and the whole list.
 

@@ -29,7 +29,7 @@ EXACT = (
 # What a case keeps of `Result.record()`: how it was done, but neither the curves nor what a method notes per sample.
 _KEPT = (
     "method", "options", "seed", "device", "processes", "precision", "recipe", "status", "seconds", "stages", "needs",
-    "data", "sizes", "original", "weights", "notes", "versions",
+    "data", "sizes", "original", "weights", "notes", "effect", "versions",
 )  # fmt: skip
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 

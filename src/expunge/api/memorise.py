@@ -24,6 +24,7 @@ from expunge.memorisation.worst_case import WorstCase, worst_case
 from expunge.models.checkpoint import weights_hash
 from expunge.scenarios.base import count_of
 from expunge.training.cache import train_cached
+from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
 
 By = Literal["subsampling", "confidence", "events", "worst-case"]
@@ -65,8 +66,13 @@ def memorise(
         raise UsageError("memorisation is told from right and wrong answers; pass data with labels.")
     check_fit(source, {"train": split}, target)
     run = Run(
-        seed=seed, device=target, precision=chosen.precision, label="memorise", progress=progress, cache=cache
-    )  # fmt: skip
+        seed=seed,
+        device=target,
+        precision=resolve_precision(chosen.precision, source, split, chosen.batch_size, target),
+        label="memorise",
+        progress=progress,
+        cache=cache,
+    )
     warm_up()
     if by == "subsampling":
         scores = memorisation(source, split, chosen, run, models=models, share=share, start=start)

@@ -27,6 +27,7 @@ from expunge.core.options import build, to_dict
 from expunge.core.run import Precision, Progress, Run
 from expunge.models.checkpoint import weights_hash
 from expunge.training.loop import train_model
+from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
 
 
@@ -60,7 +61,7 @@ def train(
     run = Run(
         seed=seed,
         device=target,
-        precision=precision or chosen.precision,
+        precision=resolve_precision(precision or chosen.precision, source, split, chosen.batch_size, target),
         compile=compile,
         budget_seconds=budget_seconds,
         label="train",
@@ -89,6 +90,7 @@ def train(
             "recipe": to_dict(chosen),
             "seed": seed,
             "device": str(target),
+            "precision": run.precision,
             **({"processes": run.world.size} if run.world.several else {}),
             "data": {"train": split.content_hash()},
             "sizes": {"train": len(split)},

@@ -37,6 +37,7 @@ from expunge.methods.base import Method, make_method
 from expunge.methods.problem import Problem
 from expunge.models.anatomy import reset_parameters
 from expunge.models.checkpoint import weights_hash
+from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
 
 
@@ -51,7 +52,7 @@ def unlearn(
     initial: Mapping[str, Tensor] | nn.Module | None = None,
     seed: int = 0,
     device: str = "auto",
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     compile: bool = False,
     budget_seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -82,10 +83,12 @@ def unlearn(
     _check_given(chosen, needs, splits)
     classes = check_fit(source, splits, target)
     check_compile(compile, current())
+    known_recipe = make_recipe(recipe)
+    some = next(iter(splits.values()))
     run = Run(
         seed=seed,
         device=target,
-        precision=precision,
+        precision=resolve_precision(precision, source, some, known_recipe.batch_size, target),
         compile=compile,
         budget_seconds=budget_seconds,
         label=chosen.card.name,
@@ -95,7 +98,6 @@ def unlearn(
         notes=doubles,
         world=current(),
     )
-    known_recipe = make_recipe(recipe)
     if needs.recipe and recipe is None:
         run.notes.append("no training recipe was given; the default one was used: pass recipe=... of the original.")
     problem = restrict(source, splits, needs, classes, known_recipe, _state(initial), seed)
@@ -128,7 +130,7 @@ def unlearn(
             "seed": seed,
             "device": str(target),
             **({"processes": run.world.size} if run.world.several else {}),
-            "precision": precision,
+            "precision": run.precision,
             "recipe": to_dict(known_recipe) if needs.recipe else None,
             "data": {name: split.content_hash() for name, split in splits.items()},
             "sizes": {name: len(split) for name, split in splits.items()},

@@ -178,7 +178,7 @@ class Study(_Part):
     projection: bool = Field(False, description="keep representations in two dimensions for a plot of the report")
     tune: TunePart = Field(default_factory=lambda: TunePart(), description="search spaces of `expunge tune`")
     device: str = "auto"
-    precision: Precision = "float32"
+    precision: Precision = "auto"
 
     @pydantic.field_validator("methods", "scenarios", "seeds", "metrics", "published", mode="before")
     @classmethod

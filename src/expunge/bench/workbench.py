@@ -36,6 +36,7 @@ from expunge.models.build import build_model
 from expunge.models.checkpoint import weights_hash
 from expunge.scenarios.base import Forgetting
 from expunge.training.cache import train_cached
+from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
 
 T = TypeVar("T")
@@ -110,9 +111,10 @@ class Workbench:
         key = f"original {train.content_hash()} {seed}"
 
         def make() -> Trained:
-            run = self._run(seed, "original")
+            start, recipe = self.start(cell), self.study.recipe()
+            run = self._run(seed, "original", start, train, recipe)
             warm_up()
-            trained = train_cached(copy.deepcopy(self.start(cell)), train, self.study.recipe(), run)
+            trained = train_cached(copy.deepcopy(start), train, recipe, run)
             model = trained.cpu().eval()
             seconds = run.elapsed() + run.borrowed
             made = Trained(model, weights_hash(model), seconds, len(run.history))
@@ -254,7 +256,7 @@ class Workbench:
         train = sized(load_source(source)[0], part.train_size, "balanced", part.seed, "pretrain.train_size")
         body = self._fresh(shape, train.num_classes, part.seed)
         recipe = build(Recipe, part.recipe, "pretrain.recipe")
-        train_cached(body, train, recipe, self._run(part.seed, "pretraining"), purpose="pretrain")
+        train_cached(body, train, recipe, self._run(part.seed, "pretraining", body, train, recipe), purpose="pretrain")
         head = anatomy(body.cpu(), next(iter(train.batches(2))).x).head
         kept = {name: value for name, value in body.state_dict().items() if not name.startswith(f"{head}.")}
         fresh.load_state_dict({**fresh.state_dict(), **kept})
@@ -265,11 +267,12 @@ class Workbench:
         spec = self.study.model
         return build_model(spec.name, num_classes=classes, input_shape=shape, seed=seed, options=spec.options)
 
-    def _run(self, seed: int, label: str) -> Run:
+    def _run(self, seed: int, label: str, model: nn.Module, data: Split, recipe: Recipe) -> Run:
+        device = pick_device(self.study.device)
         return Run(
             seed=seed,
-            device=pick_device(self.study.device),
-            precision=self.study.precision,
+            device=device,
+            precision=resolve_precision(self.study.precision, model, data, recipe.batch_size, device),
             label=label,
             progress=self.progress,
             cache=self.cache,

@@ -61,7 +61,9 @@ class Unlearn:
     seed: int = Field(0, ge=0, description="of unlearning")
     split_seed: int = Field(0, ge=0, description="of `forget`")
     device: str = Field("auto", description=_DEVICE)
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of forward and backward passes")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of forward and backward passes; auto: bfloat16 where it is measurably faster"
+    )
     compile: bool = Field(False, description="compile the passes: takes a minute, pays in long runs only")
     budget_seconds: float | None = Field(None, gt=0, description="stop after the epoch that exceeds it")
     overwrite: bool = Field(False, description="replace a result made with other settings")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Status = Literal["finished", "budget", "reached", "limit", "already", "stopped"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
+"""`auto` is a wish; a `Run` has one of the other two (see `training.precision`)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Run:
     borrowed: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.precision == "auto":
+            raise UsageError("the precision of a run is float32 or bfloat16; decide `auto` by `resolve_precision`.")
         self._started = time.perf_counter()
 
     def seed_for(self, *purpose: object) -> int:

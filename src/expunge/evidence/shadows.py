@@ -47,6 +47,7 @@ from expunge.methods.base import Method
 from expunge.metrics.membership import matched
 from expunge.models.anatomy import reset_parameters
 from expunge.training.inference import predict
+from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
 from expunge.training.rows import Rows
 from expunge.training.stacked import train_stacked
@@ -210,7 +211,9 @@ def trained_anew(
     if len(starts) == 1:
         return starts, [train(starts[0], data[0], recipe=recipe, seed=seeds[0], device=device).model]
     trained = copy.deepcopy(starts)
-    runs = [Run(seed=seed, device=pick_device(device), precision=recipe.precision) for seed in seeds]
+    target = pick_device(device)
+    precision = resolve_precision(recipe.precision, starts[0], data[0], recipe.batch_size, target)
+    runs = [Run(seed=seed, device=target, precision=precision) for seed in seeds]
     train_stacked(trained, list(data), recipe, runs)
     return starts, trained
 

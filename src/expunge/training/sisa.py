@@ -36,6 +36,7 @@ from expunge.data.split import Split
 from expunge.models.initial import reset_parameters
 from expunge.training.ensemble import Ensemble
 from expunge.training.loop import train_model
+from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
 from expunge.training.shards import PLAN, Checkpoints, Sharding, cut, read_plan, stage_recipe, write_plan
 
@@ -115,9 +116,14 @@ class ShardedTraining:
         ]
         return made
 
+    def _run(self) -> Run:
+        recipe = self.recipe
+        precision = resolve_precision(recipe.precision, self._model, self.data, recipe.batch_size, torch.device("cpu"))
+        return Run(precision=precision)
+
     def train(self, run: Run | None = None) -> Ensemble:
         """Train every stage that has no checkpoint, and return the ensemble. A shard without samples has no model."""
-        outer = run or Run(precision=self.recipe.precision)
+        outer = run or self._run()
         devices = [torch.cuda.current_device()] if torch.device(outer.device).type == "cuda" else []
         home = next((p.device for p in self._model.parameters()), torch.device(outer.device))
         samples = stages = 0

@@ -1,0 +1,173 @@
+"""The precision of forward and backward passes: bfloat16 where it is measurably faster, float32 elsewhere.
+
+Instruction sets alone do not decide: a processor that multiplies bfloat16 natively can still be slower for a small
+network or an awkward batch size. So `auto` times one batch in each precision, once per machine, model and batch shape,
+and keeps the decision in the cache folder. Two runs with the same decision are bit-equal; the decision is part of
+every result and of every cache key. Master weights, BatchNorm statistics and losses are float32 in both.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.run import Precision
+from expunge.data.cache import cache_root
+from expunge.data.split import Split
+from expunge.models.layout import channels_last
+
+FASTER = 0.8
+"""bfloat16 is taken only if a batch takes at most this share of its float32 time: ties go to the exact precision."""
+
+SMALL_SECONDS = 0.005
+"""Below this float32 time a batch is dominated by overhead that bfloat16 only adds to; it is not timed any further."""
+
+
+def resolve_precision(
+    wanted: Precision | None, model: nn.Module, split: Split, batch_size: int, device: torch.device
+) -> Precision:
+    """The precision that a run uses.
+
+    Args:
+        wanted: `float32` and `bfloat16` are taken as they are; `auto` (or None) is decided by measurement.
+        model: the network that will be trained. It stays as it is: a copy is timed.
+        split: the samples it will be trained on; its first `batch_size` samples are the timed batch.
+        batch_size: samples per step.
+        device: where the run happens.
+
+    Returns:
+        `float32` or `bfloat16`.
+    """
+    if wanted is not None and wanted != "auto":
+        return wanted
+    if not native_bfloat16(device) or len(split) == 0:
+        return "float32"
+    batch = next(iter(split.take(split.index[:batch_size]).batches(batch_size, device=device)))
+    path = cache_root() / "precision" / f"{_key(model, batch.x, device)}.json"
+    stored = _read(path)
+    if stored is not None:
+        return stored
+    decision, seconds = measure(model, batch.x, split.num_classes, device)
+    _write(path, decision, seconds, batch.x.shape)
+    return _read(path) or decision
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 in hardware (AMX, AVX512-BF16, NVIDIA Ampere and newer)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    return bool(instruction_sets() & {"amx_bf16", "avx512_bf16"})
+
+
+def instruction_sets() -> set[str]:
+    """The instruction sets of this processor that matter for matrix products, as torch reports them."""
+    probes = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    others = {"avx2": "_is_avx2_supported", "avx512": "_is_avx512_supported"}
+    return {
+        name
+        for name, probe in {**probes, **others}.items()
+        if callable(getattr(torch.cpu, probe, None)) and getattr(torch.cpu, probe)()
+    }
+
+
+def measure(model: nn.Module, x: Tensor, num_classes: int, device: torch.device) -> tuple[Precision, dict[str, float]]:
+    """Time one training step in both precisions.
+
+    Args:
+        model: any network that returns logits (B, classes).
+        x: one batch (B, ...), on `device`.
+        num_classes: number of classes, for made-up labels.
+        device: where to time.
+
+    Returns:
+        The decision, and seconds per batch by precision (only `float32` if that was below `SMALL_SECONDS`).
+        A network that fails or is not finite in bfloat16 is trained in float32.
+    """
+    student = copy.deepcopy(model).to(device).train()
+    channels_last(student, x.shape[1:])
+    labels = torch.arange(len(x), device=device) % num_classes
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    seconds: dict[str, float] = {}
+    with torch.random.fork_rng(devices=devices):
+        _step(student, x, labels, device, "float32")
+        seconds["float32"] = min(_step(student, x, labels, device, "float32") for _ in range(2))
+        if seconds["float32"] < SMALL_SECONDS:
+            return "float32", seconds
+        try:
+            _step(student, x, labels, device, "bfloat16")
+            seconds["bfloat16"] = min(_step(student, x, labels, device, "bfloat16") for _ in range(2))
+        except (RuntimeError, FloatingPointError):
+            return "float32", seconds
+    return ("bfloat16" if seconds["bfloat16"] <= FASTER * seconds["float32"] else "float32"), seconds
+
+
+def _step(model: nn.Module, x: Tensor, labels: Tensor, device: torch.device, precision: str) -> float:
+    """Seconds of one forward and backward pass. Raises `FloatingPointError` if its loss is not finite.
+
+    On the CPU these are CPU seconds, so that other programs on the machine do not decide.
+    """
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    began = clock()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = model(x)
+    loss = nn.functional.cross_entropy(logits.float(), labels)
+    loss.backward()
+    if not bool(torch.isfinite(loss)):  # reading the loss also waits for the device
+        raise FloatingPointError("the loss is not finite")
+    return clock() - began
+
+
+def _key(model: nn.Module, x: Tensor, device: torch.device) -> str:
+    shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+    facts = [
+        machine(device),
+        torch.__version__,
+        torch.get_num_threads(),
+        repr(model),
+        shapes,
+        tuple(x.shape),
+        str(x.dtype),
+    ]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+def machine(device: torch.device) -> str:
+    """The name of the processor or GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _read(path: Path) -> Precision | None:
+    try:
+        decision = json.loads(path.read_text(encoding="utf-8"))["precision"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return decision if decision in ("float32", "bfloat16") else None
+
+
+def _write(path: Path, decision: Precision, seconds: dict[str, float], shape: Sequence[int]) -> None:
+    """Keep a decision; the first one stays, so that two processes that measure at once agree afterwards."""
+    content = json.dumps({"precision": decision, "seconds": seconds, "batch": list(shape)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w", encoding="utf-8") as out:
+            out.write(content)
+    except OSError:
+        return  # the decision is part of the result all the same; the next run measures again

@@ -58,6 +58,7 @@ def unlearn(
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     cache: Path | None = None,
+    measure: bool = True,
     **options: Any,
 ) -> Result:
     """Return a new model that has forgotten `forget`; the given model is never changed.
@@ -70,8 +71,9 @@ def unlearn(
     models that do not take the channels-last layout. cache: folder where retrained references are kept by content.
 
     The method is handed only what it declares (`result.needs`). What it did is told by `result.effect`, measured on
-    `validation`, which the method need not be handed; nothing forgotten and a damaged model also warn. Raises
-    `UsageError` for requests that cannot be right, `DivergedError` if weights become infinite.
+    `validation`, which the method need not be handed, by one forward pass (none with measure=False); nothing forgotten
+    and a damaged model also warn. Raises `UsageError` for requests that cannot be right, `DivergedError` if
+    weights become infinite.
     """
     chosen = make_method(method, **options)
     needs = chosen.needs
@@ -106,17 +108,19 @@ def unlearn(
     with compiling():
         result = chosen.apply(problem, run)
     seconds = time.perf_counter() - began + run.borrowed
-    effect = measure_effect(
-        source,
-        result,
-        forget=splits.get("forget"),
-        retain=splits.get("retain"),
-        held_out=splits.get("validation"),
-        device=target,
-        seed=seed,
-    )
-    if chosen.card.name != "original":  # there nothing is meant to happen
-        effect.warn()
+    effect = None
+    if measure:
+        effect = measure_effect(
+            source,
+            result,
+            forget=splits.get("forget"),
+            retain=splits.get("retain"),
+            held_out=splits.get("validation"),
+            device=target,
+            seed=seed,
+        )
+        if chosen.card.name != "original":  # there nothing is meant to happen
+            effect.warn()
     return Result(
         model=result,
         history=run.history,

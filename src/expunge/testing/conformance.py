@@ -70,6 +70,7 @@ def run(method: Method, problem: ToyProblem, *, seed: int = 0, **more: Any) -> R
         method=method,
         seed=seed,
         device="cpu",
+        measure=False,  # what is read is to be the method's own
         **more,
     )
 

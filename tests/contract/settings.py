@@ -156,4 +156,21 @@ SETTINGS: dict[str, Settings] = {
         values={"clip": 0.01, "targets": (0,) * 30, "forget_batch_size": 5},
         contexts={**_TARGETS, "limit": {"lr": 1e-4}},
     ),
+    # The toy is surer of class 1 than of the rest, so its gradients are the smaller ones: a mixed handful is forgotten.
+    "ssd": Settings(options={"alpha": 1.5, "batch_size": 8}, values={"batch_size": 3}, forget_class=None),
+    "lfssd": Settings(options={"alpha": 1.5, "batch_size": 8}, values={"batch_size": 3}),
+    "assd": Settings(options={"batch_size": 30, "lam": 0.0}, values={"batch_size": 3}, forget_class=None),
+    "potion": Settings(
+        options={"batch_size": 8, "rho": 0.5, "growth": 1.5},
+        values={"rho": 0.0, "start": 1.0, "batch_size": 3},
+        contexts={"rounds": {"rounds": 3}},
+    ),
+    "salun": Settings(
+        options={"epochs": 3, "lr": 0.05, "batch_size": 8},
+    ),
+    "l1-sparse": Settings(
+        options={"epochs": 2, "lr": 0.1, "batch_size": 16},
+        contexts={"rewind": {"lr": 1.0, "epochs": 6}},
+        forgets=False,
+    ),
 }

@@ -34,6 +34,27 @@ CHA = Paper(
 CHEN = Paper(cite="Chen, Gao, Liu, Peng, Wang: Boundary Unlearning, CVPR 2023", url="arXiv:2303.11570")
 THUDI = Paper(cite="Thudi, Deza, Chandrasekaran, Papernot: Unrolling SGD, EuroS&P 2022", url="arXiv:2109.13398")
 GOLATKAR_NTK = Paper(cite="Golatkar, Achille, Soatto: Forgetting Outside the Box, ECCV 2020", url="arXiv:2003.02960")
+SSD_PAPER = Paper(
+    cite="Foster, Schoepf, Brintrup: Fast Machine Unlearning without Retraining through Selective Synaptic Dampening, "
+    "AAAI 2024",
+    url="arXiv:2308.07707",
+)
+LFSSD_PAPER = Paper(cite="Foster et al.: Loss-Free Machine Unlearning, ICLR 2024 tiny papers", url="arXiv:2402.19308")
+ASSD_PAPER = Paper(
+    cite="Schoepf, Foster, Brintrup: Parameter-tuning-free Data Entry Error Unlearning with Adaptive Selective "
+    "Synaptic Dampening, 2024",
+    url="arXiv:2402.10098",
+)
+POTION_PAPER = Paper(cite="Schoepf, Foster, Brintrup: Potion: Towards Poison Unlearning, 2024", url="arXiv:2406.09173")
+SALUN_PAPER = Paper(
+    cite="Fan, Liu, Zhang, Wong, Wei, Liu: SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency, "
+    "ICLR 2024",
+    url="arXiv:2310.12508",
+)
+JIA = Paper(
+    cite="Jia, Liu, Ram, Yao, Liu, Liu, Sharma, Liu: Model Sparsity Can Simplify Machine Unlearning, NeurIPS 2023",
+    url="arXiv:2304.04934",
+)
 
 METHODS = Registry(
     "method",
@@ -200,6 +221,51 @@ METHODS = Registry(
             target="expunge.methods.l2ul:Oracle",
             needs=Needs(forget="labels", retain="labels"),
             paper=CHA,
+            tags=("iterative",),
+        ),
+        Card(
+            name="ssd",
+            summary="shrink the weights that matter far more to the forget set than to all data; no training",
+            target="expunge.methods.ssd:SSD",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=SSD_PAPER,
+        ),
+        Card(
+            name="lfssd",
+            summary="SSD by gradients of the output's norm: no label is read",
+            target="expunge.methods.ssd:LFSSD",
+            needs=Needs(forget="inputs", retain="inputs"),
+            paper=LFSSD_PAPER,
+            tags=("label-free",),
+        ),
+        Card(
+            name="assd",
+            summary="SSD whose threshold follows from the share of the data that is to be forgotten",
+            target="expunge.methods.ssd:ASSD",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=ASSD_PAPER,
+        ),
+        Card(
+            name="potion",
+            summary="dampen more and more weights until the forget set is not answered any more; for poisoned data",
+            target="expunge.methods.ssd:Potion",
+            needs=Needs(forget="labels", retain="inputs"),
+            paper=POTION_PAPER,
+        ),
+        Card(
+            name="salun",
+            summary="random labels, learnt by the weights alone to which the forget set matters most",
+            target="expunge.methods.salun:SalUn",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=SALUN_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="l1-sparse",
+            summary="fine-tune on the retained samples while a fading penalty drives weights to zero",
+            target="expunge.methods.l1_sparse:L1Sparse",
+            needs=Needs(retain="labels"),
+            paper=JIA,
             tags=("iterative",),
         ),
     ],

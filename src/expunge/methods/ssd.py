@@ -1,0 +1,199 @@
+"""Selective synaptic dampening: shrink the weights that matter far more to the forget set than to all data.
+
+Paper      SSD    Foster, Schoepf, Brintrup, AAAI 2024, arXiv:2308.07707
+           LFSSD  Foster et al., arXiv:2402.19308 (label-free);    ASSD  Schoepf, Foster, Brintrup, arXiv:2402.10098
+           Potion Schoepf, Foster, Brintrup (the search for the share of weights);  per sample: arXiv:2510.26714
+Reference  if-loops/selective-synaptic-dampening, for SSD; the others from second-hand notes: no figure of their papers
+           is claimed
+Notation   I_S mean square (LFSSD, Potion: mean size) of the gradients over the samples S, `numerics.gradient_moments`;
+           D all training data, F the forget set, s = |F| / |D|
+
+    selected   I_F[j] > alpha I_D[j]                                                                     SSD, LFSSD
+               I_F[j] / I_D[j] above its percentile p,   p = 100 - ln(1 + 100 s)                               ASSD
+               the same with s <- 1.1 s, from s = (|F|/|D|) / 25 on, until acc(F) <= rho acc_0(F)            Potion
+    w[j] <-    w[j] min(lam I_D[j] / I_F[j], 1)                                        where selected, else as it was
+
+    loss behind the gradients: CE (SSD, ASSD), ||f(x)||_2^2 (LFSSD), ||f(x)||_2 (Potion)
+
+No training, no second model. Potion's signal is the forget set alone: no retrained model is looked at.
+Cost       one forward and backward pass over D and over F; Potion one forward pass over F per round of its search
+Limits     per sample I_F / I_D can never exceed |D| / |F|, so alpha = 10 selects nothing where a tenth or more is to be
+           forgotten; over batches of one class it can. On very small forget sets SSD is known to take the model along
+           (SUPREME). BatchNorm statistics stay as they were. Potion is meant for a forget set that the model should no
+           longer answer (a class, poisoned data); for a random one its target lies below what retraining gives
+Deviates   batches that mean D hold R and F in their shares, as shuffled batches of D would on average
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.options import Field, options
+from expunge.core.run import Run
+from expunge.methods.base import Method, method
+from expunge.methods.problem import Problem
+from expunge.numerics.gradient_moments import Loss, Moment, Unit, gradient_moments
+from expunge.training.inference import error_rate, predict
+
+Weights = dict[str, Tensor]  # by parameter name, in the parameter's shape
+
+
+@options
+class Dampening(Method):
+    """What the family shares: two sets of importances, and the dampening by their ratio."""
+
+    loss: ClassVar[Loss] = "cross-entropy"
+    moment: ClassVar[Moment] = "square"
+
+    lam: float = Field(1.0, ge=0, description="dampening constant: selected weights shrink to lam I_D / I_F")
+    unit: Unit = Field("batch", description="gradients per batch, as published, or per sample (SSD-Det)")
+    batch_size: int = Field(64, ge=1, description="samples per batch whose gradient is one term of the importance")
+
+    def importances(
+        self, student: nn.Module, problem: Problem, run: Run
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """I_D and I_F by parameter name, float64."""
+        settings: dict[str, Any] = {
+            "loss": self.loss, "unit": self.unit, "moment": self.moment, "batch_size": self.batch_size
+        }  # fmt: skip
+        with run.stage("importance of the forget set"):
+            i_forget = gradient_moments(student, [problem.forget], run, purpose="forget importance", **settings)
+        with run.stage("importance of all data"):
+            i_all = gradient_moments(
+                student, [problem.retain, problem.forget], run, purpose="importance of all", **settings
+            )
+        return i_all, i_forget
+
+    def total(self, problem: Problem) -> int:
+        """|D|"""
+        return len(problem.retain) + len(problem.forget)
+
+    def dampen_model(
+        self, student: nn.Module, i_all: Mapping[str, Tensor], i_forget: Mapping[str, Tensor], alpha: float, run: Run
+    ) -> None:
+        selected = 0
+        with torch.no_grad():
+            for name, p in student.named_parameters():
+                selected += int((i_forget[name] > alpha * i_all[name]).sum())
+                p.copy_(dampened(p, i_all[name], i_forget[name], alpha=alpha, lam=self.lam))
+        run.details["dampened_weights"] = selected
+        run.details["alpha"] = alpha
+        if not selected:
+            run.notes.append("no weight was selected, so nothing changed; lower the threshold.")
+
+
+def dampened(weight: Tensor, i_all: Tensor, i_forget: Tensor, *, alpha: float, lam: float) -> Tensor:
+    """The weights after dampening; all shapes equal, importances >= 0.
+
+    >>> ones = torch.ones(3)
+    >>> dampened(torch.tensor([2.0, 2.0, -2.0]), ones, torch.tensor([5.0, 20.0, 40.0]), alpha=10.0, lam=1.0)
+    tensor([ 2.0000,  0.1000, -0.0500])
+    """
+    factor = (lam * i_all / i_forget.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1)
+    return torch.where(i_forget > alpha * i_all, (weight.double() * factor).to(weight), weight)
+
+
+def sorted_ratios(i_all: Mapping[str, Tensor], i_forget: Mapping[str, Tensor]) -> Tensor:
+    """I_F / I_D of all weights, ascending; 0 where I_F = 0."""
+    tiny = torch.finfo(torch.float64).tiny
+    return torch.cat([(i_forget[name] / i_all[name].clamp(min=tiny)).flatten() for name in i_all]).sort().values
+
+
+def at_percentile(ratios: Tensor, percentile: float) -> float:
+    """The value that `percentile` per cent of the sorted `ratios` do not exceed."""
+    position = math.ceil(percentile / 100 * len(ratios))
+    return float(ratios[min(max(position, 1), len(ratios)) - 1])
+
+
+def adaptive_percentile(share: float) -> float:
+    """p = 100 - ln(1 + 100 share); share of the data that is to be forgotten, in (0, 1].
+
+    >>> round(adaptive_percentile(0.1), 2)
+    97.6
+    """
+    return max(100 - math.log(1 + 100 * share), 0.0)
+
+
+@method("ssd")
+class SSD(Dampening):
+    """Dampen what is `alpha` times more important to the forget set. `ssd/det` takes gradients per sample (SSD-Det)."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "authors": {"alpha": 10.0, "lam": 1.0, "unit": "batch"},  # the reference's values for ResNet-18
+        "det": {"unit": "sample", "alpha": 2.0},  # alpha is ours: 10 selects nothing from a tenth of the data on
+    }
+
+    alpha: float = Field(10.0, gt=0, description="selection threshold on I_F / I_D; larger keeps more weights")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        i_all, i_forget = self.importances(student, problem, run)
+        self.dampen_model(student, i_all, i_forget, self.alpha, run)
+        return student
+
+
+@method("lfssd")
+class LFSSD(SSD):
+    """SSD whose importance is the mean size of the gradients of ||f(x)||_2^2: no label is read."""
+
+    loss: ClassVar[Loss] = "squared norm"
+    moment: ClassVar[Moment] = "absolute"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"det": {"unit": "sample", "alpha": 1.5}}  # alpha is ours
+
+    alpha: float = Field(3.0, gt=0, description="selection threshold on I_F / I_D; larger keeps more weights")
+
+
+@method("assd")
+class ASSD(Dampening):
+    """SSD without alpha: the share of weights that are dampened follows from the share of data to forget."""
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        i_all, i_forget = self.importances(student, problem, run)
+        percentile = adaptive_percentile(len(problem.forget) / self.total(problem))
+        run.details["percentile"] = percentile
+        alpha = at_percentile(sorted_ratios(i_all, i_forget), percentile)
+        self.dampen_model(student, i_all, i_forget, alpha, run)
+        return student
+
+
+@method("potion")
+class Potion(Dampening):
+    """Search the share of dampened weights until the model no longer answers the forget set as it did."""
+
+    loss: ClassVar[Loss] = "norm"
+    moment: ClassVar[Moment] = "absolute"
+
+    rho: float = Field(0.2, ge=0, lt=1, description="stop at this part of the accuracy that F had; the value is ours")
+    start: float = Field(25.0, gt=0, description="the search starts at the share of F in D, divided by this")
+    growth: float = Field(1.1, gt=1, description="factor on that share in each round")
+    rounds: int = Field(300, ge=1, description="most rounds; after 300 about 28 % of the weights are dampened")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        i_all, i_forget = self.importances(student, problem, run)
+        ratios = sorted_ratios(i_all, i_forget)
+        labels = problem.forget.y
+        target = self.rho * (1 - error_rate(predict(problem.model, problem.forget, run.device), labels))
+        share = len(problem.forget) / self.total(problem) / self.start
+        start = {name: value.clone() for name, value in student.state_dict().items()}
+        for number in range(1, self.rounds + 1):
+            student.load_state_dict(start)
+            percentile = adaptive_percentile(share)
+            self.dampen_model(student, i_all, i_forget, at_percentile(ratios, percentile), run)
+            accuracy = 1 - error_rate(predict(student, problem.forget, run.device), labels)
+            run.details.update(rounds=number, percentile=percentile, forget_accuracy=accuracy)
+            run.report("potion", number, self.rounds, {"forget accuracy": accuracy})
+            if accuracy <= target:
+                run.status = "reached"
+                break
+            share *= self.growth
+        else:
+            run.status = "limit"
+            run.notes.append(f"after {self.rounds} rounds the accuracy on the forget set is still {accuracy:.3f}.")
+        return student

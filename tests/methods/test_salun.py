@@ -22,8 +22,8 @@ def plain() -> ToyProblem:
     return toy_problem(ToyNet(batchnorm=False))
 
 
-def masks(problem: ToyProblem, keep: float) -> list[Tensor]:
-    return saliency_masks(forget_gradient(problem.model, problem.forget, Run(), 128), keep)
+def masks(problem: ToyProblem, keep: float, batch_size: int) -> list[Tensor]:
+    return saliency_masks(forget_gradient(problem.model, problem.forget, Run(), batch_size), keep)
 
 
 def moved(problem: ToyProblem, model: nn.Module) -> list[Tensor]:
@@ -51,7 +51,7 @@ def test_the_saliency_is_the_summed_gradient_of_the_forget_loss() -> None:
 def test_restored_weights_do_not_move_and_masked_gradients_let_them_drift(order: Any) -> None:
     problem = plain()
     settings: dict[str, Any] = {"order": order, "keep": 0.3, "epochs": 2, "lr": 0.05, "batch_size": 16}
-    chosen = masks(problem, 0.3)
+    chosen = masks(problem, 0.3, 16)
     restored = moved(problem, run(SalUn(**settings), problem).model)
     assert not any(bool((m & ~mask).any()) for m, mask in zip(restored, chosen, strict=True))
     assert all(bool((m & mask).any()) for m, mask in zip(restored, chosen, strict=True) if bool(mask.any()))
@@ -66,7 +66,7 @@ def test_one_sequential_epoch_against_a_plain_loop() -> None:
     made = run(SalUn(order="sequential", epochs=1, lr=0.05, momentum=0.0, keep=0.4, batch_size=64), problem, seed=5)
     model = plain().model
     model.requires_grad_(True)
-    chosen = masks(problem, 0.4)
+    chosen = masks(problem, 0.4, 64)
     start = [p.detach().clone() for p in model.parameters()]
     generator = torch.Generator().manual_seed(derive(5, "wrong labels"))
     labels = wrong_labels(problem.forget.y, 4, generator)

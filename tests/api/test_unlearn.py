@@ -164,11 +164,11 @@ def test_what_a_result_tells(toy: ToyProblem) -> None:
 def test_validation_is_for_those_who_need_it(toy: ToyProblem) -> None:
     spy = toy.spies["validation"]
     spy.fetched.clear()
-    unlearn(toy, validation=toy.validation)
-    seen = 2 + 2 * len(toy.validation)  # the look at two samples, to see that they fit, and the effect of two models
-    assert len(spy.fetched) == seen
-    result = unlearn(toy, validation=toy.validation, rewind=True)
-    assert len(spy.fetched) > 2 * seen
+    quiet = {"validation": toy.validation, "measure": False}
+    unlearn(toy, **quiet, max_drop=None)
+    assert len(spy.fetched) == 2  # the look at two samples, to see that they fit the model
+    result = unlearn(toy, **quiet, rewind=True)
+    assert len(spy.fetched) > 40
     assert result.needs.validation == "labels"
     assert set(result.details["rewind"]["errors"]) == {0, 1, 2}
     for name in ("validation", "forget"):
@@ -179,7 +179,7 @@ def test_validation_is_for_those_who_need_it(toy: ToyProblem) -> None:
 def test_time_that_runs_out_and_work_that_is_cancelled(toy: ToyProblem) -> None:
     stopped = unlearn(toy, epochs=5, budget_seconds=0)
     assert (stopped.status, len(stopped.history)) == ("budget", 1)
-    assert "stopped after epoch 1 of 5" in stopped.notes[0]
+    assert "stopped after epoch 1 of 5" in stopped.notes[-1]
     with pytest.raises(Cancelled, match="cancelled after 1 of 5"):
         unlearn(toy, epochs=5, cancelled=lambda: True)
 

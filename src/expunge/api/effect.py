@@ -130,22 +130,21 @@ def measure_effect(
         return Effect("not measured", f"not measured: {reason}", thresholds=thresholds)
     assert forget is not None  # noqa: S101  # `_lacking` has seen to it
     assert held_out is not None  # noqa: S101
-    forget = _some(forget, MOST_FORGET, seed, "forget")
-    held_out = _some(held_out, MOST_HELD_OUT, seed, "held-out")
-    kept = set(retain.y.tolist()) if retain is not None and retain.has_labels else None
+    forget = some(forget, MOST_FORGET, seed, "forget")
+    held_out = some(held_out, MOST_HELD_OUT, seed, "held-out")
     models = (original, unlearned)
     (of_forget, early), (of_held_out, others) = (_passes(models, split, device) for split in (forget, held_out))
     labels, classes = forget.y, of_forget.shape[-1]
     true, how = _true_labels(forget, early, held_out, others, wrong_labels, thresholds)
     pairs = _Pairs(true, labels, held_out.y)
     gone = torch.zeros(len(labels), dtype=torch.bool)
-    if kept is not None and not how:
-        gone = ~torch.isin(labels, torch.tensor(sorted(kept)))
+    if retain is not None and retain.has_labels and not how:
+        gone = ~torch.isin(labels, retain.y.unique())
     numbers: dict[str, float] = {"forget_samples": float(len(labels))}
     if retain is not None and retain.has_labels:
-        some = _some(retain, MOST_RETAIN, seed, "retain")
-        numbers |= _before_after("retain_accuracy", _correct(_passes(models, some, device)[0], some.y).mean(1))
-    stays = torch.isin(held_out.y, torch.tensor(sorted(kept))) if kept is not None else _staying(held_out.y, labels)
+        part = some(retain, MOST_RETAIN, seed, "retain")
+        numbers |= _before_after("retain_accuracy", _correct(_passes(models, part, device)[0], part.y).mean(1))
+    stays = staying(held_out, forget, retain)
     if not bool(stays.any()) or not bool((pairs.covered | gone).any()):
         missing = sorted(set(true.tolist()) - set(held_out.y.tolist()))
         text = f"no held-out sample has a class that is compared (classes {missing[:5]}); hold out samples of them."
@@ -172,7 +171,7 @@ def _lacking(forget: Split | None, held_out: Split | None) -> str:
     return "" if held_out.has_labels else "the held-out samples have no labels; pass them as (X, y)."
 
 
-def _some(split: Split, most: int, seed: int, purpose: str) -> Split:
+def some(split: Split, most: int, seed: int, purpose: str) -> Split:
     """At most so many samples, drawn by the seed."""
     if len(split) <= most:
         return split
@@ -180,10 +179,17 @@ def _some(split: Split, most: int, seed: int, purpose: str) -> Split:
     return split.take(split.index[order.sort().values])
 
 
-def _staying(held_out: Tensor, forget: Tensor) -> Tensor:
-    """Held-out samples that tell of damage where no retained sample says which classes stay (bool)."""
-    other = ~torch.isin(held_out, forget)
-    return other if 2 * int(other.sum()) >= len(held_out) else torch.ones_like(other)
+def staying(held_out: Split, forget: Split | None, retain: Split | None) -> Tensor:
+    """Held-out samples (bool) whose accuracy tells of damage: those of classes that stay.
+
+    Where no retained sample says which classes stay, samples of classes that `forget` does not touch, if they are at
+    least half of all, else all.
+    """
+    if retain is not None and retain.has_labels:
+        return torch.isin(held_out.y, retain.y.unique())
+    touched = forget.y.unique() if forget is not None and forget.has_labels else torch.empty(0, dtype=torch.long)
+    other = ~torch.isin(held_out.y, touched)
+    return other if 2 * int(other.sum()) >= len(other) else torch.ones_like(other)
 
 
 def _passes(models: tuple[nn.Module, nn.Module], split: Split, device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,8 @@ from expunge.models.checkpoint import save_weights, weights_hash
 class Result:
     """model: the new model. history: one row per epoch. seconds: wall clock of the algorithm alone.
 
-    status: "finished"; "budget" (time ran out); "reached", "limit", "already" (methods with a stopping rule).
+    status: "finished"; "budget" (time ran out); "reached", "limit", "already" (methods with a stopping rule);
+    "stopped: utility" (the guard took it back, see `IterativeMethod`).
     needs: what the method was handed. stages: seconds per stage. notes: sentences a reader should see.
     effect: whether it forgot, did nothing or did harm (`unlearn` alone; see `api.effect`).
     facts: everything needed to do it again (method, options, seed, hashes, versions).

@@ -32,7 +32,7 @@ from expunge.methods.base import Method, make_method
 from expunge.metrics.base import Evaluation
 from expunge.metrics.distance import relative_distance
 
-_WORST_FIRST = ("budget", "limit", "stopped", "finished", "reached", "already")
+_WORST_FIRST = ("stopped: utility", "budget", "limit", "stopped", "finished", "reached", "already")
 
 
 def unlearn_stream(

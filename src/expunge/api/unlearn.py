@@ -25,6 +25,7 @@ from expunge.api.prepare import (
     warm_up,
 )
 from expunge.api.result import Result, versions
+from expunge.api.safety import apply_safely, set_guard
 from expunge.api.train import make_recipe
 from expunge.core.distributed import current
 from expunge.core.errors import UsageError
@@ -106,7 +107,8 @@ def unlearn(
     warm_up()
     began = time.perf_counter()
     with compiling():
-        result = chosen.apply(problem, run)
+        set_guard(chosen, splits, run)
+        result, chosen, run = apply_safely(chosen, problem, run)
     seconds = time.perf_counter() - began + run.borrowed
     effect = None
     if measure:

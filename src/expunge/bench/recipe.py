@@ -25,7 +25,7 @@ from expunge.core.options import build, option_names
 from expunge.core.run import Precision
 from expunge.data.sources import Normalise
 from expunge.methods import METHODS
-from expunge.methods.base import Method, make_method
+from expunge.methods.base import IterativeMethod, Method, make_method
 from expunge.metrics import METRICS
 from expunge.metrics.base import Metric, default_metrics
 from expunge.scenarios import SCENARIOS
@@ -162,6 +162,12 @@ class Study(_Part):
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="method -> options, for methods listed by bare name and by `all`"
     )
+    max_drop: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="guard of every method that states no `max_drop`; none: off, for a study shows what a method does",
+    )
     skip: tuple[str, ...] = Field((), description="methods that `all` leaves out")
     retrain: bool = Field(
         True, description="train the exact reference; false only where nobody could: nothing is then compared with it"
@@ -222,7 +228,10 @@ class Study(_Part):
                 cls = METHODS.load(name.partition("/")[0])
             _check_keys(where, cls, given)
             with _within(where):
-                found.append((label, make_method(name, **given)))
+                guarded = issubclass(cls, IterativeMethod) and cls.card.name != "retrain"
+                found.append(
+                    (label, make_method(name, **{**({"max_drop": self.max_drop} if guarded else {}), **given}))
+                )
         found.sort(key=lambda pair: pair[1].card.name != "retrain")
         return _distinct("method", found)
 

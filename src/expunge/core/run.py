@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from expunge.core.distributed import ALONE, World
 from expunge.core.errors import Cancelled, DivergedError, UsageError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-Status = Literal["finished", "budget", "reached", "limit", "already", "stopped"]
+Status = Literal["finished", "budget", "reached", "limit", "already", "stopped", "stopped: utility"]
 Precision = Literal["auto", "float32", "bfloat16"]
 """`auto` is a wish; a `Run` has one of the other two (see `training.precision`)."""
 
@@ -33,20 +33,51 @@ class Progress:
     numbers: dict[str, float]
 
 
-class Epoch:
-    """One epoch: collects means on the device and reads them once, when the epoch ends."""
+FINITE_EVERY = 16  # sums of batch means read within an epoch, to see a loss that is not finite before it ends
 
-    def __init__(self, number: int) -> None:
+
+class Watch(Protocol):
+    """What looks after a model while it learns; see `training.guard`."""
+
+    def begin(self, original: nn.Module) -> None: ...
+    def trained(self, model: nn.Module, samples: int, point: str) -> None: ...
+    def passed(self, model: nn.Module, number: int, *, last: bool) -> bool: ...
+    def settle(self, model: nn.Module) -> str: ...
+
+
+class Epoch:
+    """One epoch: collects means on the device and reads them when it ends, and now and then before."""
+
+    def __init__(self, number: int, label: str = "run", trained: Callable[[int], None] | None = None) -> None:
         self.number = number  # 1-based
+        self._label = label
+        self._trained = trained
+        self._added = 0
         self.stop = False  # set by a method whose goal is reached: no further epoch follows
         self.values: dict[str, float] = {}
         self._sums: dict[str, tuple[Tensor | float, float]] = {}
 
     def add(self, name: str, mean: Tensor | float, weight: int = 1) -> None:
-        """Add a batch mean of `weight` samples; no host synchronisation."""
+        """Add a batch mean of `weight` samples, after the step that it belongs to.
+
+        Waits for the device once in `FINITE_EVERY` calls. Raises `DivergedError` when what was added is not finite.
+        """
         value = mean.detach() if hasattr(mean, "detach") else mean
         total, count = self._sums.get(name, (0.0, 0.0))
         self._sums[name] = (total + value * weight, count + weight)
+        self._added += 1
+        if self._added % FINITE_EVERY == 0:
+            self._check_finite(name)
+        if self._trained is not None:
+            self._trained(weight)
+
+    def _check_finite(self, name: str) -> None:
+        found = self.mean(name)
+        if not math.isfinite(found):
+            raise DivergedError(
+                f"{self._label} diverged in epoch {self.number}: `{name}` is {found}. Lower the learning rate or set a "
+                "gradient clip."
+            )
 
     def log(self, **values: float) -> None:
         """Numbers that are final already, such as a learning rate."""
@@ -71,7 +102,7 @@ class Run:
     compiled, which takes a minute and changes the last digits. budget_seconds: stop after the epoch that
     exceeds it. cancelled: polled between epochs. cache: folder for what is kept by content. history: one row per epoch.
     borrowed: seconds that work taken from the cache took when it was done; part of the cost. world: the processes that
-    share this run, all with the same settings.
+    share this run, all with the same settings. guard: looks after the model that learns in `epochs`.
     """
 
     seed: int = 0
@@ -85,6 +116,7 @@ class Run:
     cancelled: Callable[[], bool] | None = None
     cache: Path | None = None
     world: World = ALONE
+    guard: Watch | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -96,7 +128,7 @@ class Run:
     def __post_init__(self) -> None:
         if self.precision == "auto":
             raise UsageError("the precision of a run is float32 or bfloat16; decide `auto` by `resolve_precision`.")
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
 
     def seed_for(self, *purpose: object) -> int:
         return derive(self.seed, *purpose)
@@ -124,13 +156,15 @@ class Run:
             model.compile()
         try:
             yield from self._epochs(model, count, first, what or self.label)
+            if self.guard is not None:
+                self._settle(self.guard, model)
         finally:
             model._compiled_call_impl = None  # the weights stay; only the compiled forward pass goes
 
     def _epochs(self, model: nn.Module, count: int, first: int, what: str) -> Iterator[Epoch]:
         for number in range(first, count + 1):
             began = time.perf_counter()
-            epoch = Epoch(number)
+            epoch = Epoch(number, self.label, self._trained(model, number))
             yield epoch
             values = epoch.close()
             self.check_finite(model, values, number)
@@ -138,12 +172,25 @@ class Run:
             self.history.append(row)
             self.snapshot(number, model)
             self.report(what, number, count, values)
-            if self.world.any(epoch.stop):
+            ends = self.world.any(epoch.stop)
+            if self.guard is not None and self.guard.passed(model, number, last=ends or number == count):
+                return
+            if ends:
                 return
             if number < count and self.over_budget():
                 self.status = "budget"
                 self.notes.append(f"stopped after epoch {number} of {count}: {self.budget_seconds:g} s are used up.")
                 return
+
+    def _trained(self, model: nn.Module, number: int) -> Callable[[int], None] | None:
+        guard = self.guard
+        return None if guard is None else lambda samples: guard.trained(model, samples, f"part of pass {number}")
+
+    def _settle(self, guard: Watch, model: nn.Module) -> None:
+        note = guard.settle(model)
+        if note:
+            self.status = "stopped: utility"
+            self.notes.append(note)
 
     def snapshot(self, number: int, model: nn.Module) -> None:
         """Keep the weights after epoch `number` in memory, if somebody will rewind."""
@@ -160,7 +207,7 @@ class Run:
         return self.budget_seconds is not None and self.world.any(self.elapsed() > self.budget_seconds)
 
     def elapsed(self) -> float:
-        return time.perf_counter() - self._started
+        return time.perf_counter() - self.started
 
     def borrow(self, seconds: float, stage: str | None = None) -> None:
         """Count seconds of work taken from the cache; below 0: leave out seconds that are not the method's."""

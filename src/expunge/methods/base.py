@@ -79,6 +79,8 @@ class Method(ABC):
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(run.module_seed("modules"))
             run.keep_snapshots = run.keep_snapshots or self.rewinds
+            if run.guard is not None:
+                run.guard.begin(teacher)
             result = self.unlearn(replace(problem, model=teacher), run)
             if self.rewinds:
                 # A method may have changed the weights before its first epoch; epoch 0 is the original all the same.
@@ -106,10 +108,17 @@ class Method(ABC):
 
 @options
 class IterativeMethod(Method):
-    """A method that works in epochs; any of them can be rewound (SCRUB+R's rule, see `methods.rewind`)."""
+    """A method that works in epochs; any of them can be rewound (SCRUB+R's rule, see `methods.rewind`), or guarded.
+
+    The guard (`training.guard`) reads held-out samples that the method is not handed. It is off where the method is
+    rewound, which chooses among all epochs, and in presets, whose authors had none.
+    """
 
     rewind: bool = Field(
         False, description="return the epoch whose forget error is closest to the final model's held-out error"
+    )
+    max_drop: float | None = Field(
+        0.03, gt=0, lt=1, description="held-out accuracy on classes that stay that may be lost; none: no guard"
     )
 
     @property
@@ -164,11 +173,13 @@ def check_parallel(chosen: Method, world: World) -> None:
 
 
 def preset_values(cls: type[Method], preset: str) -> Mapping[str, Any]:
+    """Options of a preset. Raises `UsageError` where there is none of that name."""
     if preset not in cls.presets:
         if not cls.presets:
             raise UsageError(f"{cls.card.name} has no presets, got `{preset}`; write `{cls.card.name}`.")
         raise unknown(f"preset of {cls.card.name}", preset, cls.presets)
-    return cls.presets[preset]
+    guarded = issubclass(cls, IterativeMethod)
+    return {**({"max_drop": None} if guarded else {}), **cls.presets[preset]}
 
 
 def _restored(result: nn.Module, original: nn.Module) -> nn.Module:

@@ -39,6 +39,7 @@ class Retrain(IterativeMethod):
 
     parallel: ClassVar[bool] = True
 
+    max_drop: float | None = Field(None, gt=0, lt=1, description="as elsewhere; a fresh model has all to gain")
     epochs: int | None = Field(None, ge=0, description="epochs; none: those of the recipe")
     refill: bool = Field(False, description="fill the forgotten slots with duplicates of retained samples")
 

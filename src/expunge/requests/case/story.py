@@ -27,6 +27,7 @@ _STATUS = {
     "limit": "it stopped at its limit, before its goal was reached",
     "already": "its goal was reached before the first step",
     "stopped": "it was stopped early",
+    "stopped: utility": "it was taken back to where it had not yet cost too much accuracy",
 }
 _ACCESS = {
     "forget": "Samples to forget",

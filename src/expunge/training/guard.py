@@ -1,0 +1,90 @@
+"""A guard on utility: a model that lost too much accuracy on unseen samples is taken back to where it had not.
+
+It looks at held-out samples of its own, which the method is not handed, after every pass and within long ones. A method
+may dip and recover (SCRUB's max steps, a head that was reset), so it is stopped only once the accuracy is below the
+limit and has not risen for `PATIENCE` looks; at the end, what is still below goes back to the last point within. In
+memory at a time: the weights that learn, and one snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.distributed import ALONE, World
+from expunge.data.split import Split
+from expunge.training.inference import predict
+
+MOST = 500  # held-out samples per look
+PATIENCE = 3
+OFTEN = 16  # a look after each of the first so many passes, then after every eighth
+BETWEEN = 4  # a look within a pass after so many times as many samples as it reads itself
+
+
+class Guard:
+    """max_drop: accuracy that may be lost, in [0, 1]. data: held-out samples of the classes that stay, with labels."""
+
+    def __init__(self, data: Split, max_drop: float, device: torch.device | str = "cpu", world: World = ALONE) -> None:
+        self.data, self.max_drop, self.device, self.world = data, max_drop, device, world
+        self.before = self.now = 0.0
+        self._last_within: Mapping[str, Tensor] = {}
+        self._point = ""
+        self._since = 0  # samples that were trained on since the last look
+        self._worse = 0
+        self._lowest_rise = 0.0  # accuracy that a look below the limit must exceed to count as recovering
+
+    def begin(self, original: nn.Module) -> None:
+        """The model as it was, which must stay as it is: its weights are the first point to go back to."""
+        self.before = self.now = self.accuracy(original)
+        self._last_within, self._point = original.state_dict(), ""
+        self._since, self._worse, self._lowest_rise = 0, 0, 0.0
+
+    def accuracy(self, model: nn.Module) -> float:
+        right = predict(model, self.data, self.device, world=self.world).argmax(1).cpu() == self.data.y
+        return float(right.double().mean())
+
+    @property
+    def beyond(self) -> bool:
+        # Half a sample of slack: 1 - 0.97 is a little more than 0.03.
+        lost = self.before - self.now - self.max_drop
+        return self.world.any(lost > 0.5 / len(self.data))
+
+    def trained(self, model: nn.Module, samples: int, point: str) -> None:
+        """Called after every step, with the samples that it read."""
+        self._since += samples
+        if self._since >= BETWEEN * len(self.data):
+            self._look(model, point)
+
+    def passed(self, model: nn.Module, number: int, *, last: bool) -> bool:
+        """Called after pass `number`, 1-based; whether to stop. last: no other pass follows."""
+        if number > OFTEN and number % 8 and not last:
+            return False
+        self._look(model, f"pass {number}")
+        if not self.beyond:
+            self._worse, self._lowest_rise = 0, 0.0
+            return False
+        self._worse = 0 if self.now > self._lowest_rise else self._worse + 1
+        self._lowest_rise = max(self._lowest_rise, self.now)
+        return self._worse >= PATIENCE
+
+    def settle(self, model: nn.Module) -> str:
+        """Take the model back if it is beyond the limit; a sentence about it, empty if it is not."""
+        if self._since:
+            self._look(model, "the end")
+        if not self.beyond:
+            return ""
+        lost = self.now
+        model.load_state_dict(self._last_within)
+        where = f"as after {self._point}" if self._point else "as it was given: no later point was within"
+        return (
+            f"held-out accuracy fell from {self.before:.1%} to {lost:.1%}, by more than `max_drop` "
+            f"({self.max_drop:g}); the model is {where}."
+        )
+
+    def _look(self, model: nn.Module, point: str) -> None:
+        self.now, self._since = self.accuracy(model), 0
+        if not self.beyond:
+            self._last_within = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            self._point = point

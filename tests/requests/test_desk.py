@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.core.options import build
 from expunge.models.checkpoint import load_weights, save_weights, weights_hash
 from expunge.requests.desk import Desk
@@ -162,10 +164,88 @@ def test_samples_that_were_deleted_too_early(desk: Desk) -> None:
     kept = source.read_text()
     try:
         source.write_text("".join(line for line in kept.splitlines(keepends=True) if ",t1," not in line))
-        assert desk.fulfil(**FAST) == []
-        assert desk.ledger.request(1).state == "rejected"
+        told: list[str] = []
+        assert desk.fulfil(**FAST, say=told.append) == []
+        assert desk.ledger.request(1).state == "received"  # it can still be fulfilled, once the rows are back
+        assert any("3 of 120 samples that the model was trained on are missing" in line for line in told)
     finally:
         source.write_text(kept)
+    assert [one.state for one in desk.fulfil(**FAST)] == ["fulfilled"]
+
+
+def test_a_person_in_the_test_data_only_is_named_as_such(desk: Desk) -> None:
+    source = Path(desk.workspace.settings.test or "")
+    kept = source.read_text()
+    try:
+        source.write_text(kept.replace(",t0,", ",visitor,"))
+        desk.add("visitor")
+        assert desk.fulfil(**FAST) == []
+        assert "test data only" in desk.ledger.request(1).message
+    finally:
+        source.write_text(kept)
+
+
+def test_a_subject_that_was_forgotten_and_then_deleted_is_not_missing(desk: Desk) -> None:
+    desk.add("t1")
+    desk.fulfil(**FAST)
+    source = Path(desk.workspace.settings.data)
+    kept = source.read_text()
+    try:
+        source.write_text("".join(line for line in kept.splitlines(keepends=True) if ",t1," not in line))
+        desk.add("t1"), desk.add("nobody")
+        desk.fulfil(**FAST)
+        assert desk.ledger.request(2).message == "all samples of this subject were forgotten before."
+        assert desk.ledger.request(3).message.startswith("no sample that the model was trained on")
+    finally:
+        source.write_text(kept)
+
+
+def test_a_ruined_model_does_not_go_into_force_however_few_samples_are_forgotten(desk: Desk) -> None:
+    before = desk.ledger.active().id
+    desk.add("t1")
+    (ruined,) = desk.fulfil(method="finetune", options={"epochs": 2, "lr": 50.0})
+    assert ruined.state == "failed"
+    assert "damaged: accuracy on retained samples fell from" in ruined.message
+    assert ruined.audit["drift"]["steps"] == 1  # the evidence is kept
+    assert desk.ledger.active().id == before
+    desk.add("t2")
+    (fulfilled,) = desk.fulfil(**FAST)
+    assert fulfilled.audit["drift"]["failed"] >= 1  # and the failed attempt counts
+
+
+def test_a_checkpoint_that_does_not_fit_the_data_is_refused(tmp_path: Path) -> None:
+    desk = make_desk(tmp_path)
+    settings = desk.workspace.settings
+    desk.close()
+    known, unseen = load(settings)
+    fresh = Workspace(tmp_path, settings).fresh(known)
+    for parameter in fresh.parameters():
+        parameter.data.zero_()
+    save_weights(fresh, tmp_path / "zero.safetensors")
+    with pytest.raises(DataError, match=r"near chance for 3 classes.*normalisation"):
+        Desk.create(tmp_path / "other", settings, tmp_path / "zero.safetensors", known, unseen)
+    assert not (tmp_path / "other" / "expunge.yaml").exists()
+    allowed = replace(settings, any_accuracy=True)
+    told: list[str] = []
+    Desk.create(tmp_path / "third", allowed, tmp_path / "zero.safetensors", known, unseen, say=told.append).close()
+    assert "33.3% of its training data" in told[0]
+
+
+def test_relative_paths_in_the_settings_are_relative_to_the_workspace(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made, tmp_path / "desk")
+    for name in ("train", "test"):
+        shutil.copyfile(made.parent / f"{name}.csv", tmp_path / "desk" / f"{name}.csv")
+    path = tmp_path / "desk" / "expunge.yaml"
+    values = yaml.safe_load(path.read_text()) | {"data": "train.csv", "test": "test.csv"}
+    path.write_text(yaml.safe_dump(values))
+    for folder in (tmp_path, tmp_path / "desk"):
+        monkeypatch.chdir(folder)
+        assert Workspace.open(tmp_path / "desk").settings.data == str(tmp_path / "desk" / "train.csv")
+    with Desk.open(Path()) as desk:
+        desk.add("t1")
+        assert [one.state for one in desk.fulfil(**FAST)] == ["fulfilled"]
 
 
 def test_a_model_file_that_was_swapped_is_found(desk: Desk) -> None:

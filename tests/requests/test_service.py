@@ -105,6 +105,14 @@ def test_without_the_token_nothing_is_said_and_nothing_done(serve: Serve, given:
     assert client.get("/").status_code == 200
 
 
+def test_a_wrong_token_and_a_missing_one_are_told_apart(serve: Serve) -> None:
+    missing = error(serve(headers={}).get("/api/v1/status"), 401)
+    wrong = error(serve(headers={"Authorization": f"Bearer {TOKEN}x"}).get("/api/v1/status"), 401)
+    assert "needs the token" in missing
+    assert "the token is wrong" in wrong
+    assert TOKEN not in wrong
+
+
 @pytest.mark.parametrize("host", ["evil.test", "evil.test:8777", "127.0.0.1.evil.test", "", "[::1]evil", "[::2]:8777"])
 def test_a_foreign_host_name_is_refused(serve: Serve, host: str) -> None:
     error(serve().get("/api/v1/health", headers={"Host": host}), 400, "127.0.0.1")

@@ -8,7 +8,7 @@ from pathlib import Path
 from expunge.cli import console, inputs
 from expunge.core.options import Field, build, option_names, options, to_dict
 from expunge.requests.desk import Desk
-from expunge.requests.workspace import Settings
+from expunge.requests.workspace import Settings, resolved
 
 
 @options
@@ -33,14 +33,10 @@ def init(job: Init) -> None:
     values = {name: getattr(job, name) for name in option_names(Settings)}
     if job.recipe is None and known is not None:
         values["recipe"] = to_dict(known)
-    for name in ("data", "test"):
-        if values[name] is not None and Path(values[name]).exists():
-            values[name] = str(Path(values[name]).resolve())  # found again from any folder
-    if job.shards is not None:
-        values["shards"] = job.shards.resolve()
     settings = build(Settings, {**values, "data_options": inputs.literals(job.data_options)})
+    settings = resolved(settings, Path.cwd())  # so that they are right from any folder
     settings = dataclasses.replace(settings, model_options=inputs.literals(job.model_options))
-    with Desk.create(job.workspace, settings, job.checkpoint, train, data.test) as desk:
+    with Desk.create(job.workspace, settings, job.checkpoint, train, data.test, say=console.say) as desk:
         active = desk.ledger.active()
         console.out().print(f"model in force: {active.id[:12]}, trained on {active.knows:,} samples")
         if settings.recipe is None:

@@ -13,7 +13,7 @@ import getpass
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from expunge.api.prepare import pick_device
+from expunge.api.prepare import check_fit, pick_device
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.options import build, to_dict
 from expunge.core.run import Progress
@@ -31,6 +31,7 @@ from expunge.models.checkpoint import save_weights, weights_hash
 from expunge.requests import members
 from expunge.requests.case.document import Finding, verify_case
 from expunge.requests.case.keys import PUBLIC, create_keys, load_pepper
+from expunge.requests.fitness import check_fitness
 from expunge.requests.fulfilment import Worker, data_hash, fulfilment_seed
 from expunge.requests.ledger import lineage
 from expunge.requests.ledger.ledger import Ledger
@@ -45,6 +46,21 @@ from expunge.requests.workspace import MEMBERS, SETTINGS, Settings, Workspace
 from expunge.training.sisa import Cost
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What requests mean. Keys are request numbers.
+
+    Attributes:
+        samples: keyed hashes of the samples to forget.
+        rejected: why a request can never be fulfilled.
+        waiting: why a request cannot be fulfilled now, and what to do; it stays received.
+    """
+
+    samples: dict[int, np.ndarray]
+    rejected: dict[int, str]
+    waiting: dict[int, str]
 
 
 class Desk:
@@ -63,11 +79,21 @@ class Desk:
 
     @classmethod
     def create(
-        cls, folder: Path, settings: Settings, checkpoint: Path, train: Split, test: Split | None, *, by: str = ""
+        cls,
+        folder: Path,
+        settings: Settings,
+        checkpoint: Path,
+        train: Split,
+        test: Split | None,
+        *,
+        by: str = "",
+        say: Say = lambda text: None,
     ) -> Desk:
         """Make a workspace around a trained model. train: exactly what it was trained on.
 
-        A call that was cut off can be made again; a finished workspace is never overwritten (`UsageError`).
+        A call that was cut off can be made again; a finished workspace is never overwritten (`UsageError`). The model
+        is tried on the data: one that refuses them, or answers them no better than chance, is refused (`DataError`).
+        say: is told the accuracies.
         """
         if test is None:
             raise UsageError(f"{settings.data} has no test part, and an audit needs unseen samples; give --test.")
@@ -75,12 +101,14 @@ class Desk:
         if (folder / SETTINGS).exists():
             raise UsageError(f"{folder} is a workspace already; choose another folder with --workspace.")
         model = workspace.with_weights(train, checkpoint)
+        check_fit(model, {"train": train, "test": test}, pick_device(settings.device))
         if not workspace.keys.exists():
             create_keys(workspace.keys)
         pepper = load_pepper(workspace.keys)
         members.owners(pepper, train, settings.id_column)  # refused now rather than at the first request
         known = members.of_samples(pepper, train)
         members.write_members(folder / MEMBERS, known.tolist())
+        check_fitness(model, train, test, settings, say)
         name = weights_hash(model)
         save_weights(model, workspace.models / f"{name}.safetensors")
         ledger = Ledger.open(workspace.ledger_url)
@@ -138,7 +166,7 @@ class Desk:
     ) -> Plan | None:
         """What `fulfil` would do with the requests that wait now, None if none does. Changes nothing."""
         worker = self._worker()
-        found, _ = self._resolve(worker, self.ledger.requests("received", batch=batch))
+        found = self._resolve(worker, self.ledger.requests("received", batch=batch)).samples
         return self._plan(worker, found, method, options) if found else None
 
     def fulfil(
@@ -175,16 +203,28 @@ class Desk:
         self, worker: Worker, batch: str | None, method: str, options: Mapping[str, Any] | None, say: Say
     ) -> Fulfilment | None:
         waiting = self.ledger.requests("received", batch=batch)
-        found, refused = self._resolve(worker, waiting)
-        for number, message in refused.items():
+        resolved = self._resolve(worker, waiting)
+        for number, message in resolved.rejected.items():
             self.ledger.reject(number, message, by=self.by)
             say(f"request {number} rejected: {message}")
+        for number, message in resolved.waiting.items():
+            say(f"request {number} waits: {message}")
+        found = resolved.samples
         if not found:
             return None
+        self._check_fit(worker, say)
         plan = self._plan(worker, found, method, options)
         for line in plan.lines():
             say(line)
         return self._start(found, plan)
+
+    def _check_fit(self, worker: Worker, say: Say) -> None:
+        """Say how well the model in force answers the data; `DataError` near chance, unless the settings allow it."""
+        model = self.workspace.build(worker.data.train, self.ledger.active().id)
+        known = members.select(
+            worker.data.train, worker.data.samples, worker.data.members, "train", but=worker.forgotten()
+        )
+        check_fitness(model, known, worker.data.test, self.workspace.settings, say)
 
     def _start(self, found: Mapping[int, np.ndarray], plan: Plan) -> Fulfilment:
         return self.ledger.begin(
@@ -204,26 +244,40 @@ class Desk:
         say(f"fulfilment {ended.id} failed ({ended.message}); retraining instead.")
         for number in ended.requests:
             self.ledger.retry(number, by=self.by)
-        found, _ = self._resolve(worker, [self.ledger.request(number) for number in ended.requests])
+        found = self._resolve(worker, [self.ledger.request(number) for number in ended.requests]).samples
         return [ended, worker.carry_on(self._start(found, self._plan(worker, found, "retrain", None)))]
 
-    def _resolve(self, worker: Worker, requests: Sequence[Request]) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-        """request -> hashes of its samples; request -> why it must be rejected."""
+    def _resolve(self, worker: Worker, requests: Sequence[Request]) -> Resolved:
+        """Which samples the requests mean, and what is said of those that mean none."""
+        resolved = Resolved({}, {}, {})
         if not requests:
-            return {}, {}
-        data, gone = worker.data, worker.forgotten()
-        known = np.array([one in data.members for one in data.samples.tolist()], dtype=bool)
-        found, refused = {}, {}
+            return resolved
+        data, forgotten = worker.data, worker.forgotten()
+        trained_on = np.isin(data.samples, list(data.members))
+        already = np.isin(data.samples, list(forgotten))
+        missing = len(data.members - set(data.samples.tolist()) - forgotten)
+        before = {request.subject for request in self.ledger.requests("fulfilled")}
         for request in requests:
-            samples = data.samples[(data.subjects == request.subject) & known]
-            left = np.array([one for one in samples.tolist() if one not in gone], dtype=samples.dtype)
-            if not len(samples):
-                refused[request.id] = "no sample that the model was trained on belongs to this subject."
-            elif not len(left):
-                refused[request.id] = "all samples of this subject were forgotten before."
+            of_subject = data.subjects == request.subject
+            wanted = of_subject & trained_on & ~already
+            if bool(wanted.any()):
+                resolved.samples[request.id] = data.samples[wanted]
+            elif bool((of_subject & trained_on).any()) or request.subject in before:
+                resolved.rejected[request.id] = "all samples of this subject were forgotten before."
+            elif missing:
+                resolved.waiting[request.id] = (
+                    f"no sample of this subject is in {self.workspace.settings.data} now, but {missing:,} of "
+                    f"{len(data.members):,} samples that the model was trained on are missing from it. Restore them "
+                    "and run the same command again: what is deleted from the data first cannot be unlearned."
+                )
+            elif bool((data.test_subjects == request.subject).any()):
+                resolved.rejected[request.id] = (
+                    "this subject has samples in the test data only; the model was not trained on them. Delete them "
+                    "there."
+                )
             else:
-                found[request.id] = left
-        return found, refused
+                resolved.rejected[request.id] = "no sample that the model was trained on belongs to this subject."
+        return resolved
 
     def _plan(
         self, worker: Worker, found: Mapping[int, np.ndarray], method: str, options: Mapping[str, Any] | None

@@ -12,10 +12,11 @@ fulfilment, files appear whole or not at all, and nothing that came before is ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from expunge.core.options import to_dict
 from expunge.core.run import Progress
 from expunge.core.seeds import derive
 from expunge.data.cache import cache_root
+from expunge.data.ids import columns_of
 from expunge.data.split import Split
 from expunge.evidence.audit import audit
 from expunge.evidence.verdict import WORDS
@@ -42,6 +44,7 @@ from expunge.requests.case.keys import load_signer
 from expunge.requests.case.page import build_case_page
 from expunge.requests.case.pdf import build_case_pdf
 from expunge.requests.case.side_effects import side_effects
+from expunge.requests.fitness import utility_losses
 from expunge.requests.ledger.ledger import Ledger
 from expunge.requests.planning.drift import Drift, measure_drift
 from expunge.requests.records import Fulfilment, Version
@@ -51,13 +54,26 @@ from expunge.requests.workspace import MEMBERS, Workspace
 
 @dataclass
 class Data:
-    """Training and test data, with the keyed hash of each training sample and of whom it belongs to."""
+    """Training and test data, with the keyed hash of each training sample, and of the subject of each sample.
+
+    members: hashes of all samples that the first model was trained on. test_subjects: empty where the test data do not
+    say whose they are.
+    """
 
     train: Split
     test: Split
     samples: np.ndarray
     subjects: np.ndarray
     members: set[str]
+    test_subjects: np.ndarray
+
+
+class Refused(ExpungeError):
+    """An audit whose result is not accepted; `record` is its evidence, which is kept with the failed fulfilment."""
+
+    def __init__(self, message: str, record: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 @dataclass
@@ -74,12 +90,14 @@ class Worker:
     @cached_property
     def data(self) -> Data:
         train, test = self.workspace.load()
+        column = self.workspace.settings.id_column
         return Data(
             train,
             test,
             members.of_samples(self.pepper, train),
-            members.owners(self.pepper, train, self.workspace.settings.id_column),
+            members.owners(self.pepper, train, column),
             members.read_members(self.workspace.folder / MEMBERS),
+            members.owners(self.pepper, test, column) if column in columns_of(test) else np.empty(0, dtype="U64"),
         )
 
     def carry_on(self, one: Fulfilment) -> Fulfilment:
@@ -90,14 +108,16 @@ class Worker:
                 one = steps[one.step](one)
         except Cancelled:
             raise
+        except Refused as refusal:
+            one = self.fail(one, str(refusal), audit=refusal.record)
         except ExpungeError as error:
             one = self.fail(one, str(error))
         return one
 
-    def fail(self, one: Fulfilment, message: str) -> Fulfilment:
-        """The version that it made, if any, is deleted: it was never in force."""
+    def fail(self, one: Fulfilment, message: str, audit: Mapping[str, Any] | None = None) -> Fulfilment:
+        """The version that it made, if any, is deleted: it was never in force. audit: the evidence, if any."""
         made = one.version
-        one = self.ledger.fail(one.id, message, by=self.by)
+        one = self.ledger.fail(one.id, message, by=self.by, audit=audit)
         if made is not None:
             (self.workspace.models / f"{made}.safetensors").unlink(missing_ok=True)
             self.ledger.mark_deleted(made, by=self.by)
@@ -198,9 +218,14 @@ class Worker:
             "side_effects": side_effects(parent, new, retain=retain, test=self.data.test, device=settings.device),
             "drift": to_dict(self.drift(one, new, verdict.word, retain)),
         }
+        statistics, counts = verdict.details["statistics"], verdict.details["samples"]
+        losses = utility_losses(statistics["original"], statistics["unlearned"], counts, settings.max_drop)
+        if losses:
+            raise Refused(f"the model was damaged: {' '.join(losses)}", plain(record))
         if verdict.word not in settings.accept:
             reasons = " ".join(verdict.reasons[:2])
-            raise ExpungeError(f"the audit says `{verdict.word}`, which `accept` does not allow: {reasons}")
+            message = f"the audit says `{verdict.word}`, which `accept` does not allow: {reasons}"
+            raise Refused(message, plain(record))
         return self.ledger.advance(one.id, "audited", by=self.by, audit=plain(record))
 
     def _reference(self, parent: nn.Module, forget: Split, retain: Split, seed: int) -> Result:
@@ -223,10 +248,17 @@ class Worker:
             steps=len(line),
             forgotten=sum(len(step.samples) for step in line),
             knew=base.knows,
-            failed=sum(step.audit.get("word") in WORDS for step in line[:-1]) + (word in WORDS),
+            failed=sum(step.audit.get("word") in WORDS for step in line[:-1])
+            + (word in WORDS)
+            + self._refused(base, one),
             removed=_classes_without(retain),
             device=pick_device(self.workspace.settings.device),
         )
+
+    def _refused(self, base: Version, one: Fulfilment) -> int:
+        """Fulfilments after the one that made `base`, and before `one`, that failed in their audit."""
+        first = base.fulfilment or 0
+        return sum(first < f.id < one.id and f.state == "failed" and bool(f.audit) for f in self.ledger.fulfilments())
 
     def _since_base(self, one: Fulfilment) -> list[Fulfilment]:
         """Approximate fulfilments from the base to this one, this one included, oldest first."""

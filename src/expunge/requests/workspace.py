@@ -10,8 +10,9 @@ cases/            one signed case file per fulfilment, with its page and PDF
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, weights_hash
 from expunge.requests.ledger.lineage import Retention
 from expunge.requests.planning.drift import Limits
+from expunge.requests.service.limits import ServiceLimits
 from expunge.requests.sharded import ensemble_like, recipe_of
 from expunge.training.recipe import Recipe
 
@@ -59,6 +61,11 @@ class Settings:
     accept: list[str] = Field(
         ["forgotten", "forgotten (weak)", "not enough evidence"], description="verdicts that fulfil a request"
     )
+    max_drop: float = Field(
+        0.05, ge=0, le=1, description="accuracy on retained or unseen samples that a fulfilment may cost at most"
+    )
+    any_accuracy: bool = Field(False, description="take a model that answers its training data no better than chance")
+    service: dict[str, float] = Field(default_factory=dict, description="limits of `expunge requests serve`")
     fallback: Literal["none", "retrain"] = Field(
         "none", description="what is done after another verdict: the fulfilment fails, or the model is retrained"
     )
@@ -99,13 +106,14 @@ class Workspace:
         if not isinstance(values, dict):
             raise UsageError(f"{path} must hold `name: value` lines; mend it, or run `expunge init` elsewhere.")
         try:
-            return cls(folder, build(Settings, values, "settings")).checked()
+            return cls(folder, resolved(build(Settings, values, "settings"), folder)).checked()
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
 
     def checked(self) -> Workspace:
         """Raises `UsageError` for settings that their class refuses, or that do not go together."""
         _ = self.recipe, self.margins, self.retention, self.limits
+        build(ServiceLimits, self.settings.service, "service")
         for name in ("references", "shadows"):
             if self.settings.shards is not None and getattr(self.settings, name):
                 raise UsageError(
@@ -185,6 +193,33 @@ class Workspace:
         if weights_hash(model) != version:
             raise DataError(f"{path} was changed: its content is not what its name says; restore it from a backup.")
         return model
+
+
+def resolved(settings: Settings, folder: Path) -> Settings:
+    """Settings whose relative paths are relative to `folder`, made absolute; names (of models, data sets) stay names.
+
+    A relative path that does not exist below `folder` stays as it is, the error about it shows what was written.
+    """
+
+    def absolute(path: str) -> str:
+        place = folder / path
+        return str(place.resolve()) if path and not Path(path).is_absolute() and place.exists() else path
+
+    file, colon, function = settings.model.rpartition(":")
+    return dataclasses.replace(
+        settings,
+        model=f"{absolute(file)}{colon}{function}" if file.endswith(".py") else settings.model,
+        data=absolute(settings.data),
+        test=None if settings.test is None else absolute(settings.test),
+        shards=None if settings.shards is None else Path(absolute(str(settings.shards))),
+        ledger=_ledger(settings.ledger, absolute),
+    )
+
+
+def _ledger(url: str | None, absolute: Callable[[str], str]) -> str | None:
+    """A relative SQLite file is relative to the workspace; other URLs stay."""
+    prefix = "sqlite:///"
+    return f"{prefix}{absolute(url.removeprefix(prefix))}" if url is not None and url.startswith(prefix) else url
 
 
 def load(settings: Settings) -> tuple[Split, Split]:

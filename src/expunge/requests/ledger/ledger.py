@@ -150,10 +150,13 @@ class Ledger:
             progress.advance(writing, fulfilment_id, step, version, facts, audit, case)
             return self._fulfilment(writing.connection, fulfilment_id)
 
-    def fail(self, fulfilment_id: int, message: str, by: str) -> Fulfilment:
-        """It and its requests are failed, with the reason; `retry` receives a request again."""
+    def fail(self, fulfilment_id: int, message: str, by: str, audit: Mapping[str, Any] | None = None) -> Fulfilment:
+        """It and its requests are failed, with the reason; `retry` receives a request again.
+
+        audit: the record of an audit that was not accepted; the evidence is kept.
+        """
         with self._writing(by) as writing:
-            progress.fail(writing, fulfilment_id, message)
+            progress.fail(writing, fulfilment_id, message, audit)
             return self._fulfilment(writing.connection, fulfilment_id)
 
     def unfinished(self) -> list[Fulfilment]:

@@ -116,7 +116,7 @@ def advance(
         )
 
 
-def fail(writing: Writing, fulfilment: int, why: str) -> None:
+def fail(writing: Writing, fulfilment: int, why: str, audit: Mapping[str, Any] | None = None) -> None:
     """Its requests fail with it; a version that it made stays known, so that its file can be deleted."""
     row = fulfilment_row(writing.connection, fulfilment)
     check_move(f"fulfilment {row['id']}", row["state"], "failed")
@@ -124,7 +124,8 @@ def fail(writing: Writing, fulfilment: int, why: str) -> None:
     if row["version"] is not None:
         version = version_row(writing.connection, row["version"])
         writing.change(versions, version, retired_at=writing.at)
-    _move_all(writing, row, "failed", "failed", said, ended_at=writing.at)
+    evidence = {} if audit is None else {"audit": plain(dict(audit), "the record of the audit")}
+    _move_all(writing, row, "failed", "failed", said, ended_at=writing.at, **evidence)
 
 
 def rollback(writing: Writing, fulfilment: int) -> str:

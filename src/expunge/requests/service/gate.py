@@ -73,9 +73,7 @@ class Gate:
         if wait := self._rate.wait(client):
             return 429, f"too many calls; try again in {wait} s.", {"Retry-After": str(wait)}
         if path.startswith(f"{API}/") and path not in OPEN and not self._known(headers.getlist("authorization")):
-            return 401, "this call needs the token, in the header `Authorization: Bearer TOKEN`.", {
-                "WWW-Authenticate": "Bearer"
-            }  # fmt: skip
+            return 401, _unknown(headers.getlist("authorization")), {"WWW-Authenticate": "Bearer"}
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             return 400, "the header Content-Length must be a number.", {}
@@ -87,6 +85,15 @@ class Gate:
         scheme, _, token = (given[0] if len(given) == 1 else "").partition(" ")
         same = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._token)  # in constant time
         return same and scheme.lower() == "bearer"
+
+
+def _unknown(given: list[str]) -> str:
+    """What is wrong with the credentials of a call; says nothing about the right ones."""
+    if not given:
+        return "this call needs the token, in the header `Authorization: Bearer TOKEN`."
+    if len(given) > 1 or not given[0].lower().startswith("bearer "):
+        return "the token must come once, in the header `Authorization: Bearer TOKEN`."
+    return "the token is wrong; each start of the service draws a new one unless it is given by --token-file."
 
 
 def _host(header: str) -> str:

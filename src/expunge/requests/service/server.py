@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from expunge.core.errors import UsageError
+from expunge.core.options import build
 from expunge.requests.desk import Desk
 from expunge.requests.service.app import create_app
 from expunge.requests.service.gate import LOOPBACK
@@ -27,7 +28,6 @@ def serve(
     port: int = 8777,
     token_file: Path | None = None,
     names: Sequence[str] = (),
-    limits: ServiceLimits | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Serve a workspace until SIGINT or SIGTERM; a running job is then cancelled, and can be gone on with.
@@ -35,13 +35,14 @@ def serve(
     token_file: one that exists; without it a token is drawn into the workspace. names: further host names that callers
     use. port: 0 takes a free one. Raises `UsageError` for a place that cannot be bound.
     """
-    Workspace.open(workspace)  # refused before anything is written or bound
+    opened = Workspace.open(workspace)  # refused before anything is written or bound
     listening = _bind(host, port)
     with listening:
         if token_file is None:
-            token, place = draw_token(Workspace.open(workspace).keys)
+            token, place = draw_token(opened.keys)
         else:
             token, place = read_token(token_file), token_file
+        limits = build(ServiceLimits, opened.settings.service, "service")
         app = create_app(lambda: Desk.open(workspace), token, limits, hosts=[*LOOPBACK, host, *names])
         address, bound = listening.getsockname()[:2]
         if not ipaddress.ip_address(address).is_loopback:

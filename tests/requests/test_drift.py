@@ -14,7 +14,7 @@ import expunge
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.data.split import ResidentStore, Split
-from expunge.requests.planning.drift import Advice, Drift, Limits, advise, measure_drift
+from expunge.requests.drift import Advice, Drift, Limits, advise, measure_drift
 from expunge.testing.toys import toy_problem
 
 

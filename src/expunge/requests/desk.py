@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from expunge.api.planning.pace import measure_pace
+from expunge.api.planning.planner import Plan, make_plan
+from expunge.api.planning.situation import situation_of
 from expunge.api.prepare import check_fit, pick_device
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.options import build, to_dict
@@ -31,14 +34,11 @@ from expunge.models.checkpoint import save_weights, weights_hash
 from expunge.requests import members
 from expunge.requests.case.document import Finding, verify_case
 from expunge.requests.case.keys import PUBLIC, create_keys, load_pepper
+from expunge.requests.drift import Advice, Drift, advise
 from expunge.requests.fitness import check_fitness
 from expunge.requests.fulfilment import Worker, data_hash, fulfilment_seed
 from expunge.requests.ledger import lineage
 from expunge.requests.ledger.ledger import Ledger
-from expunge.requests.planning.drift import Advice, Drift, advise
-from expunge.requests.planning.pace import measure_pace
-from expunge.requests.planning.planner import Plan, make_plan
-from expunge.requests.planning.situation import situation_of
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.sharded import cost_of
 from expunge.requests.tickets import make_wish, parse_tickets, read_tickets

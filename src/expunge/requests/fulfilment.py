@@ -44,9 +44,9 @@ from expunge.requests.case.keys import load_signer
 from expunge.requests.case.page import build_case_page
 from expunge.requests.case.pdf import build_case_pdf
 from expunge.requests.case.side_effects import side_effects
+from expunge.requests.drift import Drift, measure_drift
 from expunge.requests.fitness import utility_losses
 from expunge.requests.ledger.ledger import Ledger
-from expunge.requests.planning.drift import Drift, measure_drift
 from expunge.requests.records import Fulfilment, Version
 from expunge.requests.sharded import forget_exactly
 from expunge.requests.workspace import MEMBERS, Workspace

@@ -30,8 +30,8 @@ from expunge.evidence import verdict
 from expunge.evidence.verdict import Margins
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, weights_hash
+from expunge.requests.drift import Limits
 from expunge.requests.ledger.lineage import Retention
-from expunge.requests.planning.drift import Limits
 from expunge.requests.service.limits import ServiceLimits
 from expunge.requests.sharded import ensemble_like, recipe_of
 from expunge.training.recipe import Recipe

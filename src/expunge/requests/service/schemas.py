@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from expunge.requests.planning.plan import Plan
+from expunge.api.planning.plan import Plan
 from expunge.requests.records import Event, Fulfilment, Request, State, Step, Version
 from expunge.requests.service.jobs import JobState
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from expunge.api.planning.situation import Kind, Situation
 from expunge.methods.scrub import FAMILIES, SCRUB
-from expunge.requests.planning.situation import Kind, Situation
 
 Settings = Callable[[Situation], dict[str, Any]]
 

@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 import expunge
+from expunge.api.planning.choices import AVOIDED, CHOICES, avoided
+from expunge.api.planning.pace import Line, Pace, Work, measure_pace
+from expunge.api.planning.plan import Plan
+from expunge.api.planning.planner import make_plan
+from expunge.api.planning.situation import ACCESS, Kind, Situation, situation_of
+from expunge.api.planning.work import COUNTS, count_work
 from expunge.core.errors import UsageError
 from expunge.core.options import build, to_dict
 from expunge.data.split import ResidentStore, Split
 from expunge.methods import METHODS
 from expunge.methods.base import make_method
-from expunge.requests.planning.choices import AVOIDED, CHOICES, avoided
-from expunge.requests.planning.drift import Advice, Drift, Limits
-from expunge.requests.planning.pace import Line, Pace, Work, measure_pace
-from expunge.requests.planning.plan import Plan
-from expunge.requests.planning.planner import make_plan
-from expunge.requests.planning.situation import ACCESS, Kind, Situation, situation_of
-from expunge.requests.planning.work import COUNTS, count_work
+from expunge.requests.drift import Advice, Drift, Limits
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_images, toy_problem
 from expunge.training.recipe import Recipe

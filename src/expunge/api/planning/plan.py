@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from expunge.api.planning.advice import Advice
+from expunge.api.planning.pace import Pace, Work
+from expunge.api.planning.situation import Kind, Situation
 from expunge.core.options import Field, options
 from expunge.methods.base import Method, make_method
-from expunge.requests.planning.drift import Advice
-from expunge.requests.planning.pace import Pace, Work
-from expunge.requests.planning.situation import Kind, Situation
 
 KINDS: Mapping[Kind, str] = {
     "samples": "single samples",

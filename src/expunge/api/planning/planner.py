@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from expunge.api.planning.advice import Advice
+from expunge.api.planning.choices import AVOIDED, CHOICES, Choice, avoided
+from expunge.api.planning.pace import Pace
+from expunge.api.planning.plan import KINDS, Alternative, Plan, duration
+from expunge.api.planning.situation import Situation, provide
+from expunge.api.planning.work import count_work
 from expunge.core.errors import UsageError
 from expunge.core.options import describe, to_dict
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
-from expunge.requests.planning.choices import AVOIDED, CHOICES, Choice, avoided
-from expunge.requests.planning.drift import Advice
-from expunge.requests.planning.pace import Pace
-from expunge.requests.planning.plan import KINDS, Alternative, Plan, duration
-from expunge.requests.planning.situation import Situation, provide
-from expunge.requests.planning.work import count_work
 
 
 def make_plan(

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from expunge.api.planning.pace import Work
+from expunge.api.planning.situation import Situation
 from expunge.methods.bad_teacher import BadTeacher
 from expunge.methods.base import Method
 from expunge.methods.boundary import Boundary, BoundaryShrink
@@ -19,8 +21,6 @@ from expunge.methods.neggrad import NegGradPlus
 from expunge.methods.random_label import RandomLabel
 from expunge.methods.references import Retrain
 from expunge.methods.scrub import SCRUB
-from expunge.requests.planning.pace import Work
-from expunge.requests.planning.situation import Situation
 
 
 def count_work(method: Method, situation: Situation) -> Work | None:

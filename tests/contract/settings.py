@@ -173,4 +173,18 @@ SETTINGS: dict[str, Settings] = {
         contexts={"rewind": {"lr": 1.0, "epochs": 6}},
         forgets=False,
     ),
+    "perturb": Settings(
+        options={"epochs": 2, "batch_size": 16, "lr": 0.02},
+        contexts={
+            "share": {"mode": "smallest"},
+            "others": {"mode": "smallest"},
+            "k": {"mode": "reinit"},
+            "shrink": {"mode": "shrink"},
+            "fresh": {"mode": "shrink"},
+            "rewind": {"epochs": 6},
+        },
+        identity_at_zero_epochs=False,
+    ),
+    "head-distillation": Settings(options={"lr": 0.05, "batch_size": 32}),
+    "confidence-masking": Settings(values={"confidence": 0.8}),
 }

@@ -93,7 +93,7 @@ def unlearn(job: Unlearn) -> None:
     method = make_method(job.method, **given)
     if not method.same_tensors:
         raise UsageError(
-            f"{method.card.name} trains an original of its own and cannot change {job.checkpoint}; "
+            f"{method.card.name} returns another kind of model, which cannot be saved like {job.checkpoint}; "
             "list it in a study (`expunge run`), or train in shards from Python."
         )
     job = dataclasses.replace(job, options=to_dict(method))

@@ -55,6 +55,19 @@ JIA = Paper(
     cite="Jia, Liu, Ram, Yao, Liu, Liu, Sharma, Liu: Model Sparsity Can Simplify Machine Unlearning, NeurIPS 2023",
     url="arXiv:2304.04934",
 )
+CADET = Paper(
+    cite="Cadet, Borovykh, Malekzadeh, Ahmadi-Abhari, Haddadi: Deep Unlearn: Benchmarking Machine Unlearning for Image "
+    "Classification, 2024",
+    url="arXiv:2410.01276",
+)
+IDI_PAPER = Paper(
+    cite="Jeon et al.: An Information Theoretic Evaluation Metric For Strong Unlearning, AAAI 2026",
+    url="arXiv:2405.17878",
+)
+SHOKRI = Paper(
+    cite="Shokri, Stronati, Song, Shmatikov: Membership Inference Attacks against Machine Learning Models, S&P 2017",
+    url="arXiv:1610.05820",
+)
 
 METHODS = Registry(
     "method",
@@ -267,6 +280,30 @@ METHODS = Registry(
             needs=Needs(retain="labels"),
             paper=JIA,
             tags=("iterative",),
+        ),
+        Card(
+            name="perturb",
+            summary="damage the weights at one stroke (negate, transpose, redraw, shrink), then fine-tune",
+            target="expunge.methods.perturb:PerturbAndHeal",
+            needs=Needs(retain="labels"),
+            paper=CADET,
+            tags=("iterative",),
+        ),
+        Card(
+            name="head-distillation",
+            summary="negative control: a new head on the untouched extractor; removes nothing",
+            target="expunge.methods.controls:HeadDistillation",
+            needs=Needs(forget="labels", retain="inputs"),
+            paper=IDI_PAPER,
+            tags=("control",),
+        ),
+        Card(
+            name="confidence-masking",
+            summary="negative control: the arg max with one fixed confidence; removes nothing",
+            target="expunge.methods.controls:ConfidenceMasking",
+            needs=Needs(),
+            paper=SHOKRI,
+            tags=("control",),
         ),
     ],
 )

@@ -64,10 +64,9 @@ class L1Sparse(IterativeMethod):
                     loss = F.cross_entropy(student(batch.x).float(), batch.y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                used = [p for p in student.parameters() if p.grad is not None]
                 # The penalty's gradient, added straight: no sum over all weights in the graph.
-                torch._foreach_add_([p.grad for p in used], torch._foreach_sign([p.detach() for p in used]),
-                                    alpha=strength)  # fmt: skip
+                pairs = [(p.grad, p.detach().sign()) for p in student.parameters() if p.grad is not None]
+                torch._foreach_add_([g for g, _ in pairs], [sign for _, sign in pairs], alpha=strength)
                 optimizer.step()
                 epoch.add("retain_loss", loss, len(batch))
         return student

@@ -1,0 +1,109 @@
+"""Negative controls: what hides knowledge and removes none. An audit that passes them is not to be trusted.
+
+Head distillation   the extractor stays bit for bit; a head is fitted on its representations h(x) to a masked teacher:
+                    min over head: KL(q || softmax(head(h(x)))),  q the teacher's softmax, on F without the true class
+Confidence masking  a wrapper keeps the arg max and replaces all probabilities by one fixed vector: c for the arg max,
+                    (1 - c) / (C - 1) for each other class
+
+Paper      both are used as controls, the first in arXiv:2405.17878 (information is left: IDI near 1), the second in
+           Shokri et al., IEEE S&P 2017, arXiv:1610.05820, as a (failing) defence; second-hand, no figure is claimed
+Cost       head distillation one forward pass over R and F, and steps of the head alone; confidence masking nothing
+Limits     that is what they are for: tag `control`, never recommended by `auto` or a plan
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expunge.core.errors import UsageError
+from expunge.core.options import Field
+from expunge.core.run import Run
+from expunge.methods.base import Method, method
+from expunge.methods.problem import Problem
+from expunge.models.anatomy import anatomy, set_trainable
+from expunge.training.inference import predict
+from expunge.training.loop import step
+from expunge.training.recipe import make_optimizer
+
+
+def masked_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax over all classes but each row's own, whose probability is 0; logits (n, C), labels (n,).
+
+    >>> masked_softmax(torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([0]))
+    tensor([[0.0000, 0.5000, 0.5000]])
+    """
+    return logits.scatter(1, labels[:, None], -torch.inf).softmax(1)
+
+
+@method("head-distillation")
+class HeadDistillation(Method):
+    """A head that answers as if the forget set were unknown, on an extractor that knows it."""
+
+    epochs: int = Field(10, ge=0, description="passes over the representations of F and R")
+    lr: float = Field(1e-3, gt=0, description="learning rate of Adam")
+    batch_size: int = Field(128, ge=1, description="representations per step")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        student = problem.student()
+        parts = anatomy(student, next(iter(problem.forget.batches(2, device=run.device))).x)
+        with run.stage("representations"):
+            features, targets = [], []
+            for split in (problem.forget, problem.retain):
+                h = predict(student, split, run.device, forward=parts.features)
+                features.append(h)
+                logits = parts.classify(h).detach()
+                if split is problem.forget:
+                    targets.append(masked_softmax(logits, split.y.to(logits.device)))
+                else:
+                    targets.append(logits.softmax(1))
+        h, q = torch.cat(features), torch.cat(targets)
+        set_trainable(student, [parts.head])
+        optimizer = make_optimizer("adam", student.parameters(), lr=self.lr)
+        student.eval()
+        for epoch in run.epochs(student, self.epochs):
+            generator = torch.Generator().manual_seed(run.seed_for("shuffle", epoch.number))
+            for rows in torch.randperm(len(h), generator=generator).to(h.device).split(self.batch_size):
+                log_p = parts.classify(h[rows]).float().log_softmax(1)
+                loss = F.kl_div(log_p, q[rows], reduction="batchmean")
+                step(loss, student, optimizer)
+                epoch.add("distance", loss, len(rows))
+        return student
+
+
+class MaskedConfidence(nn.Module):
+    """Logits (B, C) whose softmax is `confidence` at the arg max of the inner model, and even elsewhere."""
+
+    confidence: Tensor
+
+    def __init__(self, model: nn.Module, confidence: float) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("confidence", torch.tensor(confidence))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        rest = (1 - self.confidence) / (logits.shape[1] - 1)
+        best = logits.argmax(1, keepdim=True)
+        p = rest.expand_as(logits).scatter(1, best, self.confidence.expand_as(best))
+        return p.log().to(logits)
+
+
+@method("confidence-masking")
+class ConfidenceMasking(Method):
+    """The model behind a wrapper that tells its arg max and nothing else. From Python and in studies."""
+
+    same_tensors: ClassVar[bool] = False
+
+    confidence: float = Field(0.9, gt=0, lt=1, description="probability that every answer gets; above 1 / classes")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        if problem.num_classes < 2 or self.confidence <= 1 / problem.num_classes:
+            raise UsageError(
+                f"confidence-masking: `confidence` must be above 1 / classes = {1 / problem.num_classes:g} so that the "
+                f"arg max stays, got {self.confidence}."
+            )
+        return MaskedConfidence(problem.student(), self.confidence).to(run.device)

@@ -105,7 +105,7 @@ def test_extends_merges_mappings_and_replaces_lists(tmp_path):
         ("extends: self.yaml\n", "extends itself"),
         ("extends: gone.yaml\n", "does not exist"),
         ("- a\n", "must be a mapping"),
-        ("name: [\n", "cannot be read"),
+        ("name: [\n", "is not valid YAML in line 2"),
         (f"{BASE}train: {{epochs: 1}}\n", "the key `train` is given twice"),
     ],
 )

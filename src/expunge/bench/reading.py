@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from expunge.bench.recipe import DataPart, ModelPart, PretrainPart, Seeds, Study
 from expunge.core.errors import UsageError, nearest
+from expunge.core.yaml_text import parse_yaml, read_yaml, reason
 
 _PARTS: dict[str, type[pydantic.BaseModel]] = {
     "data": DataPart,
@@ -57,36 +57,18 @@ def override(content: dict[str, Any], text: str) -> None:
             raise UsageError(f"`{key}` cannot be set: `{parent}` is not a mapping.")
         place = inner
     try:
-        place[last] = yaml.load(value, _Loader)
+        place[last] = parse_yaml(value)
     except yaml.YAMLError as error:
-        raise UsageError(f"`{text}` is not valid YAML: {' '.join(str(error).split())}.") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with two differences: a key given twice is an error, and `1e-3` is a number (as in YAML 1.2)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key `{twice}` is given twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+e[-+]?[0-9]+"), list("-+0123456789"))
+        raise UsageError(f"`{text}` is not valid YAML{reason(error)}.") from None
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UsageError(f"{path} extends itself; remove one `extends`.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = read_yaml(path, "recipe")
     except FileNotFoundError:
         raise UsageError(f"recipe {path} does not exist; `expunge reproduce --list` shows the built-in ones.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"recipe {path} cannot be read: {' '.join(str(error).split())}.") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"recipe {path} must be a mapping of keys to values.")
     parent = content.pop("extends", None)
     if parent is None:
         return content

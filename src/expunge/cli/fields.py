@@ -116,29 +116,12 @@ def read_settings(path: Path, cls: type, typed: Mapping[str, Any], inner: Inner 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping with text keys; `UsageError` with the line if it cannot be read."""
-    import yaml
+    from expunge.core import yaml_text
 
     try:
-        text = path.read_text(encoding="utf-8")
-        loaded = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"cannot read {path} ({reason}); give a YAML file with the names of `--help`.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UsageError(f"{path} is not valid YAML{line}: {problem}.") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict) or any(not isinstance(key, str) for key in loaded):
-        raise UsageError(f"{path} must hold `name: value` lines with text names, got {type(loaded).__name__}.")
-    tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    keys = [key.value for key, _ in tree.value] if tree is not None else []
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:  # YAML readers silently take the last one
-        raise UsageError(f"{path}: `{twice}` stands there more than once; keep one of the lines.")
-    return loaded
+        return yaml_text.read_yaml(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; give a YAML file with the names of `--help`.") from None
 
 
 def pair(text: str) -> tuple[str, str]:

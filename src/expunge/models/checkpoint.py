@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import warnings
@@ -52,6 +53,7 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
         target.parent.mkdir(parents=True, exist_ok=True)
         # The format is what other readers, such as `from_pretrained`, ask for.
         save_file(state, part, metadata={**(metadata or {}), "format": "pt", _HASH: state_hash(state)})
+        _sort_metadata(part)
         part.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -180,6 +182,18 @@ def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: lis
 def read_metadata(path: str | Path) -> dict[str, str]:
     """What `save_weights` was given as metadata, from a safetensors file; empty for other types."""
     return {name: value for name, value in read_metadata_of(Path(path)).items() if name not in (_HASH, "format")}
+
+
+def _sort_metadata(path: Path) -> None:
+    """Metadata in the order of their names: safetensors writes them in another one each time, and the bytes differ."""
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            stream.seek(8)
+            stream.write(text.ljust(size))
 
 
 def _umask() -> int:

@@ -24,6 +24,7 @@ from torch import nn
 from expunge.api.result import write_text
 from expunge.core.errors import DataError, UsageError
 from expunge.core.options import Field, build, options, to_dict
+from expunge.core.yaml_text import read_yaml
 from expunge.data.sources import load_pair
 from expunge.data.split import Split
 from expunge.evidence import verdict
@@ -95,16 +96,11 @@ class Workspace:
         """Raises `UsageError` where `expunge init` was not run, or where the settings cannot be read."""
         path = folder / SETTINGS
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = read_yaml(path)
         except FileNotFoundError:
             raise UsageError(
                 f"{folder} is no workspace (there is no {SETTINGS}); run `expunge init` there, or pass --workspace."
             ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{path} cannot be read ({reason}); mend it, or run `expunge init` elsewhere.") from None
-        if not isinstance(values, dict):
-            raise UsageError(f"{path} must hold `name: value` lines; mend it, or run `expunge init` elsewhere.")
         try:
             return cls(folder, resolved(build(Settings, values, "settings"), folder)).checked()
         except UsageError as error:

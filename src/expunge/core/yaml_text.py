@@ -42,9 +42,9 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _expanded(node, {}, ())
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
@@ -83,6 +83,10 @@ def reason(error: yaml.YAMLError) -> str:
     return f"{f' in line {mark.line + 1}' if mark is not None else ''}: {problem}"
 
 
+def _located(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, mark)
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses keys that are given twice; a merge key (`<<`) may repeat what the mapping overrides."""
 
@@ -94,8 +98,7 @@ class _Loader(yaml.SafeLoader):
                     continue
                 key = (key_node.tag, key_node.value)
                 if key in seen:
-                    text = f"the key `{key_node.value}` is given twice; keep one of the lines"
-                    raise yaml.constructor.ConstructorError(None, None, text, key_node.start_mark)
+                    raise _located(f"the key `{key_node.value}` is given twice; keep one line", key_node.start_mark)
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -113,15 +116,15 @@ def _check_events(text: str) -> None:
             depth -= 1
         values += isinstance(event, (yaml.ScalarEvent, yaml.AliasEvent))
         if depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(None, None, f"it is nested deeper than {MAX_DEPTH} levels", event.start_mark)
+            raise _located(f"it is nested deeper than {MAX_DEPTH} levels", event.start_mark)
         if values > MAX_VALUES:
-            raise yaml.MarkedYAMLError(None, None, f"it has more than {MAX_VALUES:,} values", event.start_mark)
+            raise _located(f"it has more than {MAX_VALUES:,} values", event.start_mark)
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
     """Values at and below a node, every alias written out; `yaml.YAMLError` above `MAX_VALUES` or in a circle."""
     if id(node) in above:
-        raise yaml.MarkedYAMLError(None, None, "an alias contains itself", node.start_mark)
+        raise _located("an alias contains itself", node.start_mark)
     if id(node) not in sizes:
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
@@ -130,6 +133,5 @@ def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) ->
         below = (*above, id(node))
         sizes[id(node)] = 1 + sum(_expanded(part, sizes, below) for part in inner)
         if sizes[id(node)] > MAX_VALUES:
-            text = f"its aliases stand for more than {MAX_VALUES:,} values"
-            raise yaml.MarkedYAMLError(None, None, text, node.start_mark)
+            raise _located(f"its aliases stand for more than {MAX_VALUES:,} values", node.start_mark)
     return sizes[id(node)]

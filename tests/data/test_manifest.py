@@ -169,7 +169,10 @@ def test_utkface_lists_follow_the_ages_and_the_shares(tmp_path: Path, capsys: py
     for row in rows + held:
         age = int(Path(row["file_name"]).name.split("_")[0])
         assert int(row["label"]) == (0 if age < 20 else 1 if age < 41 else 2)
-    train, test = load_pair(tmp_path / "lists" / "utkface-tens.csv", image_size=8)
+    with pytest.raises(DataError, match="the test part has 1 classes that the training part has not"):
+        load_pair(tmp_path / "lists" / "utkface-tens.csv", image_size=8)
+    tens = [f"{number:02d}" for number in range(12)]
+    train, test = load_pair(tmp_path / "lists" / "utkface-tens.csv", image_size=8, classes=tens)
     assert (len(train), len(test or ())) == (16, 2)
 
 

@@ -17,8 +17,8 @@ from expunge.data.split import ResidentStore, Split
 from expunge.scenarios import SCENARIOS
 from expunge.scenarios.base import make_scenario, parse_scenario
 
-TEXTS = ["random:0.3", "random:amount=0.3,stratified=true", "random:7", "class:1", "class:1,count=3", "instances:5",
-         "per-class:fractions=0=0.5+2=0.2", "noisy:0.4", "confusion:4", "ids:3",
+TEXTS = ["random:0.3", "random:amount=0.3,stratified=true", "random:7", "class:b", "class:b,count=3", "instances:5",
+         "per-class:fractions=a=0.5+c=0.2", "noisy:0.4", "confusion:4", "ids:s3", "index:3",
          "where:age<30", "subpopulation:3", "subpopulation:amount=0.2,across=true"]  # fmt: skip
 
 
@@ -28,6 +28,7 @@ def training(count: int, of: int = 1) -> Split:
         torch.arange(float(count)).reshape(-1, 1),
         torch.arange(count) % 4,
         classes=list("abcd"),
+        ids=[f"s{i}" for i in range(count)],
         columns={"age": 7 * np.arange(count) % 60},
     )
     order = torch.arange(count).flip(0)
@@ -45,8 +46,8 @@ def test_every_scenario_is_put_to_the_test() -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_forget_and_retain_partition_the_training_set(text: str, count: int, seed: int, of: int) -> None:
     train = training(count, of)
-    if text == "ids:3":
-        text = f"ids:{int(train.index[0])}"
+    if text in ("ids:s3", "index:3"):
+        text = text.replace("3", str(int(train.index[0])))
     found = parse_scenario(text).split(train, seed)
     forget, retain = set(found.forget.index.tolist()), set(found.retain.index.tolist())
     assert not forget & retain
@@ -58,7 +59,7 @@ def test_forget_and_retain_partition_the_training_set(text: str, count: int, see
 
 
 @pytest.mark.parametrize(
-    "text", ["random:0.3", "class:1,count=3", "instances:5", "noisy:0.4", "confusion:4", "subpopulation:3"]
+    "text", ["random:0.3", "class:b,count=3", "instances:5", "noisy:0.4", "confusion:4", "subpopulation:3"]
 )
 def test_another_seed_draws_others(text: str) -> None:
     train = training(80)
@@ -74,10 +75,10 @@ def test_instances_are_nested() -> None:
 
 def test_counts_truncate() -> None:
     assert len(parse_scenario("random:0.19").split(training(50), 0).forget) == 9
-    assert len(parse_scenario("class:1,count=0.3").split(training(48), 0).forget) == 3  # 0.3 x 12 = 3.6
+    assert len(parse_scenario("class:b,count=0.3").split(training(48), 0).forget) == 3  # 0.3 x 12 = 3.6
     shares = parse_scenario("random:amount=0.3,stratified=true").split(training(48), 0).forget
     assert torch.bincount(shares.y).tolist() == [3, 3, 3, 3]
-    shares = parse_scenario("per-class:fractions=0=0.5+c=0.2+3=1").split(training(50), 0).forget
+    shares = parse_scenario("per-class:fractions=a=0.5+c=0.2+index:3=1").split(training(50), 0).forget
     numbered = make_scenario("per-class", {"fractions": {0: 0.5, "c": 0.2, 3: 1}}).split(training(50), 0).forget
     assert torch.equal(numbered.index, shares.index)
     assert torch.bincount(shares.y).tolist() == [6, 0, 2, 12]  # of 13, 13, 12, 12
@@ -95,7 +96,12 @@ def test_a_stratified_fraction_is_that_of_every_class_also_where_sizes_differ() 
 
 @pytest.mark.parametrize(
     ("text", "classes"),
-    [("class:1", {1}), ("class:c", {2}), ("per-class:fractions=0=0.5+2=0.2", {0, 2}), ("confusion:4", {0, 1})],
+    [
+        ("class:index:1", {1}),
+        ("class:c", {2}),
+        ("per-class:fractions=a=0.5+index:2=0.2", {0, 2}),
+        ("confusion:4", {0, 1}),
+    ],
 )
 def test_only_named_classes_are_forgotten(text: str, classes: set[int]) -> None:
     found = parse_scenario(text).split(training(80), 3)
@@ -103,7 +109,7 @@ def test_only_named_classes_are_forgotten(text: str, classes: set[int]) -> None:
 
 
 def test_a_whole_class_leaves_none_of_it() -> None:
-    found = parse_scenario("class:1").split(training(80), 0)
+    found = parse_scenario("class:b").split(training(80), 0)
     assert not bool((found.retain.y == 1).any())
 
 
@@ -162,8 +168,11 @@ def test_ids_are_forgotten_in_the_order_of_their_positions_whatever_form_they_ha
     train = Split.whole(training(40).store)
     mask = np.zeros(40, dtype=bool)
     mask[[3, 9, 20]] = True
-    for ids in ([3, 9, 20], torch.tensor([3, 9, 20]), mask, train.ids[[3, 9, 20]].tolist()):
+    for ids in ("s3,s9,s20", mask, train.ids[[3, 9, 20]].tolist(), "index:3,9,20"):
         assert expunge.scenario("ids", train, ids=ids).forget.index.tolist() == [3, 9, 20]
+    for positions in ([3, 9, 20], torch.tensor([3, 9, 20]), mask, "3,9,20", range(3, 21, 6)):
+        found = expunge.scenario("index", train, positions=positions).forget.index.tolist()
+        assert found == ([3, 9, 15] if isinstance(positions, range) else [3, 9, 20])
 
 
 def test_a_condition_on_a_column_selects_all_that_fulfil_it() -> None:
@@ -211,8 +220,11 @@ def test_another_seed_spoils_with_other_labels() -> None:
     [
         ("class", UsageError, "`target` is required"),
         ("random:1.0", UsageError, "1 is one sample, got '1.0'"),
-        ("class:1,count=1.0", UsageError, "1 is one sample"),
+        ("class:b,count=1.0", UsageError, "1 is one sample"),
         ("class:9", UsageError, "class `9` does not exist"),
+        ("class:1", UsageError, "no class of data is called `1`; .* class 1 is `b`"),
+        ("index:40", DataError, "position is not in data: 40"),
+        ("index:x", UsageError, "`x` is not a position"),
         ("class:z", UsageError, "allowed: "),
         ("random:1.5", UsageError, "fraction below 1 or a whole number"),
         ("random:500", UsageError, "only 40"),
@@ -222,10 +234,10 @@ def test_another_seed_spoils_with_other_labels() -> None:
         ("random:-1", UsageError, "greater than 0"),
         ("instances:41", UsageError, "only 40"),
         ("instances:0", UsageError, "greater than or equal to 1"),
-        ("class:1,count=11", UsageError, "only 10"),
+        ("class:b,count=11", UsageError, "only 10"),
         ("class:-1", UsageError, "class `-1` does not exist"),
         ("per-class:fractions=1=1.5", UsageError, r"fraction of class 1 must be in \(0, 1\], got 1.5"),
-        ("per-class:fractions=1=0.5+b=0.5", DataError, "repeats samples"),
+        ("per-class:fractions=index:1=0.5+b=0.5", DataError, "repeats samples"),
         ("per-class", UsageError, "`fractions` is required"),
         ("where:hight>3", UsageError, "hight"),
         ("where:age>900", DataError, "nothing to forget"),
@@ -233,7 +245,7 @@ def test_another_seed_spoils_with_other_labels() -> None:
         ("random:0.001", DataError, "nothing to forget"),
         ("ids:999", DataError, "999"),
         ("clas:1", UsageError, "did you mean `class`"),
-        ("class:1,cout=3", UsageError, "did you mean `count`|option=value"),
+        ("class:b,cout=3", UsageError, "did you mean `count`|option=value"),
     ],
 )
 def test_what_cannot_be_selected(text: str, error: type[Exception], sentence: str) -> None:

@@ -7,10 +7,11 @@ import torch
 from expunge.bench.recipe import DataPart
 from expunge.core.errors import UsageError
 from expunge.core.seeds import torch_generator
+from expunge.data.classes import class_index
 from expunge.data.convert import harmonise_classes
 from expunge.data.sources import load_pair
 from expunge.data.split import ResidentStore, Split
-from expunge.scenarios.selections import class_number, draw
+from expunge.scenarios.selections import draw
 
 
 def parts(source: tuple[Split, Split], part: DataPart, seed: int) -> tuple[Split, Split | None, Split]:
@@ -35,7 +36,7 @@ def load_source(part: DataPart) -> tuple[Split, Split]:
     train, test = harmonise_classes([train, test])
     if part.classes is None:
         return train, test
-    numbers = [class_number(train, c) for c in part.classes]
+    numbers = [class_index(train, c) for c in part.classes]
     return only_classes(train, numbers), only_classes(test, numbers)
 
 

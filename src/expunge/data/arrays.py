@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from expunge.core.errors import DataError
+from expunge.data.classes import from_one_hot
+from expunge.data.parts import PARTS, Part
 from expunge.data.raw import Raw
+from expunge.data.values import as_column, as_text, whole_numbers
 
 PAIRS = (("x", "y"), ("X", "y"), ("images", "labels"), ("data", "target"))
+ENDINGS: dict[Part, tuple[str, ...]] = {"train": ("_train", ""), "validation": ("_val", "_valid"), "test": ("_test",)}
+# NumPy's readers and zlib raise these on damaged files.
+BROKEN = (
+    OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
+    RuntimeError, RecursionError, IndexError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 SIDES = (("x", "y"), ("X", "y"), ("X", "Y"), ("images", "labels"))
 
 
 def read_npz(path: Path) -> dict[str, Raw]:
-    """Keys x/y, X/y, images/labels, data/target, each also with `_train` and `_test`; never unpickles."""
+    """Keys x/y, X/y, images/labels, data/target, each also with `_train`, `_test` and `_val`; never unpickles."""
     try:
         # numpy leaves a file open that it cannot read as a zip; this one is closed either way.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             keys = list(archive.files)
             parts: dict[str, Raw] = {}
-            for split, ending in (("train", ("_train", "")), ("test", ("_test",))):
-                pair = next(((a + e, b + e) for e in ending for a, b in PAIRS if {a + e, b + e} <= set(keys)), None)
+            for part in PARTS:
+                pair = next(
+                    ((a + e, b + e, f"ids{e}") for e in ENDINGS[part] for a, b in PAIRS if {a + e, b + e} <= set(keys)),
+                    None,
+                )
                 if pair is not None:
-                    ids = archive["ids" + pair[0][1:]] if "ids" + pair[0][1:] in keys else None
-                    parts[split] = raw_from_arrays(archive[pair[0]], archive[pair[1]], f"{path}, {pair[0]}", ids)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+                    ids = archive[pair[2]] if pair[2] in keys else None
+                    parts[part] = raw_from_arrays(archive[pair[0]], archive[pair[1]], f"{path}, {pair[0]}", ids)
+    except BROKEN as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot read {path}: {error}; expected plain arrays without pickled objects.") from None
@@ -38,9 +51,10 @@ def read_npz(path: Path) -> dict[str, Raw]:
 def read_npy(path: Path) -> dict[str, Raw]:
     """`x.npy` with `y.npy` beside it (or X, images/labels); `x_train.npy` brings `x_test.npy` along."""
     parts = {"train": _pair(path)}
-    test = path.with_name(path.name.replace("train", "test"))
-    if test != path and test.exists():
-        parts["test"] = _pair(test)
+    for part, ending in (("test", "test"), ("validation", "val")):
+        other = path.with_name(path.name.replace("train", ending))
+        if other != path and other.exists():
+            parts[part] = _pair(other)
     return parts
 
 
@@ -52,18 +66,32 @@ def _pair(path: Path) -> Raw:
         raise DataError(f"there are no labels for {path}; expected {expected} beside it.")
     try:
         return raw_from_arrays(np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False), str(path))
-    except (OSError, ValueError, EOFError) as error:
+    except BROKEN as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot read {path} or {labels}: {error}.") from None
 
 
 def raw_from_arrays(samples: np.ndarray, labels: np.ndarray, place: str, ids: np.ndarray | None = None) -> Raw:
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    """Samples (N, ...) and labels (N,), or one-hot labels (N, classes). Raises `DataError` for other shapes."""
+    if labels.ndim == 2:
+        try:
+            labels = from_one_hot(labels)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
     if samples.ndim < 2 or labels.ndim != 1 or len(samples) != len(labels):
         raise DataError(f"{place}: expected samples (N, ...) and labels (N,), got {samples.shape} and {labels.shape}.")
-    return Raw(labels=labels, where=lambda row: f"{place}, row {row}", array=channels_first(samples), ids=ids)
+    if ids is not None and (ids.ndim != 1 or len(ids) != len(labels)):
+        raise DataError(
+            f"{place}: expected one id for each of the {len(labels)} samples, got ids of shape {ids.shape}."
+        )
+    return Raw(
+        labels=as_column(labels),
+        where=lambda row: f"{place}, row {row}",
+        array=channels_first(samples),
+        ids=None if ids is None else as_text(whole_numbers(as_column(ids))),
+        id_name="" if ids is None else "ids",
+    )
 
 
 def channels_first(samples: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def source_key(files: Sequence[Path], root: Path, facts: object, cache: Path) ->
     fresh: dict[str, object] = {}
     digest = hashlib.sha256(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode())
     for path in files:
-        name = path.relative_to(root).as_posix()
+        name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
         try:
             state = path.stat()
         except OSError as error:

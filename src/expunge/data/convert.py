@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from expunge.core.errors import DataError
 from expunge.data.cache import cache_root
-from expunge.data.raw import Columns, as_samples, class_names, make_split, resident_limit
+from expunge.data.classes import class_names
+from expunge.data.raw import Columns, as_samples, make_split, resident_limit
 from expunge.data.split import (
     Normalisation,
     ResidentStore,
@@ -156,7 +157,7 @@ def _from_hub(data: Any, name: str) -> Split:
     from expunge.data.hub import raw_from_hub
 
     raw = raw_from_hub(data, name, Columns(), name, keep=False)
-    return make_split(raw, class_names([raw], name), name=name, image_size=None, cache=cache_root())
+    return make_split(raw, class_names({"train": raw}, name), name=name, image_size=None, cache=cache_root())
 
 
 def _from_items(data: Dataset[Any], name: str) -> Split:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import DataError, UsageError
-from expunge.data.folder import TEST, TRAIN, read_folder
+from expunge.data.cache import file_hash
+from expunge.data.folder import read_folder
+from expunge.data.parts import Part, part_of
 from expunge.data.raw import Columns, Raw
-from expunge.data.table import ColumnImages, image_column, raw_from_table
+from expunge.data.table import ColumnImages, image_column, raws_from_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,23 +39,29 @@ def read_hub(
         if snapshot is not None:
             log.info("%s is read from the downloaded snapshot %s.", hub, snapshot)
             folder = snapshot / config if config and (snapshot / config).is_dir() else snapshot
-            return read_folder(folder, columns, train=train, test=test or "test")
+            named: dict[str, Part] = {train: "train", **({test: "test"} if test else {})}
+            return read_folder(folder, columns, named=named)
         raise _explain(hub, config, error) from None
-    names = {"train": (train, *TRAIN), "test": (test, *TEST) if test else TEST}
-    parts = {}
-    for split, candidates in names.items():
-        present = next((name for name in candidates if name in loaded), None)
-        if present is not None:
-            parts[split] = raw_from_hub(loaded[present], split, columns, hub)
+    parts: dict[str, Raw] = {}
+    for part, wanted in (("train", train), ("test", test), ("validation", None)):
+        others = [name for name in loaded if name not in (train, test) and part_of(name) == part]
+        names = [name for name in loaded if name == wanted] or others
+        if len(names) > 1:
+            raise DataError(f"{hub} has several {part} splits ({', '.join(names)}); pass one of them from Python.")
+        if names:
+            parts[part] = raw_from_hub(loaded[names[0]], part, columns, hub, roots=_cache_folders(hub))
     if "train" not in parts:
         raise DataError(f"{hub} has no train split; it has: {', '.join(loaded)}.")
     return parts
 
 
-def raw_from_hub(data: Any, split: str, columns: Columns, name: str, *, keep: bool = True) -> Raw:
+def raw_from_hub(
+    data: Any, split: str, columns: Columns, name: str, *, keep: bool = True, roots: Sequence[Path] | None = None
+) -> Raw:
     """A `datasets.Dataset` (also filtered or shuffled) as `Raw`; images stay encoded until they are decoded.
 
-    keep: whether decoded images go to the cache; not for the many small subsets a program may make in memory.
+    keep: whether decoded images go to the cache; not for the many small subsets a program may make in memory. roots:
+    folders below which files that rows name must lie; None: any, for a data set that the caller made.
     """
     schema: pa.Schema = data.features.arrow_schema
     plain = data.with_format("arrow")
@@ -64,15 +72,29 @@ def raw_from_hub(data: Any, split: str, columns: Columns, name: str, *, keep: bo
     image = image_column(schema, columns.image, name)
     light = plain.select_columns([column for column in schema.names if column != image])[:]
     if image is None:
-        return raw_from_table(light, schema, columns, split, where)
-    images = ColumnImages(lambda: plain.select_columns([image])[:].column(0), len(data), where)
+        return raws_from_table(light, schema, columns, split, where)[split]
+    images = ColumnImages(lambda: plain.select_columns([image])[:].column(0), len(data), where, roots)
     # The fingerprint names content and every transform since, so it may key the cache of decoded images.
     fingerprint = f"{data._fingerprint}-{len(data)}"
 
     def key(facts: object, cache: Path) -> str:
-        return _key(fingerprint, image, facts)
+        return _key(fingerprint, image, [facts, [file_hash(file) for file in images.named_files()]])
 
-    return raw_from_table(light, schema, columns, split, where, images=images, key=key if keep else None)
+    return raws_from_table(light, schema, columns, split, where, images=images, key=key if keep else None)[split]
+
+
+def _cache_folders(hub: str) -> list[Path]:
+    """Where the libraries keep what they download: the only places whose files rows of the Hub may name."""
+    import datasets
+    from huggingface_hub import constants
+
+    places = [
+        datasets.config.DOWNLOADED_DATASETS_PATH,
+        datasets.config.EXTRACTED_DATASETS_PATH,
+        datasets.config.HF_DATASETS_CACHE,
+        constants.HF_HUB_CACHE,
+    ]
+    return [*([Path(hub)] if Path(hub).is_dir() else []), *(Path(place) for place in places)]
 
 
 @contextmanager

@@ -1,57 +1,113 @@
-"""Who is to be forgotten, as callers say it: positions, a mask, ids, a file of ids, a class, a predicate."""
+"""The samples that a caller names: by id, by position, or by a condition on metadata.
+
+An id is compared as `expunge.data.values` says: by its value, as it was written. A number is a position only where the
+caller says so, with `index:3,17` or the scenario `index`; as an id, `3` is the sample whose id is 3.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from expunge.core.errors import DataError, UsageError
 from expunge.data.predicate import evaluate
 from expunge.data.split import Split
+from expunge.data.values import as_column, as_text, from_cells, keys, kind_of, whole_numbers
 
 SUFFIXES = (".csv", ".json", ".txt")
+INDEX = "index:"
+_POSITION = re.compile(r"\d{1,18}")
 
 
-def positions_from(selection: Any, split: Split, *, predicate: bool = False) -> Tensor:
-    """Positions in the store (long, as they were named) of the samples of `split` that `selection` means.
+def rows_by_id(selection: Any, split: Split) -> Tensor:
+    """Positions in the store (long, in the order of the names) of the samples of `split` with these ids.
 
-    selection: a sequence of positions in the store; a boolean mask over the split; a sequence of ids; the path of a
-    .csv (column `id`, else the first), .json (a list) or .txt file (one per line) of ids; one class number or class
-    name; text of comma-separated ids; with `predicate=True` an expression such as `age < 18 and city in {Rome, Oslo}`;
-    a callable that takes a dict of metadata arrays (len(split),) and returns a mask. Numbers given as text mean ids
-    where the data have such ids, else positions.
+    selection: one id or a sequence of ids (text or whole numbers); text of comma-separated ids; the path of a .csv
+    (column `id`, or the only column), .json (a list) or .txt file (one per line) of ids. Beside ids, a boolean mask
+    over the split, and text that begins with `index:` (`rows_by_index`).
 
-    Raises `DataError` for unknown or repeated ids, positions outside the split, masks of the wrong length and
-    unreadable files; `UsageError` for a selection that cannot be understood.
+    Raises `DataError` for unknown or repeated ids and unreadable files, `UsageError` for what cannot be understood.
     """
-    if callable(selection):
-        return split.index[_mask(selection(columns_of(split)), split, "the predicate")]
-    if predicate:
-        if not isinstance(selection, str):
-            raise UsageError(f"a predicate is an expression or a callable, got {type(selection).__name__}.")
-        return split.index[_mask(evaluate(selection, columns_of(split)), split, f"`{selection}`")]
     if isinstance(selection, (str, Path)):
         return _from_text(selection, split)
     if isinstance(selection, (int, np.integer)) and not isinstance(selection, bool):
-        return _class_members(int(selection), split)
-    return _from_sequence(selection, split)
+        return _matching([str(selection)], split, "the selection")
+    values = _sequence(selection, "ids")
+    if values.size == 0:
+        return torch.empty(0, dtype=torch.long)
+    if values.dtype == bool:
+        return split.index[_mask(values, split, "the mask")]
+    if values.dtype.kind in "iu":
+        return _matching(values.astype(str).tolist(), split, "the selection")
+    if values.dtype.kind in "UO" and all(isinstance(value, (str, int)) for value in values.tolist()):
+        return _matching([str(value) for value in values.tolist()], split, "the selection")
+    raise UsageError(f"cannot select samples by values such as {values[0]!r}; give ids: text or whole numbers.")
+
+
+def rows_by_index(selection: Any, split: Split) -> Tensor:
+    """Positions in the store (long, as they were named), checked: each one in `split`, none twice.
+
+    selection: one position or a sequence of them, counted from 0 in the data set; a boolean mask over the split; text
+    of comma-separated positions; the path of a file of them, as for ids. Raises `DataError` for positions outside the
+    split and named twice, `UsageError` for what is no position.
+    """
+    if isinstance(selection, (str, Path)):
+        text = str(selection).strip()
+        is_file = isinstance(selection, Path) or text.lower().endswith(SUFFIXES)
+        words = read_ids(Path(text).expanduser()) if is_file else _words(text, "positions")
+        wrong = next((word for word in words if not _POSITION.fullmatch(word)), None)
+        if wrong is not None:
+            raise UsageError(f"`{wrong}` is not a position; positions are whole numbers from 0, as in index:3,17.")
+        return _check_positions(np.array(words, dtype=np.int64), split)
+    if isinstance(selection, (int, np.integer)) and not isinstance(selection, bool):
+        return _check_positions(np.array([selection], dtype=np.int64), split)
+    values = _sequence(selection, "positions")
+    if values.size == 0:
+        return torch.empty(0, dtype=torch.long)
+    if values.dtype == bool:
+        return split.index[_mask(values, split, "the mask")]
+    if values.dtype.kind not in "iu":
+        raise UsageError(f"`{values[0]}` is not a position; positions are whole numbers from 0.")
+    return _check_positions(values.astype(np.int64), split)
+
+
+def rows_where(condition: Any, split: Split) -> Tensor:
+    """Positions in the store of the samples whose metadata fulfil a condition, in the order of the split.
+
+    condition: an expression such as `age < 18 and city in {Rome, Oslo}` (`expunge.data.predicate`), or a callable that
+    takes a dict of metadata arrays (len(split),), masked where cells are missing, and returns a mask.
+    """
+    if callable(condition):
+        return split.index[_mask(condition(columns_of(split)), split, "the condition")]
+    if not isinstance(condition, str):
+        raise UsageError(f"a condition is an expression or a callable, got {type(condition).__name__}.")
+    return split.index[_mask(evaluate(condition, columns_of(split)), split, f"`{condition}`")]
 
 
 def columns_of(split: Split) -> dict[str, np.ndarray]:
-    """Metadata of the split's samples, with `id`, and `label` and `class_name` where labels are visible."""
+    """Metadata of the split's samples as typed columns, with `id`, and where labels are visible `label` and
+    `class_name`.
+
+    label: the number of the class; where the names of the classes are numbers of their own (1 to 10), those.
+    """
     rows = split.index.numpy()
     columns = {"id": split.ids}
     if split.has_labels:
-        columns["label"] = split.y.numpy()
-        columns["class_name"] = np.array(split.store.classes, dtype=str)[columns["label"]]
-    return columns | {name: values[rows] for name, values in split.store.columns.items()}
+        names = np.array(split.store.classes, dtype=str)
+        numbered = from_cells(list(split.store.classes)) if len(names) else names
+        number = split.y.numpy()
+        columns["label"] = numbered[number] if kind_of(numbered) == "integer" else number
+        columns["class_name"] = names[number]
+    return columns | {name: as_column(values)[rows] for name, values in split.store.columns.items()}
 
 
 def read_ids(path: Path) -> list[str]:
@@ -65,13 +121,7 @@ def read_ids(path: Path) -> list[str]:
     if path.suffix.lower() == ".json":
         ids = _json_ids(text, path)
     elif path.suffix.lower() == ".csv":
-        rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
-        header = [cell.strip().lower() for cell in rows[0]] if rows else []
-        column = header.index("id") if "id" in header else 0
-        short = next((n for n, row in enumerate(rows, 1) if len(row) <= column), None)
-        if short is not None:
-            raise DataError(f"{path}, line {short}: there is no value in the column `id`.")
-        ids = [row[column].strip() for row in rows[1 if "id" in header else 0 :]]
+        ids = _csv_ids(text, path)
     else:
         ids = [line.strip() for line in text.splitlines() if line.strip()]
     if not ids:
@@ -79,11 +129,28 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
+def _csv_ids(text: str, path: Path) -> list[str]:
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), strict=True) if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}: not valid CSV ({error}).") from None
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if "id" not in header and any(len(row) > 1 for row in rows):
+        raise DataError(f"{path} has several columns and none is called `id`; name the column of the ids so.")
+    column = header.index("id") if "id" in header else 0
+    short = next((n for n, row in enumerate(rows, 1) if len(row) <= column or not row[column].strip()), None)
+    if short is not None:
+        raise DataError(f"{path}, line {short}: there is no value in the column `id`.")
+    return [row[column].strip() for row in rows[1 if "id" in header else 0 :]]
+
+
 def _json_ids(text: str, path: Path) -> list[str]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    except (RecursionError, ValueError):  # nested too deeply, or a number of more digits than Python reads
+        raise DataError(f"{path} cannot be read as JSON; it must hold a list of ids.") from None
     if isinstance(content, dict) and isinstance(content.get("ids"), list):
         content = content["ids"]
     if not isinstance(content, list) or any(isinstance(i, bool) or not isinstance(i, (str, int)) for i in content):
@@ -93,57 +160,84 @@ def _json_ids(text: str, path: Path) -> list[str]:
 
 def _from_text(selection: str | Path, split: Split) -> Tensor:
     text = str(selection)
-    if isinstance(selection, Path) or text.lower().endswith(SUFFIXES):
+    if text.startswith(INDEX):
+        return rows_by_index(text.removeprefix(INDEX), split)
+    names_file = isinstance(selection, Path) or text.lower().endswith(SUFFIXES)
+    if names_file or Path(text).is_file():
         path = Path(text).expanduser()
-        if path.is_file() or text not in set(split.ids.tolist()):
-            return _from_ids(read_ids(path), split, str(path))
-    if text in split.store.classes and not text.lstrip("-").isdigit():
-        return _class_members(split.store.classes.index(text), split)
-    if Path(text).is_file() and text not in set(split.ids.tolist()):
-        raise UsageError(f"{text}: files of this type cannot be read as ids; allowed: {', '.join(SUFFIXES)}.")
-    tokens = [token.strip() for token in text.split(",") if token.strip()]
-    if not tokens:
-        raise UsageError("the selection is empty; give ids, positions or the path of a file of ids.")
-    return _from_ids(tokens, split, "the selection")
+        if not names_file and not _is_id(text, split):
+            raise UsageError(f"{text}: files of this type cannot be read as ids; allowed: {', '.join(SUFFIXES)}.")
+        if isinstance(selection, Path) or path.is_file() or not _is_id(text, split):
+            return _matching(read_ids(path), split, str(path))
+    return _matching(_words(text, "ids"), split, "the selection")
 
 
-def _class_members(number: int, split: Split) -> Tensor:
-    if not 0 <= number < split.num_classes:
-        raise UsageError(f"class {number} does not exist in {split.name}; allowed: 0..{split.num_classes - 1}.")
-    return split.index[split.y == number]
+def _is_id(text: str, split: Split) -> bool:
+    return bool(np.any(split.ids == text))
 
 
-def _from_sequence(selection: Any, split: Split) -> Tensor:
+def _words(text: str, what: str) -> list[str]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"the selection is empty; give {what}, or the path of a file of them.")
+    return words
+
+
+def _sequence(selection: Any, what: str) -> np.ndarray:
+    """One-dimensional values."""
     if isinstance(selection, (set, frozenset)):
-        selection = sorted(selection)
+        selection = sorted(selection, key=str)
     if not isinstance(selection, (Sequence, np.ndarray, Tensor, range)) and not hasattr(selection, "__array__"):
-        raise UsageError(f"cannot select samples by a {type(selection).__name__}; give positions, a mask or ids.")
-    values = selection.detach().cpu().numpy() if isinstance(selection, Tensor) else np.asarray(selection)
+        raise UsageError(f"cannot select samples by a {type(selection).__name__}; give {what} or a mask.")
+    try:
+        values = selection.detach().cpu().numpy() if isinstance(selection, Tensor) else np.asarray(selection)
+    except ValueError:
+        raise UsageError(f"cannot select samples by nested lists; give {what} or a mask.") from None
     if values.ndim != 1:
         raise UsageError(f"positions, masks and ids are one-dimensional, got shape {values.shape}.")
-    if values.size == 0:
-        return torch.empty(0, dtype=torch.long)
-    if values.dtype == bool:
-        return split.index[_mask(values, split, "the mask")]
-    if values.dtype.kind in "iu":
-        return _check_positions(values.astype(np.int64), split)
-    if values.dtype.kind in "UO" and all(isinstance(value, str) for value in values.tolist()):
-        return _from_ids(values.tolist(), split, "the selection")
-    raise UsageError(f"cannot select samples by values such as {values[0]!r}; give positions, a mask or ids.")
+    return values
 
 
-def _from_ids(names: list[str], split: Split, source: str) -> Tensor:
-    known = {str(name): int(position) for name, position in zip(split.ids, split.index, strict=True)}
-    missing = [name for name in names if name not in known]
-    if len(missing) == len(names) and all(name.isascii() and name.lstrip("-").isdigit() for name in names):
-        return _check_positions(np.array(names, dtype=np.int64), split)
-    if missing:
-        raise DataError(
-            f"{source}: {len(missing)} of {len(names)} ids are not in {split.name}: {', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}; ids there look like `{next(iter(known), '')}`."
-        )
-    _refuse_repeats(np.array(names), "id", source)
-    return torch.tensor([known[name] for name in names], dtype=torch.long)
+def _matching(names: list[str], split: Split, source: str) -> Tensor:
+    """Positions of the samples with these ids. Whole numbers that were written as `5.0` match the id 5."""
+    known = pd.Index(keys(split.ids))
+    written = keys(np.array(names, dtype=str))
+    place = np.arange(len(known))
+    if known.has_duplicates:
+        twice = known.duplicated(keep=False)
+        asked = known[twice & known.isin(written)]
+        if len(asked):
+            raise DataError(
+                f"{source}: several ids differ from `{asked[0]}` in space or Unicode form only; rename them."
+            )
+        known, place = known[~twice], place[~twice]
+    rows = known.get_indexer(pd.Index(written))
+    absent = rows < 0
+    if absent.any():
+        numbers = as_text(whole_numbers(from_cells(written[absent].tolist())))
+        rows[absent] = np.where(_as_floats(written[absent]), known.get_indexer(pd.Index(numbers)), -1)
+        absent = rows < 0
+    if absent.any():
+        raise DataError(_unknown([names[at] for at in np.flatnonzero(absent)], len(names), split, source))
+    _refuse_repeats(np.asarray(known)[rows], "id", source)
+    return split.index[torch.from_numpy(place[rows])]
+
+
+def _as_floats(texts: np.ndarray) -> np.ndarray:
+    return np.array([bool(re.fullmatch(r"-?\d+\.0", text)) for text in texts.tolist()], dtype=bool)
+
+
+def _unknown(absent: list[str], count: int, split: Split, source: str) -> str:
+    sentence = (
+        f"{source}: {len(absent)} of {count} ids are not in {split.name}: {', '.join(absent[:3])}"
+        f"{', ...' if len(absent) > 3 else ''}; ids there look like `{split.ids[0] if len(split) else ''}`"
+    )
+    plain = absent[0].lstrip("0") or "0"
+    if plain != absent[0] and _is_id(plain, split):
+        return f"{sentence}, and `{absent[0]}` is not `{plain}`."
+    if all(_POSITION.fullmatch(name) for name in absent):
+        return f"{sentence}. If positions are meant, take the scenario `index`: index:{','.join(absent[:3])}."
+    return f"{sentence}; `expunge inspect` shows them."
 
 
 def _check_positions(positions: np.ndarray, split: Split) -> Tensor:
@@ -172,6 +266,8 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _mask(values: Any, split: Split, what: str) -> Tensor:
+    if isinstance(values, np.ma.MaskedArray) and values.dtype == bool:
+        values = values.filled(False)  # a missing cell fulfils nothing
     mask = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if mask.dtype != bool or mask.shape != (len(split),):
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 from abc import ABC, abstractmethod
@@ -9,8 +10,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 
@@ -21,7 +24,22 @@ SMALL = 64  # pixels; measured: no gain from threads below
 PROBES = 256
 _GREY = {"1", "L", "LA"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, KeyError, IndexError, OverflowError,
+    AttributeError, NotImplementedError, RuntimeError, ZeroDivisionError, MemoryError,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 lay the image on its side
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+Mode = Literal["L", "RGB"]
 
 
 class Encoded(ABC):
@@ -43,36 +61,83 @@ class Encoded(ABC):
         """File (and row) of one image, for messages."""
 
 
+class ChosenImages(Encoded):
+    """Some of the images of another sequence, in the given order."""
+
+    def __init__(self, images: Encoded, rows: np.ndarray) -> None:
+        self.images = images
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, position: int) -> bytes | Path:
+        return self.images.read(int(self.rows[position]))
+
+    def where(self, position: int) -> str:
+        return self.images.where(int(self.rows[position]))
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How images are decoded. mode: PIL's "L" or "RGB". size: (height, width). resize: whether others are resized."""
+    """How images are decoded.
 
-    mode: str
+    mode: PIL's "L" (one channel) or "RGB" (three). chosen: whether the caller chose it; then colour images become grey
+    if it is "L", else they are an error. size: (height, width). resize: whether images of other sizes are resized.
+    """
+
+    mode: Mode
     size: tuple[int, int]
     resize: bool = False
+    chosen: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return (1 if self.mode == "L" else 3, *self.size)
 
 
-def plan_for(images: Encoded, image_size: int | None) -> Plan:
-    """Grey or colour by majority, and the common size, from up to 256 images spread over the set.
+def plan_for(images: Encoded, image_size: int | None, mode: Mode | None = None) -> Plan:
+    """Colour if any image has it, and the common size, from up to 256 images spread over the set.
 
     With `image_size`, images of one smaller size keep it (they are enlarged on the device, which is exact and saves
-    memory); larger or mixed ones are resized when they are decoded.
+    memory); larger or mixed ones are resized when they are decoded. mode: chosen by the caller.
     """
     probes = np.linspace(0, len(images) - 1, min(PROBES, len(images)), dtype=int).tolist()
-    modes: Counter[str] = Counter()
+    colour = False
     sizes: Counter[tuple[int, int]] = Counter()
     for position in probes:
         with _open(images, position, images.read(position)) as image:
-            modes["L" if image.mode in _GREY else "RGB"] += 1
-            sizes[image.size[1], image.size[0]] += 1
-    mode, common = modes.most_common(1)[0][0], sizes.most_common(1)[0][0]
+            colour = colour or image.mode not in _GREY
+            sizes[_size(image)] += 1
+    decided: Mode = mode or ("RGB" if colour else "L")
+    common = sizes.most_common(1)[0][0]
     if image_size is not None and (len(sizes) > 1 or max(common) > image_size):
-        return Plan(mode, (image_size, image_size), resize=True)
-    return Plan(mode, common)
+        return Plan(decided, (image_size, image_size), resize=True, chosen=mode is not None)
+    return Plan(decided, common, chosen=mode is not None)
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) as the image is seen, that is after its EXIF orientation is applied."""
+    return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF tag, 1 (upright) where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+    return value if value in _TURNS else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def decoder() -> str:
+    """Identifies the code that decodes, for keys of what is kept: this file and the release of Pillow."""
+    return f"{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]} Pillow {PIL.__version__}"
 
 
 def decode_one(images: Encoded, position: int, plan: Plan) -> np.ndarray:
@@ -84,11 +149,16 @@ def _decode(images: Encoded, position: int, source: bytes | Path, plan: Plan) ->
     with _open(images, position, source) as image:
         if image.mode in _DEEP:
             raise DataError(f"{images.where(position)}: {image.mode} pixels; convert the images to 8 bits first.")
+        if plan.mode == "L" and image.mode not in _GREY and not plan.chosen:
+            raise MixedModes(
+                f"{images.where(position)}: the image has colour, others are grey; pass mode=RGB (grey images get "
+                "three equal channels) or mode=L (colour is lost)."
+            )
         try:
+            image.load()
+            upright = _upright(image)
             # Palettes with transparency go through RGBA, otherwise Pillow warns.
-            opaque = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-            if opaque.mode == plan.mode:
-                opaque.load()  # a conversion would copy
+            opaque = upright.convert("RGBA") if upright.mode == "P" and "transparency" in upright.info else upright
             pixels = opaque if opaque.mode == plan.mode else opaque.convert(plan.mode)
         except _BROKEN as error:
             raise DataError(f"{images.where(position)}: damaged image ({error}).") from None
@@ -105,6 +175,10 @@ def _decode(images: Encoded, position: int, source: bytes | Path, plan: Plan) ->
 
 class MixedSizes(DataError):
     """Images of several sizes and no size to bring them to."""
+
+
+class MixedModes(DataError):
+    """A colour image among grey ones, and no mode to bring them to."""
 
 
 def decode_all(images: Encoded, plan: Plan) -> np.ndarray:
@@ -127,9 +201,14 @@ def decode_all(images: Encoded, plan: Plan) -> np.ndarray:
 
 
 def decode_sized(images: Encoded, plan: Plan, image_size: int | None) -> np.ndarray:
-    """`decode_all`; where the probes missed another size and `image_size` is given, all are resized to it."""
+    """`decode_all`; where the probes missed another size and `image_size` is given, all are resized to it.
+
+    Where they missed a colour image, all are decoded in colour.
+    """
     try:
         return decode_all(images, plan)
+    except MixedModes:
+        return decode_sized(images, replace(plan, mode="RGB"), image_size)
     except MixedSizes:
         if image_size is None:
             raise

@@ -5,7 +5,7 @@
 
 Paths are relative to the list, or absolute. A column `id` holds the ids of the samples, which else are the file names:
 a list that names a file more than once needs one. Other columns are metadata. Files may lie anywhere, so one folder of
-images can serve many data sets without a copy.
+images can serve many data sets without a copy. Parts are named as `expunge.data.parts` says.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import numpy as np
 
 from expunge.core.errors import DataError, ExpungeError, nearest
 from expunge.data.cache import source_key
-from expunge.data.folder import TEST, TRAIN, FileImages, numbers_or_text
+from expunge.data.folder import FILE, FileImages
+from expunge.data.parts import part_of
 from expunge.data.raw import Columns, Raw
+from expunge.data.table import read_cells
+from expunge.data.values import from_cells, ids_of_cells
 
-FILE = "file_name"
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -37,45 +39,50 @@ def is_manifest(path: Path) -> bool:
 
 def read_manifest(path: Path, columns: Columns) -> dict[str, Raw]:
     """Parts of the list by its column `split` (without one: all train). `DataError` names the line that is wrong."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}.") from None
+    table = read_cells(path)
+    names = table.column_names
     label = columns.label or "label"
-    if not rows or label not in rows[0]:
+    if not len(table) or label not in names:
         raise DataError(f"{path} needs the columns {FILE} and {label}, and one row per image.")
-    ident = columns.id or ("id" if "id" in rows[0] else FILE)
-    if ident not in rows[0]:
-        raise DataError(f"{path} has no id column `{ident}`; {nearest(ident, rows[0])}.")
+    ident = columns.id or ("id" if "id" in names else FILE)
+    if ident not in names:
+        raise DataError(f"{path} has no id column `{ident}`; {nearest(ident, names)}.")
+    cells = {name: [cell.strip() for cell in table.column(name).to_pylist()] for name in names}
+    for wanted in (FILE, label, ident):
+        if "" in cells[wanted]:
+            what = "the id" if wanted == ident != FILE else "the file name or the label"
+            shown = f" (column `{ident}`)" if wanted == ident != FILE else ""
+            raise DataError(f"{path}, line {cells[wanted].index('') + 2}: {what}{shown} is missing.")
     parts: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        name = (row.get("split") or "train").lower()
-        part = "train" if name in TRAIN else "test" if name in TEST else None
+    for number, word in enumerate(cells.get("split", [""] * len(table))):
+        part = part_of(word) if word else "train"
         if part is None:
-            raise DataError(f"{path}, line {number + 2}: split `{name}`; allowed: train, test.")
-        if not row[FILE] or not row[label]:
-            raise DataError(f"{path}, line {number + 2}: the file name or the label is missing.")
-        if not row[ident]:
-            raise DataError(f"{path}, line {number + 2}: the id (column `{ident}`) is missing.")
+            raise DataError(f"{path}, line {number + 2}: split `{word}`; allowed: train, validation, test.")
         parts.setdefault(part, []).append(number)
-    return {part: _part(path, rows, numbers, label, ident) for part, numbers in parts.items()}
+    others = [name for name in names if name not in (FILE, label, "split", ident)]
+    # Typed over the whole list, so that all parts agree.
+    typed = {name: from_cells(cells[name]) for name in (label, *others)}
+    return {part: _part(path, cells, typed, numbers, label, ident) for part, numbers in parts.items()}
 
 
-def _part(path: Path, rows: list[dict[str, str]], numbers: list[int], label: str, ident: str) -> Raw:
+def _part(
+    path: Path, cells: dict[str, list[str]], typed: dict[str, np.ndarray], numbers: list[int], label: str, ident: str
+) -> Raw:
     root = path.resolve().parent
-    files = [root / rows[number][FILE] for number in numbers]
+    files = [root / cells[FILE][number] for number in numbers]
     missing = next((at for at, file in enumerate(files) if not file.is_file()), None)
     if missing is not None:
         raise DataError(f"{path}, line {numbers[missing] + 2}: there is no file {files[missing]}.")
-    others = [name for name in rows[0] if name not in (FILE, label, "split", ident, None)]
+    rows = np.array(numbers)
     return Raw(
-        labels=numbers_or_text([rows[number][label] for number in numbers]),
+        labels=typed[label][rows],
         where=lambda row: f"{path}, line {numbers[row] + 2} ({files[row]})",
         images=FileImages(files),
-        ids=np.array([rows[number][ident] for number in numbers]),
-        columns={name: numbers_or_text([rows[number][name] or "" for number in numbers]) for name in others},
+        ids=ids_of_cells(cells[ident])[rows],
+        columns={name: column[rows] for name, column in typed.items() if name != label},
         key=lambda facts, cache: source_key(files, root, ["manifest", facts], cache),
+        label_name=label,
+        id_name=ident,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 
 from expunge.core.errors import DataError, UsageError
 from expunge.data.cache import cached_array
-from expunge.data.images import Encoded, ImageItems, decode_sized, plan_for
+from expunge.data.classes import class_numbers
+from expunge.data.images import Encoded, ImageItems, Mode, decode_sized, decoder, plan_for
 from expunge.data.split import Normalisation, ResidentStore, Split, Store, StreamingStore
 
 RESIDENT_BYTES = 2 << 30
@@ -20,19 +21,23 @@ RESIDENT_BYTES = 2 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Column names the user chose; None means: find out."""
+    """Column names the user chose; None means: find out. metadata: columns that are no features."""
 
     image: str | None = None
     label: str | None = None
     id: str | None = None
+    metadata: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:
-    """One part ("train" or "test") of a source.
+    """One part ("train", "validation" or "test") of a source.
 
-    labels: whole numbers or names. names: class names if the source states them. images or array hold the samples.
+    labels: typed values (n,), see `expunge.data.classes`. names: class names if the source states them. images or array
+    hold the samples. ids: text (n,). columns: typed metadata (n,), see `expunge.data.values`.
     key: the cache key of the decoded images for given decoding facts. where: names file and row of a sample.
+    label_name, id_name: the columns they come from, "" where they do not come from one. features: the columns that are
+    the input. ignored: sentences about what of the source was left out, and why.
     """
 
     labels: np.ndarray
@@ -44,6 +49,10 @@ class Raw:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     key: Callable[[object, Path], str] | None = None
     spill: Callable[[Path], None] | None = None
+    label_name: str = ""
+    id_name: str = ""
+    features: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 def resident_limit() -> int:
@@ -56,48 +65,21 @@ def resident_limit() -> int:
     return int(given)
 
 
-def class_names(parts: Sequence[Raw], name: str) -> tuple[str, ...]:
-    """The classes of all parts together, so that train and test agree on their numbers."""
-    for raw in parts:
-        if raw.names is not None:
-            return raw.names
-    if any(raw.labels.dtype.kind not in "iuf" for raw in parts):
-        return tuple(sorted({str(label) for raw in parts for label in raw.labels.tolist()}))
-    highest = max((int(raw.labels.max()) for raw in parts if len(raw.labels)), default=-1)
-    if highest >= 100_000:
-        raise DataError(f"{name}: label {highest} would mean {highest + 1:,} classes; name the right label column.")
-    return tuple(str(i) for i in range(highest + 1))
+def make_split(
+    raw: Raw, classes: tuple[str, ...], *, name: str, image_size: int | None, cache: Path, mode: Mode | None = None
+) -> Split:
+    """Decode (or take from the cache) and wrap; resident if it fits `resident_limit`, else streaming.
 
-
-def class_numbers(raw: Raw, classes: tuple[str, ...]) -> np.ndarray:
-    """Labels as int64 in [0, len(classes)). Raises `DataError` with file and row."""
-    labels = raw.labels
-    if labels.dtype.kind not in "iufb":
-        number = {name: i for i, name in enumerate(classes)}
-        found = np.array([number.get(str(label), -1) for label in labels.tolist()], dtype=np.int64)
-    elif labels.dtype.kind == "f":
-        found = np.where(np.isfinite(labels) & (labels == np.round(labels)), np.nan_to_num(labels), -1).astype(np.int64)
-    else:
-        found = labels.astype(np.int64)
-    bad = np.flatnonzero((found < 0) | (found >= len(classes)))
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(
-            f"{raw.where(row)}: label {labels[row]} is none of the {len(classes)} classes; unlabelled samples cannot "
-            "be used."
-        )
-    return found
-
-
-def make_split(raw: Raw, classes: tuple[str, ...], *, name: str, image_size: int | None, cache: Path) -> Split:
-    """Decode (or take from the cache) and wrap; resident if it fits `resident_limit`, else streaming."""
+    mode: "L" for one channel or "RGB" for three; None: three if any image has colour.
+    """
     labels = torch.from_numpy(class_numbers(raw, classes))
     if len(labels) == 0:
         raise DataError(f"{name}: there are no samples in it.")
-    store = _image_store(raw, labels, classes, name, image_size, cache) if raw.images is not None else None
+    store = _image_store(raw, labels, classes, name, image_size, cache, mode) if raw.images is not None else None
     if store is None:
-        if raw.array is None or image_size is not None:
-            raise UsageError(f"{name}: image_size is for encoded images; these samples are arrays.")
+        if raw.array is None or image_size is not None or mode is not None:
+            what = "image_size" if image_size is not None else "mode"
+            raise UsageError(f"{name}: {what} is for encoded images; these samples are arrays.")
         store = ResidentStore(
             as_samples(raw.array, name, raw.where), labels, classes=classes, ids=raw.ids, columns=raw.columns, name=name
         )
@@ -105,17 +87,23 @@ def make_split(raw: Raw, classes: tuple[str, ...], *, name: str, image_size: int
 
 
 def _image_store(
-    raw: Raw, labels: torch.Tensor, classes: tuple[str, ...], name: str, image_size: int | None, cache: Path
+    raw: Raw,
+    labels: torch.Tensor,
+    classes: tuple[str, ...],
+    name: str,
+    image_size: int | None,
+    cache: Path,
+    mode: Mode | None,
 ) -> Store:
     images = raw.images
     if images is None:  # the caller looked
         raise DataError(f"{name}: there are no images in it.")
     key = raw.key
-    plan_facts = {"image_size": image_size}
     common = {"classes": classes, "ids": raw.ids, "columns": raw.columns, "name": name}
     store: Store
     # A few image headers decide the shape, also on a cache hit, which then decodes nothing.
-    plan = plan_for(images, image_size)
+    plan = plan_for(images, image_size, mode)
+    plan_facts = {"image_size": image_size, "mode": mode, "decoder": decoder()}
     if len(images) * int(np.prod(plan.shape)) > resident_limit():
         if raw.spill is not None:
             raw.spill(cache)

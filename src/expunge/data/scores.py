@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.data.split import Split
+from expunge.data.values import as_text, from_arrow, ids_of_cells, keys, whole_numbers
 
 SUFFIXES = (".csv", ".parquet")
 KEYS = ("id", "position")
@@ -136,10 +138,10 @@ def _aligned(path: Path, split: Split) -> pd.DataFrame:
             f"it has: {', '.join(map(str, table.columns))}."
         )
     if key == "id":
-        known, wanted = pd.Index(table["id"].astype(str)), split.ids
+        known, wanted = pd.Index(_ids(table["id"], path)), keys(split.ids)
     else:
         known, wanted = pd.Index(pd.to_numeric(table["position"], errors="coerce")), split.index.numpy()
-    twice = known[known.duplicated()]
+    twice = known[known.duplicated() & (known != "")]
     if len(twice):
         raise DataError(f"{path}: {key} {twice[0]} stands in more than one row; keep one of them.")
     rows = known.get_indexer(wanted)
@@ -150,6 +152,14 @@ def _aligned(path: Path, split: Split) -> pd.DataFrame:
             f"{wanted[absent[0]]}); it must cover all of them, so make it on the same data."
         )
     return table.iloc[rows].reset_index(drop=True)
+
+
+def _ids(column: pd.Series, path: Path) -> np.ndarray:
+    """Comparable text of the ids, by the rule of `expunge.data.values`; "" where one is missing."""
+    if path.suffix.lower() == ".csv":
+        return ids_of_cells(column.tolist())
+    values = pa.chunked_array([pa.Array.from_pandas(column)])
+    return as_text(whole_numbers(from_arrow(values, f"{path}, column `id`")))
 
 
 def _read(path: Path) -> pd.DataFrame:

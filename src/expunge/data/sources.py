@@ -6,9 +6,11 @@ load_pair("mnist"), load_pair("hf:uoft-cs/cifar10"), load_pair("data/cifar10"), 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -16,11 +18,13 @@ from expunge.core.errors import DataError, UsageError, nearest
 from expunge.data import DATASETS
 from expunge.data.arrays import read_npy, read_npz
 from expunge.data.cache import cache_root
+from expunge.data.classes import chosen_order, class_names, is_unlabelled
 from expunge.data.folder import read_folder
 from expunge.data.hub import read_hub
+from expunge.data.images import Mode, plan_for
 from expunge.data.known import CONSTANTS, KnownDataset
 from expunge.data.manifest import is_manifest, read_manifest
-from expunge.data.raw import Columns, Raw, class_names, computed_normalisation, make_split
+from expunge.data.raw import Columns, Raw, computed_normalisation, make_split
 from expunge.data.sets.digits import read_digits
 from expunge.data.split import Normalisation, Split
 from expunge.data.table import read_csv, read_parquet
@@ -32,58 +36,196 @@ NORMALISE: tuple[Normalise, ...] = get_args(Normalise)
 SUFFIXES = (".parquet", ".npz", ".npy", ".csv")
 
 
-def load_pair(
-    spec: str | Path,
-    *,
-    normalise: Normalise = "standard",
-    image_size: int | None = None,
-    cache: Path | None = None,
-    id_column: str | None = None,
-    label_column: str | None = None,
-    image_column: str | None = None,
-) -> tuple[Split, Split | None]:
+def load_pair(spec: str | Path, *, cache: Path | None = None, **options: Any) -> tuple[Split, Split | None]:
     """The training split and, where the source has one, the test split; both know the same classes.
 
-    spec: a name of `expunge list datasets`, `hf:<id>[/config]`, or a path: a folder of `train-*.parquet` and
-    `test-*.parquet`, a folder of images (one sub-folder per class, optionally under train/ and test/), one .parquet,
-    .npz, .npy or .csv file (a table, or a list of image files with the columns file_name, label and split).
-    normalise: "standard" takes the data set's known constants (none for unknown data), "none" leaves pixels in [0, 1],
-    "computed" takes mean and deviation of the training samples, "imagenet" the ImageNet constants, "half" 0.5
-    for mean and deviation of every channel, as vision transformers are often trained; "scrub-cifar" (CIFAR-10 and
-    CIFAR-100 alike) and "scrub-lacuna" the constants in the SCRUB authors' code.
-    image_size: side of the square images are brought to: on the device if they are smaller, else while decoding.
-    cache: folder for decoded images, by default `$EXPUNGE_CACHE` or the user's cache folder.
-    *_column: names of columns where they cannot be guessed; a column named `id` holds the sample ids.
+    Where a source has no test part but a validation part, that is the test split. A part without any label (missing, or
+    -1) is left out, unless it is the training part.
 
-    Raises `UsageError` for an unknown name, option or missing extra, `DataError` (with file and row) for bad data.
+    Args:
+        spec: a name of `expunge list datasets`, `hf:<id>[/config]`, or a path (docs/data.md): a folder of Parquet, CSV
+            or image files, one .parquet, .npz, .npy or .csv file.
+        cache: folder for decoded images, by default `$EXPUNGE_CACHE` or the user's cache folder.
+        options: the fields of `DataOptions`.
+
+    Raises:
+        UsageError: an unknown name or option, or a missing extra.
+        DataError: bad data, with file and row.
     """
-    root = cache if cache is not None else cache_root()
-    parts, known, name = _open(spec, Columns(image=image_column, label=label_column, id=id_column), root)
-    splits = {
-        split: _finish(split, parts, known, name, normalise, image_size, root)
-        for split in ("train", "test")
-        if split in parts
-    }
-    return splits["train"], splits.get("test")
+    source = open_source(spec, DataOptions.of(options), cache)
+    made = source.decoded([part for part in ("train", source.test_part) if part is not None])
+    return made["train"], made[source.test_part].named("test") if source.test_part is not None else None
 
 
 def load_data(
     spec: str | Path,
     *,
-    split: Literal["train", "test"] = "train",
-    normalise: Normalise = "standard",
-    image_size: int | None = None,
+    split: Literal["train", "validation", "test"] = "train",
     cache: Path | None = None,
-    id_column: str | None = None,
-    label_column: str | None = None,
-    image_column: str | None = None,
+    **options: Any,
 ) -> Split:
     """One split of a source; arguments as in `load_pair`. Raises `DataError` if the source has no such split."""
+    source = open_source(spec, DataOptions.of(options), cache)
+    part = source.test_part if split == "test" else split
+    if part not in source.parts:
+        left = "".join(f"; {sentence}" for sentence in source.left_out)
+        raise DataError(f"{spec} has no {split} split; it has: {', '.join(source.parts)}{left}.")
+    return source.decoded([part])[part].named(split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How a source is to be read; what is None is found out.
+
+    normalise: "standard" takes the data set's known constants (none for unknown data), "none" leaves pixels in [0, 1],
+    "computed" takes mean and deviation of the training samples, "imagenet" the ImageNet constants, "half" 0.5 for mean
+    and deviation of every channel, as vision transformers are often trained; "scrub-cifar" (CIFAR-10 and CIFAR-100
+    alike) and "scrub-lacuna" the constants in the SCRUB authors' code. image_size: side in pixels of the square images
+    are brought to: on the device if they are smaller, else while decoding. mode: "RGB" for three channels, "L" for one;
+    else three if any image has colour. classes: the classes in their order: names separated by commas or in a list, or
+    a range of numbers such as 1..10. id_column, label_column, image_column: names of columns. metadata: columns of a
+    table that are no features, names separated by commas or in a list.
+    """
+
+    normalise: str = "standard"
+    image_size: int | None = None
+    mode: Mode | None = None
+    classes: tuple[str, ...] | None = None
+    id_column: str | None = None
+    label_column: str | None = None
+    image_column: str | None = None
+    metadata: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> DataOptions:
+        """Checked options; text is read as the command line gives it. Raises `UsageError` naming the option."""
+        names = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise UsageError(f"data have no option `{name}`; {nearest(name, names)}.")
+        values = {name: value for name, value in given.items() if value is not None}
+        if (normalise := values.get("normalise", "standard")) not in NORMALISE:
+            raise UsageError(f"unknown normalisation `{normalise}`; {nearest(str(normalise), NORMALISE)}.")
+        if "image_size" in values:
+            values["image_size"] = _whole(values["image_size"])
+        if "mode" in values:
+            values["mode"] = _mode(values["mode"])
+        if "classes" in values:
+            values["classes"] = chosen_order(values["classes"])
+        if "metadata" in values:
+            listed = values["metadata"]
+            values["metadata"] = tuple(
+                str(name).strip() for name in (listed.split(",") if isinstance(listed, str) else listed)
+            )
+        for name in ("id_column", "label_column", "image_column"):
+            if name in values:
+                if isinstance(values[name], bool):
+                    raise UsageError(f"`{name}` must be the name of a column, got {values[name]}; put it in quotes.")
+                values[name] = str(values[name])
+        return cls(**values)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(image=self.image_column, label=self.label_column, id=self.id_column, metadata=self.metadata)
+
+
+def _whole(value: Any) -> int:
+    try:
+        number = int(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else 0
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise UsageError(f"image_size must be at least 1, got {value}.")
+    return number
+
+
+def _mode(value: Any) -> Mode:
+    text = str(value).upper()
+    for mode in get_args(Mode):
+        if text == mode:
+            return cast(Mode, mode)
+    raise UsageError(f"unknown mode `{value}`; allowed: L (grey, one channel), RGB (colour, three channels).")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a spec names: its parts, not yet decoded. left_out: sentences about parts that are not loaded."""
+
+    spec: str
+    name: str
+    parts: dict[str, Raw]
+    known: KnownDataset | None
+    options: DataOptions
+    cache: Path
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def test_part(self) -> str | None:
+        return next((part for part in ("test", "validation") if part in self.parts), None)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        return class_names(self.parts, self.name, self.options.classes)
+
+    def decoded(self, wanted: Sequence[str]) -> dict[str, Split]:
+        """These parts as splits, normalised alike."""
+        made = {part: self._split(part, self.options.mode) for part in wanted}
+        if self.options.mode is None:
+            # One set of images has one number of channels: colour in any part makes all parts colour.
+            channels = {part: split.store.input_shape[0] for part, split in made.items() if self.parts[part].images}
+            probed = {part: self._channels(part) for part, raw in self.parts.items() if raw.images is not None}
+            if 3 in {*channels.values(), *probed.values()} or (channels and self.options.normalise in CONSTANTS):
+                made |= {part: self._split(part, "RGB") for part, count in channels.items() if count == 1}
+        if "train" in made and self.known is not None:
+            _check_counts(self.known, made["train"])
+        for part, split in made.items():
+            split.store.normalisation = self._normalisation(made, part)
+        return made
+
+    def _split(self, part: str, mode: Mode | None) -> Split:
+        size = self.options.image_size
+        if size is None and self.known is not None:
+            size = self.known.image_size
+        raw = self.parts[part]
+        return make_split(raw, self.classes, name=self.name, image_size=size, cache=self.cache, mode=mode).named(part)
+
+    def _channels(self, part: str) -> int:
+        images = self.parts[part].images
+        return 0 if images is None or not len(images) else plan_for(images, None).shape[0]
+
+    def _normalisation(self, made: dict[str, Split], part: str) -> Normalisation | None:
+        how, store = self.options.normalise, made[part].store
+        if how == "computed":
+            train = made.get("train") or self.decoded_plain("train", store.input_shape[0])
+            return computed_normalisation(train)
+        if how in CONSTANTS:
+            whose, mean, std = CONSTANTS[how]
+            if len(store.input_shape) != 3 or store.input_shape[0] != 3:
+                raise UsageError(
+                    f"the {whose} constants are for colour images; {self.name} has shape {store.input_shape}."
+                )
+            return Normalisation(mean, std)
+        if how == "half":
+            channels = store.input_shape[0] if len(store.input_shape) == 3 else 1
+            return Normalisation((0.5,) * channels, (0.5,) * channels)
+        return _standard(self.known, self.classes, made[part]) if how == "standard" else None
+
+    def decoded_plain(self, part: str, channels: int) -> Split:
+        """A part that is only needed for its statistics."""
+        colour = self.parts[part].images is not None and channels == 3
+        return self._split(part, "RGB" if colour and self.options.mode is None else self.options.mode)
+
+
+def open_source(spec: str | Path, options: DataOptions, cache: Path | None = None) -> Source:
+    """Find out what a spec names and read all but the images. Raises as `load_pair` does."""
     root = cache if cache is not None else cache_root()
-    parts, known, name = _open(spec, Columns(image=image_column, label=label_column, id=id_column), root)
-    if split not in parts:
-        raise DataError(f"{spec} has no {split} split; it has: {', '.join(parts)}.")
-    return _finish(split, parts, known, name, normalise, image_size, root)
+    parts, known, name = _open(spec, options.columns, root)
+    left_out = []
+    for part in [part for part in parts if part != "train" and is_unlabelled(parts[part])]:
+        left_out.append(f"the {part} part has no labels and is not loaded ({len(parts[part].labels):,} rows)")
+        log.info("%s: %s.", spec, left_out[-1])
+        parts = {other: raw for other, raw in parts.items() if other != part}
+    return Source(str(spec), name, parts, known, options, root, tuple(left_out))
 
 
 def _open(spec: str | Path, columns: Columns, cache: Path) -> tuple[dict[str, Raw], KnownDataset | None, str]:
@@ -114,13 +256,13 @@ def _open(spec: str | Path, columns: Columns, cache: Path) -> tuple[dict[str, Ra
 def _read_file(path: Path, columns: Columns) -> dict[str, Raw]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return {"train": read_parquet([path], path.stem.split("-")[0], columns)}
+        return read_parquet([path], "", columns, path.stem.split("-")[0])
     if suffix == ".npz":
         return read_npz(path)
     if suffix == ".npy":
         return read_npy(path)
     if suffix == ".csv":
-        return read_manifest(path, columns) if is_manifest(path) else {"train": read_csv(path, columns)}
+        return read_manifest(path, columns) if is_manifest(path) else read_csv([path], "", columns)
     raise DataError(f"{path}: files of type `{suffix}` cannot be read; allowed: a folder, {', '.join(SUFFIXES)}.")
 
 
@@ -141,44 +283,6 @@ def _by_folder_name(path: Path) -> KnownDataset | None:
     return next((k for k in map(DATASETS.load, DATASETS.names()) if k.name.replace("-", "") == plain), None)
 
 
-def _finish(
-    split: str,
-    parts: dict[str, Raw],
-    known: KnownDataset | None,
-    name: str,
-    normalise: Normalise,
-    image_size: int | None,
-    cache: Path,
-) -> Split:
-    if normalise not in NORMALISE:
-        raise UsageError(f"unknown normalisation `{normalise}`; {nearest(normalise, NORMALISE)}.")
-    if image_size is not None and image_size < 1:
-        raise UsageError(f"image_size must be at least 1, got {image_size}.")
-    classes = class_names(list(parts.values()), name)
-    size = image_size if image_size is not None or known is None else known.image_size
-
-    def decode(part: str) -> Split:
-        return make_split(parts[part], classes, name=name, image_size=size, cache=cache).named(part)
-
-    made = decode(split)
-    store = made.store
-    if split == "train" and known is not None:
-        _check_counts(known, made)
-    if normalise == "computed":
-        store.normalisation = computed_normalisation(made if split == "train" else decode("train"))
-    elif normalise in CONSTANTS:
-        whose, mean, std = CONSTANTS[normalise]
-        if len(store.input_shape) != 3 or store.input_shape[0] != 3:
-            raise UsageError(f"the {whose} constants are for colour images; {name} has shape {store.input_shape}.")
-        store.normalisation = Normalisation(mean, std)
-    elif normalise == "half":
-        channels = store.input_shape[0] if len(store.input_shape) == 3 else 1
-        store.normalisation = Normalisation((0.5,) * channels, (0.5,) * channels)
-    elif normalise == "standard":
-        store.normalisation = _standard(known, classes, made)
-    return made
-
-
 def _check_counts(known: KnownDataset, split: Split) -> None:
     """Say it where classes have other sizes than the published set: sets drawn from it then differ from the papers'."""
     found = tuple(torch.bincount(split.y, minlength=known.num_classes).tolist())
@@ -191,7 +295,9 @@ def _check_counts(known: KnownDataset, split: Split) -> None:
 
 def _standard(known: KnownDataset | None, classes: tuple[str, ...], split: Split) -> Normalisation | None:
     """The known constants, if name or class names and shape say which data these are; else None."""
-    shape = tuple(next(split.store.fetch([split.index[:1]], split.index.device)).shape[1:])
+    if not len(split):
+        return None
+    shape = tuple(next(iter(split.store.fetch([split.index[:1]], split.index.device))).shape[1:])
     if known is not None and (shape[:1] != known.shape[:1] or len(classes) != known.num_classes):
         known = None  # a folder that only happens to have that name
     if known is None:

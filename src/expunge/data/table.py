@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import json
+import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -12,26 +18,49 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from expunge.core.errors import DataError, nearest
 from expunge.data.cache import source_key
-from expunge.data.images import Encoded
+from expunge.data.classes import from_one_hot
+from expunge.data.images import ChosenImages, Encoded
+from expunge.data.parts import PARTS, parts_of_values
 from expunge.data.raw import Columns, Raw
+from expunge.data.values import as_text, from_arrow, from_cells, ids_of_cells, is_missing, kind_of, whole_numbers
 
 T = TypeVar("T")
-LABELS = ("label", "labels", "fine_label", "target", "class", "y")
+LABELS = ("label", "labels", "fine_label")
+OTHER_LABELS = ("target", "class", "y")
+SPLITS = ("split", "subset", "partition", "usage")
+WIDE = 256  # features; tables with more do not offer them to conditions
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-?inf|nan", re.IGNORECASE)
+_ROW_NUMBERS = re.compile(r"Unnamed: \d+(\.\d+)?|__index_level_\d+__|level_0")  # what pandas calls a saved index
+_IDENTIFIERS = re.compile(
+    r"(user|subject|person|patient|customer|client|member|account|participant)([_ ]?id)?|.*[_ ]id|uuid|guid",
+    re.IGNORECASE,
+)
 
 
 class ColumnImages(Encoded):
-    """Images in one column, as bytes or as {bytes, path}; the column is loaded on first use."""
+    """Images in one column, as bytes or as {bytes, path}; the column is loaded on first use.
 
-    def __init__(self, load: Callable[[], pa.ChunkedArray], count: int, where: Callable[[int], str]) -> None:
+    roots: folders below which files named by rows must lie (a relative name starts at the first); None: any file.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], pa.ChunkedArray],
+        count: int,
+        where: Callable[[int], str],
+        roots: Sequence[Path] | None = None,
+    ) -> None:
         self._load = load
         self._column: pa.ChunkedArray | None = None
         self._count = count
         self.where_row = where
+        self.roots = None if roots is None else [root.resolve() for root in roots]
 
     def __len__(self) -> int:
         return self._count
@@ -51,13 +80,39 @@ class ColumnImages(Encoded):
             self._column = self._load()
         return self._column
 
+    def named_files(self) -> list[Path]:
+        """The files that rows name instead of holding bytes; they belong to the content of the data."""
+        column = self.column()
+        if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+            return []
+        without = pc.is_null(pc.struct_field(column, "bytes"))
+        named = pc.filter(pc.struct_field(column, "path"), without)
+        rows = np.flatnonzero(np.asarray(without))
+        return list(
+            dict.fromkeys(self._file(path, int(row)) for path, row in zip(named.to_pylist(), rows, strict=True))
+        )
+
     def _source(self, value: Any, position: int) -> bytes | Path:
         content = value.get("bytes") if isinstance(value, dict) else value
-        if content is None and isinstance(value, dict) and value.get("path"):
-            return Path(value["path"])
-        if not isinstance(content, bytes):
+        if content is None and isinstance(value, dict):
+            return self._file(value.get("path"), position)
+        if not isinstance(content, bytes) or not content:
             raise DataError(f"{self.where(position)}: the image is empty.")
         return content
+
+    def _file(self, name: object, position: int) -> Path:
+        """A file that a row names. `DataError` if it is not below the folders of the data."""
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise DataError(f"{self.where(position)}: the image is empty.")
+        if self.roots is None:
+            return Path(name)
+        path = Path(self.roots[0], name)
+        if not any(path.resolve().is_relative_to(root) for root in self.roots):
+            raise DataError(
+                f"{self.where(position)}: the row names the file {name}, which is not below {self.roots[0]}; rows may "
+                "only name files beside their table. Put the bytes of the images into the table."
+            )
+        return path
 
     def spill(self, path: Path) -> None:
         """Keep the encoded column in a memory-mapped Arrow file instead of in memory, for large sets."""
@@ -97,99 +152,322 @@ class _ParquetColumn:
 
 
 class RowNames:
-    """Position in the concatenation of files -> "file, row N". Picklable."""
+    """Position in the concatenation of files -> "file, row N" (or "line N", counted from `first`). Picklable."""
 
-    def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
+    def __init__(self, files: Sequence[Path], counts: Sequence[int], unit: str = "row", first: int = 0) -> None:
         self.files = list(files)
         self.starts = [0, *accumulate(counts)]
+        self.unit = unit
+        self.first = first
 
     def __call__(self, position: int) -> str:
         number = max(bisect_right(self.starts, position) - 1, 0)
         number = min(number, len(self.files) - 1)
-        return f"{self.files[number]}, row {position - self.starts[number]}"
+        return f"{self.files[number]}, {self.unit} {position - self.starts[number] + self.first}"
 
 
-def read_parquet(files: Sequence[Path], split: str, columns: Columns) -> Raw:
-    """Parquet files of one split, in the given order; ids are `split/position`."""
+def read_parquet(files: Sequence[Path], part: str, columns: Columns, prefix: str = "") -> dict[str, Raw]:
+    """Parquet files of one part, in the given order. part, prefix: as for `raws_from_table`."""
     heads = [_guard(path, partial(pq.read_metadata, path)) for path in files]
     schema = _guard(files[0], partial(pq.read_schema, files[0]))
     where = RowNames(files, [head.num_rows for head in heads])
+    _check_names(schema.names, str(files[0]))
     image = image_column(schema, columns.image, files[0])
     light = [name for name in schema.names if name != image]
     parts = [_guard(path, partial(pq.read_table, path, columns=light)) for path in files]
     try:
-        table = pa.concat_tables(parts)
+        table = pa.concat_tables(parts, promote_options="default")
     except pa.ArrowException as error:
         raise DataError(f"{files[0].parent}: the parquet files differ in their columns ({_line(error)}).") from None
     if image is None:
-        return raw_from_table(table, schema, columns, split, where)
+        return raws_from_table(table, schema, columns, part, where, prefix=prefix)
     root = files[0].parent
-    images = ColumnImages(_ParquetColumn(files, image), len(table), where)
-    return raw_from_table(
-        table,
-        schema,
-        columns,
-        split,
-        where,
-        images=images,
-        key=lambda facts, cache: source_key(files, root, [image, facts], cache),
+    images = ColumnImages(_ParquetColumn(files, image), len(table), where, [root])
+
+    def key(facts: object, cache: Path) -> str:
+        named = [] if all(_without_nulls(head, f"{image}.bytes") for head in heads) else images.named_files()
+        return source_key([*files, *named], root, [image, facts], cache)
+
+    return raws_from_table(table, schema, columns, part, where, prefix=prefix, images=images, key=key)
+
+
+def _without_nulls(head: pq.FileMetaData, leaf: str) -> bool:
+    """Whether the statistics of a Parquet file tell that a column has no missing value."""
+    for group in range(head.num_row_groups):
+        row_group = head.row_group(group)
+        for number in range(row_group.num_columns):
+            chunk = row_group.column(number)
+            known = chunk.statistics is not None and chunk.statistics.has_null_count
+            if chunk.path_in_schema == leaf and not (known and chunk.statistics.null_count == 0):
+                return False
+    return True
+
+
+def read_csv(files: Sequence[Path], part: str, columns: Columns) -> dict[str, Raw]:
+    """CSV files of one part with a header line: numeric features and a label; typed as `expunge.data.values` says."""
+    tables = [read_cells(path) for path in files]
+    if any(set(table.column_names) != set(tables[0].column_names) for table in tables):
+        raise DataError(f"{files[0].parent}: the CSV files differ in their columns.")
+    where = RowNames(files, [len(table) for table in tables], "line", 2)
+    table = pa.concat_tables([table.select(tables[0].column_names) for table in tables])
+    return raws_from_table(table, table.schema, columns, part, where, cells=True)
+
+
+def read_cells(path: Path) -> pa.Table:
+    """A CSV file as a table of text. Raises `DataError` for other encodings and separators, and without a header."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}.") from None
+    try:
+        header = [cell.strip() for cell in next(csv.reader(io.StringIO(text), strict=True), [])]
+    except csv.Error as error:
+        raise DataError(f"cannot read {path}: the header is not valid CSV ({error}).") from None
+    if len(header) < 2 and any(mark in "".join(header) for mark in ";\t|"):
+        raise DataError(
+            f"{path}: the columns are not separated by commas (`{header[0][:40]}`); save it with commas, and with "
+            "points in decimal numbers."
+        )
+    if not header or any("\n" in name for name in header):
+        raise DataError(f"{path} has no header; its first line must name the columns.")
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
+    _check_names(names, str(path))
+    if _is_data(names):
+        raise DataError(
+            f"{path} seems to have no header, its first line is `{','.join(header)[:60]}`; write a line with the names "
+            "of the columns before it."
+        )
+    kinds = dict.fromkeys(names, pa.string())
+    return _guard(
+        path,
+        lambda: pa_csv.read_csv(
+            pa.BufferReader(text.encode()),
+            read_options=pa_csv.ReadOptions(column_names=names, skip_rows=1),
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa_csv.ConvertOptions(column_types=kinds),
+        ),
     )
 
 
-def read_csv(path: Path, columns: Columns) -> Raw:
-    """One CSV file with a header line: numeric features, a label (column `label`, else the last one)."""
-    table = _guard(path, partial(pa_csv.read_csv, path))
-    label = columns.label or next((name for name in LABELS[:1] if name in table.column_names), table.column_names[-1])
-    chosen = Columns(image=None, label=label, id=columns.id)
-    return raw_from_table(table, table.schema, chosen, "", lambda row: f"{path}, line {row + 2}")
+def _check_names(names: Sequence[str], place: str) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{place} has several columns called `{twice}`; give each a name of its own.")
 
 
-def raw_from_table(
+def _is_data(names: Sequence[str]) -> bool:
+    """Whether a first line holds values: only numbers, a decimal number, or whole numbers that do not count columns."""
+    numbers = [name for name in names if _NUMBER.fullmatch(name)]
+    whole = [int(name) for name in numbers if name.isdigit()]
+    counted = whole in (list(range(len(whole))), list(range(1, len(whole) + 1)))
+    return len(numbers) == len(names) or len(whole) < len(numbers) or not counted
+
+
+def raws_from_table(
     table: pa.Table,
     schema: pa.Schema,
     columns: Columns,
-    split: str,
+    part: str,
     where: Callable[[int], str],
     *,
+    prefix: str = "",
     images: ColumnImages | None = None,
     key: Callable[[object, Path], str] | None = None,
-) -> Raw:
-    """Labels, ids and metadata of a table; without `images`, its numeric columns are the features."""
+    cells: bool = False,
+) -> dict[str, Raw]:
+    """The parts of a table.
+
+    part: the one that all rows belong to, "" if that is not known: then a column called `split` decides, and without
+    one all rows are for training. prefix: ids are `prefix/row` (the part, if it is known) where no column holds ids;
+    "" leaves them to the content of the samples.
+
+    Without `images`, its numeric columns are the features, except row numbers that pandas saved, identifiers and the
+    columns named by `columns.metadata`. cells: all columns are text of which the types are still to be found.
+    """
     place = where(0).rpartition(", ")[0]
+    names = table.column_names
     label = label_column(schema, columns.label, place)
-    id_column = columns.id or ("id" if "id" in table.column_names and label != "id" else None)
-    if id_column is not None and id_column not in table.column_names:
-        raise DataError(f"{place} has no id column `{id_column}`; {nearest(id_column, table.column_names)}.")
-    labels = column_values(table.column(label))
-    others = {
-        name: column_values(table.column(name))
-        for name in table.column_names
-        if name not in (label, id_column) and not pa.types.is_nested(table.schema.field(name).type)
-    }
+    ident = _wanted(columns.id, names, "id", place)
+    if ident is None:
+        ident = next((name for name in names if name.lower() == "id" and name != label), None)
+    metadata = {_wanted(given, names, "metadata", place) for given in columns.metadata}
+    values, ignored = _typed(table.drop_columns([label, *([] if ident is None else [ident])]), place, cells)
+    ids = None if ident is None else _ids(table.column(ident), ident, place, cells)
+    labels = _label_values(table.column(label), f"{place}, column `{label}`", cells)
     array = None
+    features: list[str] = []
     if images is None:
-        features = {name: values for name, values in others.items() if values.dtype.kind in "biuf"}
+        features = [name for name in values if name not in metadata and _is_feature(name, values[name], where, cells)]
         if not features:
-            raise DataError(f"{place} has neither an image column nor numeric columns; columns: {table.column_names}.")
-        array = np.column_stack([values.astype(np.float32) for values in features.values()])
-        others = {name: values for name, values in others.items() if name not in features}
-    if id_column is not None:
-        ids: np.ndarray | None = column_values(table.column(id_column)).astype(str)
-    else:
-        ids = np.array([f"{split}/{i}" for i in range(len(table))]) if split else None
-    return Raw(
+            raise DataError(f"{place} has neither an image column nor numeric columns; columns: {names}.")
+        array = np.column_stack([_feature(values[name]) for name in features])
+        kept = [f"`{name}` ({_why_not(name, values[name], metadata)})" for name in values if name not in features]
+        if kept:
+            ignored.append(f"not among the features: {', '.join(kept)}")
+        if len(features) > WIDE:  # pixel columns are no metadata
+            values = {name: column for name, column in values.items() if name not in features}
+    whole = Raw(
         labels=labels,
         where=where,
         names=class_label_names(schema, label),
         images=images,
         array=array,
         ids=ids,
-        columns=others,
+        columns=values,
         key=key,
         spill=None
         if images is None or key is None
         else lambda cache: images.spill(cache / "data" / f"{key('encoded', cache)}.arrow"),
+        label_name=label,
+        id_name=ident or "",
+        features=tuple(features),
+        ignored=tuple(ignored),
     )
+    if part:
+        return {part: _numbered(whole, part)}
+    rows = _parts(values, len(table), place)
+    return {name: _numbered(_chosen(whole, chosen), name if len(rows) > 1 else prefix) for name, chosen in rows.items()}
+
+
+def _parts(values: dict[str, np.ndarray], count: int, place: str) -> dict[str, np.ndarray]:
+    """Rows of each part, by a column that names parts."""
+    for name in values:
+        if name.lower() not in SPLITS or kind_of(values[name]) != "text":
+            continue
+        texts = as_text(values[name])
+        if is_missing(values[name]).any():
+            row = int(np.flatnonzero(is_missing(values[name]))[0])
+            raise DataError(f"{place}, row {row}: there is no value in the column `{name}`, so its part is not known.")
+        understood = parts_of_values(np.unique(texts).tolist(), f"{place}, column `{name}`")
+        of_row = np.array([understood[text] for text in np.unique(texts).tolist()])[
+            np.unique(texts, return_inverse=True)[1]
+        ]
+        return {part: np.flatnonzero(of_row == part) for part in PARTS if bool((of_row == part).any())}
+    return {"train": np.arange(count)}
+
+
+def _chosen(raw: Raw, rows: np.ndarray) -> Raw:
+    """Some rows of a part; all of them are the part itself."""
+    if len(rows) == len(raw.labels):
+        return raw
+    images, key, where = raw.images, raw.key, raw.where
+    marked = hashlib.sha256(rows.tobytes()).hexdigest()
+    return replace(
+        raw,
+        labels=raw.labels[rows],
+        where=lambda row: where(int(rows[row])),
+        images=None if images is None else ChosenImages(images, rows),
+        array=None if raw.array is None else raw.array[rows],
+        ids=None if raw.ids is None else raw.ids[rows],
+        columns={name: column[rows] for name, column in raw.columns.items()},
+        key=None if key is None else lambda facts, cache: key([marked, facts], cache),
+        spill=raw.spill,
+    )
+
+
+def _numbered(raw: Raw, part: str) -> Raw:
+    """With ids: those of a column (rows without one get `missing-id/N`), else `part/N` where parts have names."""
+    if raw.ids is None:
+        return replace(raw, ids=np.array([f"{part}/{row}" for row in range(len(raw.labels))])) if part else raw
+    absent = np.flatnonzero(raw.ids == "")
+    if not len(absent):
+        return raw
+    ids = raw.ids.astype(object)
+    ids[absent] = [f"missing-id/{row}" for row in absent.tolist()]
+    return replace(raw, ids=ids.astype(str))
+
+
+def _typed(table: pa.Table, place: str, cells: bool) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Flat columns with their types, and a sentence about each that is left out."""
+    values: dict[str, np.ndarray] = {}
+    ignored: list[str] = []
+    for name in table.column_names:
+        column = table.column(name)
+        if pa.types.is_nested(column.type):
+            ignored.append(f"column `{name}`: nested values")
+            continue
+        try:
+            values[name] = from_cells(column) if cells else from_arrow(column, f"{place}, column `{name}`")
+        except DataError as error:
+            ignored.append(f"column `{name}`: {error}")
+    return values, ignored
+
+
+def _ids(given: pa.ChunkedArray, name: str, place: str, cells: bool) -> np.ndarray:
+    """Text of the ids, "" where there is none. `DataError` where floats may have merged them."""
+    if cells:
+        return ids_of_cells(given)
+    column = whole_numbers(from_arrow(given, f"{place}, column `{name}`"))
+    if kind_of(column) == "number":
+        raise DataError(
+            f"{place}: the id column `{name}` holds decimal numbers, which are not exact; save the ids as whole "
+            "numbers or as text."
+        )
+    return as_text(column)
+
+
+def _label_values(column: pa.ChunkedArray, place: str, cells: bool) -> np.ndarray:
+    """Labels with their types; lists of numbers are one-hot rows (n, classes)."""
+    if cells:
+        return from_cells(column)
+    if pa.types.is_nested(column.type):
+        rows = column.to_pylist()
+        if not rows or any(not isinstance(row, list) or len(row) != len(rows[0]) for row in rows):
+            raise DataError(f"{place} holds nested values that are no one-hot rows; each sample needs one label.")
+        try:
+            return from_one_hot(np.array(rows, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{place}: {error}") from None
+    return from_arrow(column, place)
+
+
+def _wanted(name: str | None, names: Sequence[str], what: str, place: str) -> str | None:
+    if name is not None and name not in names:
+        raise DataError(f"{place} has no {what} column `{name}`; {nearest(name, names)}.")
+    return name
+
+
+def _is_feature(name: str, column: np.ndarray, where: Callable[[int], str], cells: bool) -> bool:
+    if _ROW_NUMBERS.fullmatch(name) or _IDENTIFIERS.fullmatch(name):
+        return False
+    if kind_of(column) != "text":
+        return not (name.lower() == "index" and np.array_equal(column, np.arange(len(column))))
+    if cells:
+        _check_numbers(name, column, where)
+    return False
+
+
+def _check_numbers(name: str, column: np.ndarray, where: Callable[[int], str]) -> None:
+    """`DataError` for a column of numbers in which a few cells are none: it would silently be no feature."""
+    texts = np.char.strip(np.ma.getdata(column)[~is_missing(column)])
+    sample = texts[:: max(1, len(texts) // 1000)]
+    if not len(sample) or sum(bool(_NUMBER.fullmatch(text)) for text in sample.tolist()) < 0.9 * len(sample):
+        return
+    numbers = np.array([bool(_NUMBER.fullmatch(text)) for text in texts.tolist()])
+    strange = texts[~numbers]
+    if 0 < len(strange) <= 0.1 * len(texts) and not any(text.lstrip("+-").isdigit() for text in strange.tolist()):
+        row = int(np.flatnonzero(np.char.strip(np.ma.getdata(column)) == strange[0])[0])
+        raise DataError(
+            f"{where(row)}: the column `{name}` holds numbers, but `{strange[0]}` here; mend the cell, or name the "
+            f"column as metadata (metadata={name}) if it is text."
+        )
+
+
+def _why_not(name: str, column: np.ndarray, metadata: Collection[str | None]) -> str:
+    if name in metadata:
+        return "metadata as asked"
+    if _ROW_NUMBERS.fullmatch(name) or name.lower() == "index":
+        return "row numbers"
+    return "identifier" if _IDENTIFIERS.fullmatch(name) else kind_of(column)
+
+
+def _feature(column: np.ndarray) -> np.ndarray:
+    """float32 (n,); NaN where a cell is missing, which is refused with its row when the samples are checked."""
+    values = np.ma.getdata(column).astype(np.float32)
+    values[is_missing(column)] = np.nan
+    return values
 
 
 def hub_features(schema: pa.Schema) -> dict[str, Any]:
@@ -229,27 +507,25 @@ def image_column(schema: pa.Schema, wanted: str | None, place: object) -> str | 
 
 
 def label_column(schema: pa.Schema, wanted: str | None, place: object) -> str:
+    """The wanted column, else one that is called so, else the first that the Hub marks as a class label."""
     candidates = [n for n in schema.names if not pa.types.is_nested(schema.field(n).type)]
     if wanted is not None:
         if wanted in schema.names:
             return wanted
         raise DataError(f"{place} has no label column `{wanted}`; {nearest(wanted, candidates)}.")
+    lowered = {name.lower(): name for name in reversed(schema.names)} | {name: name for name in schema.names}
     for name in LABELS:
-        if name in schema.names:
-            return name
+        if name in lowered:
+            return lowered[name]
+    likely = [lowered[name] for name in OTHER_LABELS if name in lowered]
+    if len(likely) > 1:
+        raise DataError(
+            f"{place}: which column is the label, {' or '.join(f'`{n}`' for n in likely)}? Pass label_column."
+        )
     marked = [n for n in schema.names if class_label_names(schema, n)]
-    if marked:
-        return marked[0]
+    if likely or marked:
+        return (likely or marked)[0]
     raise DataError(f"{place} has no label column; pass label_column, one of: {', '.join(candidates) or 'none'}.")
-
-
-def column_values(column: pa.ChunkedArray) -> np.ndarray:
-    """A flat column as an array: numbers stay numbers (missing ones become NaN), everything else becomes text."""
-    kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        values: np.ndarray = column.to_numpy()
-        return values if values.dtype != object else values.astype(np.float64)
-    return np.array(["" if value is None else str(value) for value in column.to_pylist()], dtype=str)
 
 
 def _guard(path: Path, read: Callable[[], T]) -> T:

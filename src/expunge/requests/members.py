@@ -11,12 +11,13 @@ from expunge.api.result import write_text
 from expunge.core.errors import DataError
 from expunge.data.ids import columns_of
 from expunge.data.split import Split
+from expunge.data.values import as_text, key, whole_numbers
 from expunge.requests.case.keys import sample_hash, subject_hash
 
 
 def of_subject(pepper: bytes, subject: str) -> str:
-    """Hex hash of a subject as the id column writes it; space around it does not count."""
-    return subject_hash(pepper, subject.strip())
+    """Hex hash of a subject, whose text is compared by the rule of `expunge.data.values`: `007` is not `7`."""
+    return subject_hash(pepper, key(subject))
 
 
 def of_samples(pepper: bytes, split: Split) -> np.ndarray:
@@ -25,12 +26,15 @@ def of_samples(pepper: bytes, split: Split) -> np.ndarray:
 
 
 def owners(pepper: bytes, split: Split, column: str) -> np.ndarray:
-    """Hex hashes (len(split),) of the subject that each sample belongs to. `DataError` if there is no such column."""
+    """Hex hashes (len(split),) of the subject that each sample belongs to, "" where none is named.
+
+    Raises `DataError` if there is no such column.
+    """
     columns = columns_of(split)
     if column not in columns:
         raise DataError(f"{split.name} has no column `{column}`; it has: {', '.join(sorted(columns))}.")
-    names, which = np.unique(columns[column].astype(str), return_inverse=True)
-    return np.array([of_subject(pepper, name) for name in names.tolist()], dtype="U64")[which]
+    names, which = np.unique(as_text(whole_numbers(columns[column])), return_inverse=True)
+    return np.array([of_subject(pepper, name) if name else "" for name in names.tolist()], dtype="U64")[which]
 
 
 def write_members(path: Path, hashes: Iterable[str]) -> None:

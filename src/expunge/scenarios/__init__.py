@@ -1,4 +1,4 @@
-"""Who is forgotten. This page is the catalogue, without importing torch; third parties: `expunge.scenarios`."""
+"""Scenarios: which samples form the forget set. The catalogue, without torch; third parties: `expunge.scenarios`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SCENARIOS = Registry(
         ),
         Card(
             name="class",
-            summary="all samples of one class, or `count` of them; `class:3`, `class:target=3,count=25`",
+            summary="all samples of one class, or `count` of them; `class:cat`, `class:target=cat,count=25`",
             target="expunge.scenarios.selections:OneClass",
         ),
         Card(
             name="per-class",
-            summary="a fraction of each class; `per-class:fractions=5=0.4+6=0.4`",
+            summary="a fraction of each class; `per-class:fractions=cat=0.4+dog=0.4`",
             target="expunge.scenarios.selections:PerClass",
         ),
         Card(
@@ -64,8 +64,13 @@ SCENARIOS = Registry(
         ),
         Card(
             name="ids",
-            summary="explicit positions, a mask, sample ids, or a file of ids; `ids:requests.csv`",
+            summary="samples by their ids, or a file of ids; `ids:0005,0017`, `ids:requests.csv`",
             target="expunge.scenarios.selections:ExplicitIds",
+        ),
+        Card(
+            name="index",
+            summary="samples by their positions in the data, counted from 0; `index:3,17`",
+            target="expunge.scenarios.selections:Positions",
         ),
         Card(
             name="where",

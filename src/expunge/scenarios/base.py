@@ -1,4 +1,4 @@
-"""Scenarios: frozen options that decide, exactly and by seed, which training samples are to be forgotten."""
+"""Scenarios: frozen options that decide, exactly and by seed, which training samples form the forget set."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Scenario(ABC):
 
     card: ClassVar[Card]
     primary: ClassVar[str] = ""
-    requests: int = Field(1, ge=1, description="the forget set arrives in so many requests, one after the other")
+    requests: int = Field(1, ge=1, description="number of consecutive requests the forget set is split into")
 
     @abstractmethod
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
@@ -129,9 +129,9 @@ def make_scenario(name: str, given: Mapping[str, Any] | None = None) -> Scenario
 
 
 def parse_scenario(text: str) -> Scenario:
-    """`class:3`, `random:0.1`, `class:target=3,count=25`, `ids:file.csv`, `where:user==4711`.
+    """`class:cat`, `random:0.1`, `class:target=cat,count=25`, `ids:0005,0017`, `where:user==4711`.
 
-    >>> parse_scenario("class:3,count=25").count
+    >>> parse_scenario("class:cat,count=25").count
     25.0
     """
     name, _, rest = text.partition(":")
@@ -139,16 +139,22 @@ def parse_scenario(text: str) -> Scenario:
     names = [f.name for f in fields(cls)]
     if not rest:
         return build(cls, {}, name)
-    head, *others = rest.split(",")
-    is_named = [bool(re.match(rf"({'|'.join(names)})=(?!=)", part)) for part in (head, *others)]
-    if cls.primary and not is_named[0]:
-        looks_named = [bool(re.match(r"\s*[a-z_]+=(?!=)", part)) for part in others]
-        if not (others and all(looks_named)):
-            return build(cls, {cls.primary: rest}, name)
-        rest = f"{cls.primary}={rest}"  # `3,count=25`: the primary value, then named options
+    named = re.compile(rf"\s*({'|'.join(names)})=(?!=)")
+    parts = rest.split(",")
+    # Options stand last; what is before the first of them is the primary value, commas included.
+    first = 0 if named.match(parts[0]) else len(parts)
+    while first and named.match(parts[first - 1]):
+        first -= 1
     values: dict[str, Any] = {}
-    for part in rest.split(","):
-        key, equals, value = part.partition("=")
+    if cls.primary and first:
+        stray = next((part for part in parts[1:first] if re.match(r"\s*[a-z_]+=(?!=)", part)), None)
+        if stray is not None and first == len(parts):
+            key = stray.partition("=")[0].strip()
+            raise UsageError(f"{name} has no option `{key}`; {nearest(key, names)}.")
+        values[cls.primary] = ",".join(parts[:first])
+        parts = parts[first:]
+    for part in parts:
+        key, equals, value = part.strip().partition("=")
         if not equals:
             raise UsageError(f"{name}: expected option=value, got `{part}`; {nearest(key, names)}.")
         values[key] = value

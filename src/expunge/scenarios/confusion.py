@@ -14,9 +14,10 @@ from torch import Tensor
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field
+from expunge.data.classes import class_index
 from expunge.data.split import Split
 from expunge.scenarios.base import Amount, Scenario, count_of, scenario_class
-from expunge.scenarios.selections import class_number, draw
+from expunge.scenarios.selections import draw
 
 
 @scenario_class("confusion")
@@ -30,7 +31,7 @@ class Confusion(Scenario):
     classes: tuple[int | str, int | str] = Field((0, 1), description="the two classes, by number or name")
 
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
-        first, second = (class_number(train, target) for target in self.classes)
+        first, second = (class_index(train, target) for target in self.classes)
         if first == second:
             raise UsageError(f"confusion: two different classes are needed, got {first} twice.")
         if self.amount >= 1 and self.amount % 2:
@@ -43,7 +44,7 @@ class Confusion(Scenario):
         return torch.cat(parts).sort().values
 
     def relabel(self, train: Split, forget: Tensor, generator: torch.Generator) -> Split:
-        first, second = (class_number(train, target) for target in self.classes)
+        first, second = (class_index(train, target) for target in self.classes)
         labels = torch.empty(0, dtype=torch.long) if train.labels is None else train.labels.clone()
         labels[forget] = first + second - labels[forget]
         return train.with_labels(labels)

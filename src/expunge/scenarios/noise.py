@@ -9,9 +9,10 @@ from torch import Tensor
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field
+from expunge.data.classes import class_index
 from expunge.data.split import Split
 from expunge.scenarios.base import Amount, Scenario, count_of, scenario_class
-from expunge.scenarios.selections import class_number, draw
+from expunge.scenarios.selections import draw
 
 
 @scenario_class("noisy")
@@ -32,7 +33,7 @@ class NoisyLabels(Scenario):
             return draw(train.index, count_of(self.amount, len(train), "noisy: `amount`"), generator)
         parts = []
         for target in self.classes:
-            members = train.index[train.y == class_number(train, target)]
+            members = train.index[train.y == class_index(train, target)]
             parts.append(draw(members, count_of(self.amount, len(members), "noisy: `amount`"), generator))
         return torch.cat(parts).sort().values
 

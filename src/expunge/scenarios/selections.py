@@ -1,4 +1,4 @@
-"""Selections: random samples, classes, single instances, explicit ids, predicates."""
+"""Selections: random samples, classes, single instances, explicit ids and positions, conditions."""
 
 from __future__ import annotations
 
@@ -11,24 +11,10 @@ from torch import Tensor
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field
-from expunge.data.ids import positions_from
+from expunge.data.classes import INDEX, class_index
+from expunge.data.ids import rows_by_id, rows_by_index, rows_where
 from expunge.data.split import Split
 from expunge.scenarios.base import Amount, Scenario, count_of, scenario_class
-
-
-def class_number(train: Split, target: int | str) -> int:
-    """A class by number or by name; `UsageError` with the allowed ones."""
-    names = train.store.classes
-    if str(target) in names and not str(target).lstrip("-").isdigit():
-        return names.index(str(target))
-    try:
-        number = int(target)
-    except ValueError:
-        number = -1
-    if not 0 <= number < len(names):
-        shown = ", ".join(f"{i}={n}" if n != str(i) else n for i, n in enumerate(names[:12]))
-        raise UsageError(f"class `{target}` does not exist in {train.name}; allowed: {shown}.")
-    return number
 
 
 def draw(positions: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -62,20 +48,20 @@ class OneClass(Scenario):
     """One class, whole or `count` samples of it (selective forgetting)."""
 
     primary: ClassVar[str] = "target"
-    target: int | str = Field(..., description="class number or name")
+    target: int | str = Field(..., description="name of the class, or index:3 for the class at place 3")
     count: Amount | None = Field(None, gt=0, description="fraction below 1 or number of samples; none: all")
 
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
-        members = train.index[train.y == class_number(train, self.target)]
+        members = train.index[train.y == class_index(train, self.target)]
         if self.count is None:
             return members
         return draw(members, count_of(self.count, len(members), "class: `count`"), generator)
 
 
 def _fractions(value: Any) -> Any:
-    """`5=0.4+6=0.4` on the command line; a mapping in YAML and Python, whose classes may be numbers."""
+    """`cat=0.4+dog=0.4` on the command line; a mapping in YAML and Python, where whole numbers are places."""
     if isinstance(value, Mapping):
-        return {str(key): amount for key, amount in value.items()}
+        return {f"{INDEX}{key}" if isinstance(key, int) else str(key): amount for key, amount in value.items()}
     if not isinstance(value, str):
         return value
     pairs = [part.partition("=") for part in value.split("+")]
@@ -96,7 +82,7 @@ class PerClass(Scenario):
         for target, fraction in self.fractions.items():
             if not 0 < fraction <= 1:
                 raise UsageError(f"per-class: the fraction of class {target} must be in (0, 1], got {fraction:g}.")
-            members = train.index[train.y == class_number(train, target)]
+            members = train.index[train.y == class_index(train, target)]
             parts.append(draw(members, int(fraction * len(members)), generator))
         return torch.cat(parts).sort().values
 
@@ -115,13 +101,24 @@ class Instances(Scenario):
 
 @scenario_class("ids")
 class ExplicitIds(Scenario):
-    """Exactly these samples: positions, a boolean mask, sample ids, or the path of a CSV/JSON/TXT file of ids."""
+    """The samples with these ids, compared as they are written (`007` is not `7`), or a boolean mask."""
 
     primary: ClassVar[str] = "ids"
-    ids: Any = Field(..., description="positions, mask, ids, or a file of ids")
+    ids: Any = Field(..., description="ids separated by commas or in a list, or a .csv, .json or .txt file of ids")
 
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
-        return positions_from(self.ids, train)
+        return rows_by_id(self.ids, train)
+
+
+@scenario_class("index")
+class Positions(Scenario):
+    """The samples at these positions of the data set, counted from 0, or a boolean mask."""
+
+    primary: ClassVar[str] = "positions"
+    positions: Any = Field(..., description="positions separated by commas or in a list, or a file of them")
+
+    def select(self, train: Split, generator: torch.Generator) -> Tensor:
+        return rows_by_index(self.positions, train)
 
 
 @scenario_class("where")
@@ -132,4 +129,4 @@ class Where(Scenario):
     condition: Any = Field(..., description="expression over metadata columns, or a callable")
 
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
-        return positions_from(self.condition, train, predicate=True)
+        return rows_where(self.condition, train)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from expunge.core.errors import DataError, UsageError
 from expunge.core.options import Field
-from expunge.data.ids import positions_from
+from expunge.data.classes import class_index
+from expunge.data.ids import rows_by_id, rows_by_index
 from expunge.data.scores import read_features
 from expunge.data.split import Split
 from expunge.scenarios.base import Amount, Scenario, count_of, scenario_class
-from expunge.scenarios.selections import class_number
 
 BATCH = 1024
 
@@ -33,7 +33,7 @@ class Subpopulation(Scenario):
     primary: ClassVar[str] = "amount"
     amount: Amount = Field(0.05, gt=0, description="a number of samples, or a fraction of those they are chosen from")
     across: bool = Field(False, description="choose from all classes; default: only from the seed sample's class")
-    sample: int | str | None = Field(None, description="the seed sample by position or id; none: drawn by the seed")
+    sample: int | str | None = Field(None, description="the seed sample by id, or by position as index:5; none: drawn")
     target: int | str | None = Field(None, description="class to draw the seed sample from; none: any")
     features: Path | None = Field(
         None, description=".npy (a row per sample of the data set), .csv or .parquet (column `id`); none: the inputs"
@@ -52,8 +52,9 @@ class Subpopulation(Scenario):
         if self.sample is not None and self.target is not None:
             raise UsageError("subpopulation: `sample` names the seed sample already; leave out `target`.")
         if self.sample is not None:
-            return int(positions_from([self.sample], train)[0])
-        members = train.index if self.target is None else train.index[train.y == class_number(train, self.target)]
+            rows = rows_by_index if isinstance(self.sample, int) else rows_by_id
+            return int(rows(self.sample, train)[0])
+        members = train.index if self.target is None else train.index[train.y == class_index(train, self.target)]
         if not len(members):
             raise DataError(f"subpopulation: class {self.target} has no sample in {train.name}; name another one.")
         return int(members[torch.randint(len(members), (1,), generator=generator)])

@@ -183,7 +183,7 @@ def test_prefix_takes_the_first(tiny):
 
 
 def test_classes_are_renumbered_and_keep_their_names(tiny):
-    study = parse_study({**tiny, "data": {**tiny["data"], "classes": [2, 0]}, "scenarios": ["class:1"]})
+    study = parse_study({**tiny, "data": {**tiny["data"], "classes": [2, 0]}, "scenarios": ["class:0"]})
     train, test = load_source(study.data)
     assert train.store.classes == test.store.classes == ("2", "0")
     whole, _ = load_source(parse_study(tiny).data)

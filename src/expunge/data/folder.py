@@ -178,7 +178,7 @@ def read_images(tree: Tree, columns: Columns) -> dict[str, Raw]:
     if tree.hidden:
         ignored.append(f"{tree.hidden} hidden files or folders")
     raws = {part: _images_of(root, by_part[part], places, columns) for part in PARTS if part in by_part}
-    _refuse_empty_classes(tree, raws, places, images)
+    _refuse_empty_classes(tree, list(raws.values()), places, images)
     return _with_names({part: replace(raw, ignored=(*raw.ignored, *ignored)) for part, raw in raws.items()}, root)
 
 
@@ -299,9 +299,9 @@ def _with_names(raws: dict[str, Raw], root: Path) -> dict[str, Raw]:
     return {part: replace(raw, labels=np.searchsorted(names, raw.labels), names=stated) for part, raw in raws.items()}
 
 
-def _refuse_empty_classes(tree: Tree, raws: dict[str, Raw], places: _Places, images: list[Path]) -> None:
+def _refuse_empty_classes(tree: Tree, raws: list[Raw], places: _Places, images: list[Path]) -> None:
     """`DataError` for a folder among those of the classes that holds no image: its class would be left out."""
-    if any(raw.label_name for raw in raws.values()):
+    if any(raw.label_name for raw in raws):
         return
     with_images = {folder for image in images for folder in image.parents}
     class_level = set()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from expunge.core.errors import DataError, UsageError
 from expunge.data.split import Split
+from expunge.data.values import keys
 from expunge.repair.suspects_file import POSITION, as_text, read_table, with_plain_names
 
 KEYS = ("id", "sample_id", POSITION, "index")
@@ -98,7 +99,7 @@ def _frame(source: Any, name: str) -> pd.DataFrame:
         values = np.asarray(source)
         if values.ndim != 1 or values.dtype.kind not in "iuUOS":
             raise UsageError(f"{name} must be one-dimensional, of ids or positions, got {values.dtype} {values.shape}.")
-        source = pd.DataFrame({"id": values})
+        source = pd.DataFrame({POSITION if values.dtype.kind in "iu" else "id": values})
     elif not isinstance(source, pd.DataFrame):
         raise UsageError(f"suspects are a file, a DataFrame, or a list of ids, got {type(source).__name__}.")
     elif not isinstance(source.index, pd.RangeIndex):
@@ -120,11 +121,13 @@ def _positions(table: pd.DataFrame, train: Split, name: str) -> np.ndarray:
             )
         return np.arange(count)
     texts = table[key].str.strip().to_numpy(dtype=str)
-    known = pd.Index(train.store.ids.astype(str))
-    found = known.get_indexer(texts) if key != POSITION else np.full(len(texts), -1)
-    if (found < 0).all() and all(text.isascii() and text.isdigit() and len(text) < 19 for text in texts):
-        numbers = texts.astype(np.int64)
+    known = pd.Index(keys(train.store.ids))
+    if key in (POSITION, "index"):
+        whole = np.array([text.isascii() and text.isdigit() and len(text) < 19 for text in texts], dtype=bool)
+        numbers = np.where(whole, texts, "-1").astype(np.int64)
         found = np.where(numbers < count, numbers, -1)
+    else:  # a number is the id that is written so, never a position
+        found = known.get_indexer(keys(texts))
     missing = np.flatnonzero(found < 0)
     if len(missing):
         raise DataError(

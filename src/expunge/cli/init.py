@@ -33,7 +33,7 @@ def init(job: Init) -> None:
     values = {name: getattr(job, name) for name in option_names(Settings)}
     if job.recipe is None and known is not None:
         values["recipe"] = to_dict(known)
-    settings = build(Settings, {**values, "data_options": inputs.literals(job.data_options)})
+    settings = build(Settings, {**values, "data_options": dict(job.data_options)})
     settings = resolved(settings, Path.cwd())  # so that they are right from any folder
     settings = dataclasses.replace(settings, model_options=inputs.literals(job.model_options))
     with Desk.create(job.workspace, settings, job.checkpoint, train, data.test, say=console.say) as desk:

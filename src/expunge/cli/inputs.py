@@ -50,7 +50,7 @@ def load_data(job: HasData, *, holdout: float = 0.0, split_seed: int = 0) -> Dat
 
 
 def _load_data(job: HasData, holdout: float, split_seed: int) -> Data:
-    train, test = load_pair(job.data, **literals(job.data_options))
+    train, test = load_pair(job.data, **job.data_options)
     other = getattr(job, "test", None)
     if other is not None:
         test = _extra(other, job, train)
@@ -63,7 +63,7 @@ def _load_data(job: HasData, holdout: float, split_seed: int) -> Data:
 
 def _extra(spec: str, job: HasData, train: Split) -> Split:
     """Test or validation data of their own, normalised as the training data are."""
-    first, second = load_pair(spec, **literals(job.data_options))
+    first, second = load_pair(spec, **job.data_options)
     chosen = second if second is not None else first
     if second is None and Path(spec).resolve() == Path(job.data).resolve():
         raise UsageError(

@@ -12,10 +12,13 @@ from expunge.core.options import Field, options
 
 _MODEL = "catalogue name (`expunge list models`), package.module:function or path/to/file.py:function"
 _MODEL_OPTIONS = "model options as name=value, e.g. width=0.4"
-_DATA = "catalogue name, hf:owner/name, Parquet or image folder, .parquet, .npz, .npy or .csv file"
-_DATA_OPTIONS = "normalise, image_size, id_column, label_column or image_column as name=value"
+_DATA = "catalogue name, hf:owner/name, folder of Parquet, CSV or image files, .parquet, .npz, .npy or .csv file"
+_DATA_OPTIONS = (
+    "as name=value: normalise, image_size, mode (RGB, L), classes (cat,dog or 1..10), id_column, label_column, "
+    "image_column, metadata (columns that are no features)"
+)
 _TEST = "data never trained on; default: the test part of the data, if there is one"
-_FORGET = "who is forgotten: class:3, random:0.1, noisy:0.2, ids:file.csv, where:user==4711 (`expunge list scenarios`)"
+_FORGET = "the forget set: class:cat, random:0.1, ids:0005,0017, ids:file.csv, index:3,17, where:user==4711, .."
 _DEVICE = "auto, cpu, cuda or cuda:N"
 
 

@@ -128,6 +128,14 @@ def init() -> None:
     """Make a workspace for deletion requests around a trained model."""
 
 
+@app.command(epilog="Example: expunge doctor --json")
+def doctor(json: Json = False) -> None:
+    """What this machine offers: cores, instruction sets, measured bfloat16 speed-up, GPU, memory, cache, versions."""
+    from expunge.cli.doctor import doctor as examine_machine
+
+    examine_machine(json)
+
+
 studies.register(app)
 app.add_typer(requests.app)
 

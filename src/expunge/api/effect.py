@@ -51,6 +51,7 @@ LABELS: tuple[Label, ...] = get_args(Label)
 
 MOST_FORGET, MOST_RETAIN, MOST_HELD_OUT = 2000, 1000, 2000  # samples looked at; a seeded draw where there are more
 NEIGHBOURS = 10
+LONGEST = 4096  # numbers of a representation that is compared as it is
 PASS = 256  # samples whose distances to all held-out ones are in memory at a time
 
 
@@ -192,28 +193,32 @@ def staying(held_out: Split, forget: Split | None, retain: Split | None) -> Tens
     return other if 2 * int(other.sum()) >= len(other) else torch.ones_like(other)
 
 
-def _passes(models: tuple[nn.Module, nn.Module], split: Split, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Logits (2, n, C) of both models, and early representations (n, d) by the first, on the CPU.
+def _passes(
+    models: tuple[nn.Module, nn.Module], split: Split, device: torch.device | str
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits (2, n, C) of both models, and early representations, each (n, d), by the first; on the CPU.
 
     Outputs that are not finite count as very large ones. The models go back to where they were.
     """
     target, found = torch.device(device), []
-    rows: list[Tensor] = []
-    for model in models:
+    rows: list[tuple[Tensor, ...]] = []
+    for at, model in enumerate(models):
         home = next((p.device for p in model.parameters()), target)
         try:
             model.to(target)
-            with _early(model, rows) if model is models[0] else nullcontext():
+            with _early(model, rows) if at == 0 else nullcontext():
                 found.append(predict(model, split, target).cpu())
         finally:
             model.to(home)
-    return torch.stack(found).nan_to_num(nan=0.0, posinf=1e4, neginf=-1e4), torch.cat(rows)
+    early = tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+    return torch.stack(found).nan_to_num(nan=0.0, posinf=1e4, neginf=-1e4), early
 
 
 @contextmanager
-def _early(model: nn.Module, rows: list[Tensor]) -> Iterator[None]:
-    """Inside the block every pass adds (B, d) to `rows`: what the first module with weights of its own puts out."""
-    first = next((m for m in model.modules() if next(m.parameters(recurse=False), None) is not None), model)
+def _early(model: nn.Module, rows: list[tuple[Tensor, ...]]) -> Iterator[None]:
+    """Inside the block every pass adds to `rows` what the first layer with weights puts out, see `_points`."""
+    layers = [m for m in model.modules() if m is not model and next(m.parameters(recurse=False), None) is not None]
+    first = next(iter(layers), model)
     fresh = True
 
     def begin(_: nn.Module, __: Any) -> None:
@@ -223,7 +228,7 @@ def _early(model: nn.Module, rows: list[Tensor]) -> Iterator[None]:
     def keep(_: nn.Module, __: Any, out: Any) -> None:
         nonlocal fresh
         if fresh and isinstance(out, Tensor) and out.dim() > 1:
-            rows.append(_pooled(out.detach().float()).cpu())
+            rows.append(_points(out.detach().float()))
             fresh = False
 
     handles = [model.register_forward_pre_hook(begin), first.register_forward_hook(keep)]
@@ -234,11 +239,15 @@ def _early(model: nn.Module, rows: list[Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def _pooled(out: Tensor) -> Tensor:
-    """Images (B, C, H, W) to 4 x 4 means per channel, sequences (B, L, d) to their mean."""
-    if out.dim() == 4:
-        return F.adaptive_avg_pool2d(out, 4).flatten(1)
-    return out.mean(1) if out.dim() == 3 else out.flatten(1)
+def _points(out: Tensor) -> tuple[Tensor, ...]:
+    """An output (B, ...) as points (B, d): its means over positions, and all of it where that is not too long.
+
+    Images (B, C, H, W) keep 4 x 4 positions; sequences (B, L, d) none, so that tokens count wherever they stand.
+    """
+    means = F.adaptive_avg_pool2d(out, 4) if out.dim() == 4 else out.mean(1) if out.dim() == 3 else out
+    flat = out.flatten(1)
+    found = (means.flatten(1), flat) if means.dim() != out.dim() and flat.shape[1] <= LONGEST else (means.flatten(1),)
+    return tuple(one.cpu() for one in found)
 
 
 def _correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -438,11 +447,16 @@ def _in_words(how: str, gone: Tensor, pairs: _Pairs, numbers: Mapping[str, float
 
 
 def _true_labels(
-    forget: Split, early: Tensor, held_out: Split, others: Tensor, wrong: bool | None, thresholds: Thresholds
+    forget: Split,
+    early: tuple[Tensor, ...],
+    held_out: Split,
+    others: tuple[Tensor, ...],
+    wrong: bool | None,
+    thresholds: Thresholds,
 ) -> tuple[Tensor, str]:
     """What the samples to forget are (n,), and in words how that is known where it is not what they are called.
 
-    early, others: early representations of the two.
+    early, others: representations of the two; the one that tells held-out samples apart best is used.
     """
     labels = forget.y
     if wrong is False:
@@ -450,11 +464,13 @@ def _true_labels(
     stated = _stated_labels(forget)
     if stated is not None and float((stated != labels).double().mean()) > thresholds.wrong:
         return stated, "their true labels are in the data"
-    _, agreement, usual = looks_like(early, labels, others, held_out.y)
-    deviation = math.sqrt(max(usual * (1 - usual), 1e-4) / len(labels))
-    if wrong is None and (agreement >= thresholds.wrong * usual or agreement > usual - 3 * deviation):
+    ways = [looks_like(own, labels, other, held_out.y) for own, other in zip(early, others, strict=True)]
+    if not ways:
         return labels, ""
-    found = looks_like(early, labels, others, held_out.y, apart=True)[0]
+    found, agreement, usual = max(ways, key=lambda way: way[2])
+    noise = thresholds.deviations * math.sqrt(max(usual * (1 - usual), 1e-4) / len(labels))
+    if wrong is None and (agreement >= thresholds.wrong * usual or agreement > usual - noise):
+        return labels, ""
     return found, f"{agreement:.0%} of them look as they are called, of held-out samples {usual:.0%}"
 
 
@@ -466,15 +482,13 @@ def _stated_labels(forget: Split) -> Tensor | None:
     return None if torch.equal(own, forget.y) else own
 
 
-def looks_like(
-    points: Tensor, labels: Tensor, others: Tensor, classes: Tensor, *, apart: bool = False
-) -> tuple[Tensor, float, float]:
-    """Class of each sample by its nearest held-out samples.
+def looks_like(points: Tensor, labels: Tensor, others: Tensor, classes: Tensor) -> tuple[Tensor, float, float]:
+    """Which other class each sample looks most like, by its nearest held-out samples, and how often it is its own.
 
-    An early layer has not learnt single labels by heart, so it shows what a sample is where the answer shows what it
+    The first layer has not learnt single labels by heart, so it shows what a sample is where the answer shows what it
     was called. points (n, d), labels (n,): the samples and what they are called. others (m, d), classes (m,): held-out
-    samples. Returns the classes (n,), the share of samples whose class is their label, and that share of the held-out
-    samples with these labels, each judged by the others. apart: never the sample's own label.
+    samples. Returns the most frequent class but the label (n,), the share of samples whose most frequent class is
+    their label, and that share of the held-out samples with these labels, each judged by the others.
     """
     mean, spread = others.mean(0), others.std(0, correction=0) + 1e-6
     own, other = (points - mean) / spread, (others - mean) / spread
@@ -484,9 +498,7 @@ def looks_like(
     same = torch.isin(classes, labels.unique())
     judged = _votes(other, other, classes, count, itself=True).argmax(1)
     usual = float((judged == classes)[same].double().mean()) if bool(same.any()) else 0.0
-    if apart:
-        votes = votes.scatter(1, labels[:, None], -1)
-    return votes.argmax(1), agreement, usual
+    return votes.scatter(1, labels[:, None], -1).argmax(1), agreement, usual
 
 
 def _votes(points: Tensor, others: Tensor, labels: Tensor, classes: int, *, itself: bool = False) -> Tensor:

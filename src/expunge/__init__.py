@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from expunge.api.evaluate import Scores, evaluate
     from expunge.api.memorise import memorise
     from expunge.api.result import Result
+    from expunge.api.saved import load
+    from expunge.api.selection import ids
     from expunge.api.stream import unlearn_stream
     from expunge.api.train import train
+    from expunge.api.trained import TrainedModel
     from expunge.api.unlearn import unlearn
     from expunge.evidence.audit import audit
     from expunge.evidence.verdict import Verdict
@@ -27,11 +30,13 @@ _HOMES = {
     "expunge.api": (
         "Result",
         "Scores",
+        "TrainedModel",
         "data_parallel",
         "evaluate",
+        "ids",
+        "load",
         "memorise",
         "method",
-        "methods",
         "scenario",
         "train",
         "unlearn",
@@ -48,11 +53,14 @@ __all__ = [
     "Recipe",
     "Result",
     "Scores",
+    "TrainedModel",
     "Verdict",
     "__version__",
     "audit",
     "data_parallel",
     "evaluate",
+    "ids",
+    "load",
     "memorise",
     "method",
     "methods",
@@ -65,10 +73,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'expunge' has no attribute {name!r}")
     import importlib
 
+    if name == "methods":  # the package, which is callable: importing it binds the same object to this name
+        return importlib.import_module("expunge.methods")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'expunge' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)
 
 

@@ -151,7 +151,7 @@ class Pair(nn.Module):
     [
         ({"models": {}}, UsageError, "nothing to evaluate"),
         ({"forget": None, "retain": None, "test": None}, UsageError, "no data to evaluate on"),
-        ({"models": {"m": "m.pt"}}, UsageError, "model `m` must be a torch.nn.Module, got str"),
+        ({"models": {"m": "m.pt"}}, UsageError, "model `m`: there is no folder m.pt"),
         ({"models": {"m": Pair()}}, DataError, "logits of shape"),
         ({"metrics": ["acuracy"]}, UsageError, r"unknown metric `acuracy`; did you mean `accuracy`\? Allowed: "),
         ({"metrics": ["relearn"], "forget": None}, UsageError, "relearn needs"),

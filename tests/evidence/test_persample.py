@@ -294,5 +294,5 @@ def test_an_audit_with_shadows_tells_the_original_from_a_retrained_model(tmp_pat
 
 def test_an_audit_needs_to_know_the_method() -> None:
     forget, retain, test = digits()
-    with pytest.raises(UsageError, match="method and recipe"):
+    with pytest.raises(UsageError, match=r"pass method=\.\.\. and recipe=\.\.\."):
         expunge.audit(net(), net(), forget=forget, retain=retain, test=test, shadows=4, device="cpu")

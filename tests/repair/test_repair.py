@@ -81,7 +81,7 @@ def test_relabelling_takes_the_confusion_most_of_the_way_to_retraining(planted, 
 def test_the_given_model_stays_as_it_is(planted):
     model, split, _, issues, _ = planted
     before = weights_hash(model)
-    expunge.repair_labels(model, split.train, issues, action="relabel", method="none", device="cpu")
+    expunge.repair_labels(model, split.train, issues, action="relabel", method="none", recipe=RECIPE, device="cpu")
     assert weights_hash(model) == before
 
 
@@ -112,7 +112,9 @@ def test_the_corrected_list_says_what_became_of_everyone(planted, repaired):
 def test_without_a_suggestion_a_suspect_is_only_forgotten(planted):
     model, split, _, issues, _ = planted
     issues = issues.assign(predicted_label=issues["predicted_label"].where(issues.index < 20))
-    found = expunge.repair_labels(model, split.train, issues, action="relabel", epochs=1, device="cpu")
+    found = expunge.repair_labels(
+        model, split.train, issues, action="relabel", epochs=1, learn={"epochs": 3}, device="cpu"
+    )
     table = found.labels()
     gone = table[table["action"] == "forgotten"]
     assert set(gone["id"]) == set(issues["id"][20:])
@@ -189,7 +191,9 @@ def test_a_model_without_a_head_is_repaired_all_the_same(planted):
             return self.beside(x.flatten(1)) + self.inner(x)
 
     model, split, _, issues, _ = planted
-    found = expunge.repair_labels(Late(model), split.train, issues, action="relabel", method="none", device="cpu")
+    found = expunge.repair_labels(
+        Late(model), split.train, issues, action="relabel", method="none", learn=RECIPE, device="cpu"
+    )
     assert found.effects.compared == []
     assert any("neighbours were not looked for" in note for note in found.effects.notes)
     assert sentences(found)
@@ -204,8 +208,14 @@ def test_what_cannot_be_repaired_is_said(planted):
         (lambda: make_correction(split.train, bare, "relabel", "scrub"), "no suspect has a suggested label"),
         (lambda: make_correction(split.train, suspects, "forget", "none"), "would change nothing"),
         (
-            lambda: expunge.repair_labels(model, split.train, suspects, action="relabel", method="none", alpha=1),
+            lambda: expunge.repair_labels(
+                model, split.train, suspects, action="relabel", method="none", recipe=RECIPE, alpha=1
+            ),
             "alpha",
+        ),
+        (
+            lambda: expunge.repair_labels(model, split.train, suspects, action="relabel", method="none"),
+            "recipe of the short training is not known; pass learn",
         ),
         (lambda: expunge.repair_labels(model, split.train, suspects, retrain=True, device="cpu"), "recipe"),
         (lambda: expunge.repair_labels(model, split.train, suspects, k=0, device="cpu"), "neighbours"),

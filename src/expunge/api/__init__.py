@@ -1,4 +1,4 @@
-"""The one way in: `train`, `scenario`, `unlearn`, `evaluate`, `memorise`. Every face of Expunge calls these."""
+"""The verbs on one model: `train`, `load`, `scenario`, `unlearn`, `evaluate`, `memorise`; and `TrainedModel`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 from expunge.api.evaluate import Scores, evaluate
 from expunge.api.memorise import memorise
 from expunge.api.result import Result
+from expunge.api.saved import load
+from expunge.api.selection import ids
 from expunge.api.stream import unlearn_stream
 from expunge.api.train import train
+from expunge.api.trained import TrainedModel
 from expunge.api.unlearn import unlearn
 from expunge.core.distributed import data_parallel
 from expunge.data.convert import as_split
@@ -19,8 +22,11 @@ from expunge.scenarios.base import Forgetting, make_scenario
 __all__ = [
     "Result",
     "Scores",
+    "TrainedModel",
     "data_parallel",
     "evaluate",
+    "ids",
+    "load",
     "memorise",
     "method",
     "methods",

@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
+from expunge.api.prepare import as_splits, check_disjoint, check_fit, pick_device
 from expunge.api.result import Result
+from expunge.api.saved import as_trained
+from expunge.api.selection import known_splits, select
 from expunge.core.distributed import current
 from expunge.core.errors import UsageError
 from expunge.core.options import build
@@ -48,7 +50,7 @@ class Scores:
 
 
 def evaluate(
-    models: Mapping[str, Any],
+    models: Any,
     *,
     forget: Any = None,
     retain: Any = None,
@@ -62,26 +64,62 @@ def evaluate(
 ) -> Scores:
     """Score models on the same data; predictions are computed once per (model, split).
 
-    models: name -> `nn.Module` or result of `train`/`unlearn` (its seconds are then reported too); name the reference
-    "retrained", the model before unlearning "original". metrics: names or instances; default: every registered one
-    whose inputs are there, without costly ones (`relearn`). sample: `sample` of the scenario's split, for the published
-    attack `asr`: the retained samples it learns from.
+    Args:
+        models: What `unlearn` returned (measured beside the model before it), or a mapping of names to modules,
+            trained models, results (their seconds are then reported too) or folders; name the reference "retrained",
+            the model before unlearning "original".
+        forget, retain, test, validation: Splits, map-style data sets, or (X, y); `forget` also as `unlearn` takes it.
+            Default: what the models know.
+        metrics: Names or instances; default: every registered one whose inputs are given, without costly ones
+            (`relearn`).
+        seconds: Running times by model, where the models do not know them.
+        sample: `sample` of the scenario's split, for the published attack `asr`: the retained samples it learns from.
+        seed: Of attacks and intervals, >= 0.
+        device: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        Values per model; `.table()` to read, `.frame()` as a tidy table with units and intervals.
+
+    Raises:
+        UsageError: If there is nothing to measure, a metric is unknown, or its inputs are missing.
+        DataError: If data and models do not fit together, or forgotten samples are in another split.
     """
-    if not models:
-        raise UsageError('nothing to evaluate: pass models={"original": ..., "unlearned": ...}.')
+    named = _named(models)
     target = pick_device(device)
-    splits = as_splits({"forget": forget, "retain": retain, "test": test, "validation": validation})
+    trained = {name: as_trained(model, f"model `{name}`") for name, model in named.items()}
+    unlearned = [model for model in trained.values() if isinstance(model, Result) and model.forget is not None]
+    known = {"forget": forget, "retain": retain, "test": test, "validation": validation}
+    if forget is not None and trained:
+        selected = select(next(iter(unlearned or trained.values())).root, forget, retain)
+        known |= {"forget": selected.forget, "retain": selected.retain}
+    splits = as_splits(known_splits(list(trained.values()), known))
     if not splits:
         raise UsageError("no data to evaluate on: pass at least one of forget, retain, test.")
     check_disjoint(splits)
-    modules = {name: as_module(model, f"model `{name}`") for name, model in models.items()}
+    modules = {name: model.model for name, model in trained.items()}
     for module in modules.values():
         check_fit(module, splits, target)
-    measured = {name: model.seconds for name, model in models.items() if isinstance(model, Result)}
-    known = {**measured, **(seconds or {})}
-    evaluation = Evaluation(modules, splits, device=target, seed=seed, seconds=known, world=current(), sample=sample)
+    measured = {name: model.seconds for name, model in trained.items() if isinstance(model, Result)}
+    if sample is None and forget is None:
+        sample = next((model.forgetting.sample for model in unlearned if model.forgetting is not None), None)
+    known_seconds = {**measured, **(seconds or {})}
+    evaluation = Evaluation(
+        modules, splits, device=target, seed=seed, seconds=known_seconds, world=current(), sample=sample
+    )
     chosen = default_metrics() if metrics is None else [_metric(m) for m in metrics]
     return Scores(measure(evaluation, chosen, modules, all_must_apply=metrics is not None), evaluation)
+
+
+def _named(models: Any) -> dict[str, Any]:
+    """Models by name; a single result stands beside the model it was made from."""
+    if isinstance(models, Mapping):
+        if not models:
+            raise UsageError('nothing to evaluate: pass models={"original": ..., "unlearned": ...}.')
+        return dict(models)
+    trained = as_trained(models, "models")
+    if trained.parent is None:
+        return {"trained": trained}
+    return {"original": trained.parent, "unlearned": trained}
 
 
 def check_metrics(metrics: Iterable[str | Metric], models: Mapping[str, nn.Module], splits: Mapping[str, Any]) -> None:

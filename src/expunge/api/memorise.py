@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from expunge.api.prepare import as_module, as_splits, check_fit, check_trainable, pick_device, warm_up
-from expunge.api.result import versions
-from expunge.api.train import make_recipe
+from expunge.api.prepare import as_splits, check_fit, check_trainable, pick_device, warm_up
+from expunge.api.saved import as_trained
 from expunge.core.errors import UsageError, unknown
 from expunge.core.options import build, to_dict
 from expunge.core.run import Progress, Run
+from expunge.core.version import versions
 from expunge.data.scores import SampleScores
 from expunge.data.split import Split
 from expunge.memorisation.dynamics import dynamics_scores
@@ -25,14 +25,14 @@ from expunge.models.checkpoint import weights_hash
 from expunge.scenarios.base import count_of
 from expunge.training.cache import train_cached
 from expunge.training.precision import resolve_precision
-from expunge.training.recipe import Recipe
+from expunge.training.recipe import Recipe, make_recipe
 
 By = Literal["subsampling", "confidence", "events", "worst-case"]
 
 
 def memorise(
     model: Any,
-    data: Any,
+    data: Any = None,
     *,
     by: By = "subsampling",
     models: int = 40,
@@ -48,20 +48,45 @@ def memorise(
 ) -> SampleScores:
     """One score per sample of `data`, larger meaning more memorised; the given model stays as it is.
 
-    by: `subsampling`, memorisation itself, from `models` trainings on random parts of `share` of the data each, with
-    a standard error; `confidence` and `events`, cheap proxies from one training; `worst-case`, the search of Fan et
-    al. for the `amount` (fraction below 1, or number) of samples that are hardest to erase, with the options
-    `search`. start: for `subsampling`, weights `drawn` per model or those `given`. recipe: how models are trained.
-    cache: folder in which finished work is kept by content, so that a stopped call goes on.
+    Args:
+        model: The module that trainings start from; of a trained model, result or folder, its initial weights where
+            they are known, else its weights.
+        data: A split, a map-style data set or (X, y), with labels; default: what the model was trained on.
+        by: `subsampling`, memorisation itself, from many trainings, with a standard error; `confidence` and `events`,
+            cheap proxies from one training; `worst-case`, the search of Fan et al. for the samples that are hardest
+            to erase.
+        models: Number of trainings of `subsampling`, >= 2.
+        share: Fraction of the data that each of them sees, between 0 and 1.
+        start: For `subsampling`: initial weights `drawn` per training, or those `given`.
+        amount: Size of the set that `worst-case` looks for: a fraction below 1, or a number of samples.
+        search: Options of `worst-case`.
+        recipe: How models are trained; default: what the model knows, else `Recipe()`.
+        seed: Of subsets, initial weights and order, >= 0.
+        device: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        progress: Called with the state of the run.
+        cache: Folder in which finished work is kept by content, so that a stopped call goes on.
 
-    `.frame()` is a table, `.save("scores.csv")` the file that the scenarios `memorised` and `worst-case` take.
+    Returns:
+        The scores: `.frame()` is a table, `.save("scores.csv")` the file that the scenarios `memorised` and
+        `worst-case` take.
+
+    Raises:
+        UsageError: If `by` or an option is unknown, or there are no data or no labels.
+        DataError: If data and model do not fit together.
     """
     if by not in get_args(By):
         raise unknown("score", by, get_args(By))
-    chosen, target = make_recipe(recipe), pick_device(device)
-    source = as_module(model)
+    trained, target = as_trained(model), pick_device(device)
+    chosen = make_recipe(trained.recipe if recipe is None else recipe)
+    source = trained.model
+    if trained.initial is not None:
+        source = copy.deepcopy(source)
+        source.load_state_dict(trained.initial)
     check_trainable(source)
-    split = as_splits({"train": data})["train"]
+    known = trained.train if data is None else data
+    if known is None:
+        raise UsageError("nothing to score: pass data=..., or a model that knows its training data.")
+    split = as_splits({"train": known})["train"]
     if not split.has_labels:
         raise UsageError("memorisation is told from right and wrong answers; pass data with labels.")
     check_fit(source, {"train": split}, target)

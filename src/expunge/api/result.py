@@ -1,112 +1,114 @@
-"""What `train` and `unlearn` return, and how it is saved: weights, facts, history."""
+"""What `train` and `unlearn` return: a trained model, and how it came about."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import nn
 
 from expunge.api.effect import Effect
-from expunge.core.errors import ExpungeError
+from expunge.api.trained import TrainedModel
+from expunge.core import display
+from expunge.core.files import write_bytes, write_text
 from expunge.core.needs import Needs
-from expunge.core.version import __version__
-from expunge.models.checkpoint import save_weights, weights_hash
+from expunge.core.version import versions
+from expunge.data.split import Split
+from expunge.scenarios.base import Forgetting
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """model: the new model. history: one row per epoch. seconds: wall clock of the algorithm alone.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Result(TrainedModel):
+    """A trained model that `train` or `unlearn` made. `model` is new; `parent` and `train` say what it came from.
 
-    status: "finished"; "budget" (time ran out); "reached", "limit", "already" (methods with a stopping rule);
-    "stopped: utility" (the guard took it back, see `IterativeMethod`).
-    needs: what the method was handed. stages: seconds per stage. notes: sentences a reader should see.
-    effect: whether it forgot, did nothing or did harm (`unlearn` alone; see `api.effect`).
-    facts: everything needed to do it again (method, options, seed, hashes, versions).
+    Attributes:
+        history: One row per epoch.
+        seconds: Wall clock of the algorithm alone.
+        status: "finished"; "budget" (time ran out); "reached", "limit", "already" (methods with a stopping rule);
+            "stopped: utility" (the guard took it back, see `IterativeMethod`).
+        needs: What the method was handed.
+        stages: Seconds per stage.
+        notes: Sentences a reader should see.
+        effect: Whether it forgot, did nothing or did harm (`unlearn` alone; see `api.effect`).
+        details: What the method reports about itself.
+        forget: The samples that were forgotten; None after `train`.
+        forgetting: The scenario's partition, where the forget set came from one.
     """
 
-    model: nn.Module
     history: list[dict[str, float]]
     seconds: float
     status: str
     needs: Needs
-    facts: Mapping[str, Any]
     stages: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     details: Mapping[str, Any] = field(default_factory=dict)
     effect: Effect | None = None
+    forget: Split | None = None
+    forgetting: Forgetting | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path, **known: Any) -> Result:
+        """`expunge.load` of a folder that `train`, `unlearn` or `save` wrote.
+
+        Args:
+            folder: The folder.
+            known: What the folder does not hold: `model`, `data`, `held_out`, `test`, `parent`, see `expunge.load`.
+
+        Raises:
+            CheckpointError: If the folder holds no result, or a damaged one.
+        """
+        from expunge.api.saved import load_result  # it makes results
+
+        return load_result(folder, **known)
 
     def frame(self) -> pd.DataFrame:
-        """The history as a table."""
+        """The history as a table, one row per epoch."""
         return pd.DataFrame(self.history)
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready: all but the weights."""
+        """JSON-ready: all but the weights and the data."""
         return {
-            "format": 1,
-            **self.facts,
+            **super().record(),
             "status": self.status,
             "seconds": self.seconds,
             "stages": dict(self.stages),
             "needs": {k: getattr(self.needs, k) for k in self.needs.__dataclass_fields__},
-            "weights": weights_hash(self.model),
             "notes": list(self.notes),
             "details": dict(self.details),
             **({} if self.effect is None else {"effect": self.effect.record()}),
             "history": self.history,
         }
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `model.safetensors`, `result.json` and `history.csv`; each appears whole or not at all."""
-        target = Path(folder)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ExpungeError(f"cannot write to {target} ({error.strerror}); choose another folder.") from None
-        save_weights(self.model, target / "model.safetensors")
-        write_text(target / "history.csv", self.frame().to_csv(index=False))
-        write_text(target / "result.json", json.dumps(self.record(), indent=2, default=str) + "\n")
-        return target
+    def _write_more(self, folder: Path) -> None:
+        write_text(folder / "history.csv", self.frame().to_csv(index=False))
+
+    def _rows(self) -> dict[str, Any] | None:
+        rows, origin = super()._rows(), self.origin
+        if rows is not None and origin is not None and self.forget is not None:
+            place = {position: row for row, position in enumerate(origin.index.tolist())}
+            rows["forget"] = [place[position] for position in self.forget.index.tolist() if position in place]
+        return rows
+
+    def _title(self) -> str:
+        method = self.facts.get("method")
+        return super()._title() + (f", unlearned by {method}" if method else "")
+
+    def _shown(self) -> list[tuple[str, str]]:
+        epochs = display.counted(len(self.history), "epoch")
+        last = self.history[-1].get("loss") if self.history else None
+        loss = "" if last is None else f", last loss {last:.4g}"
+        rows = super()._shown()
+        if self.forget is not None:
+            rows = [("forgotten", display.counted(len(self.forget), "sample")), ("still knows", rows[0][1]), *rows[1:]]
+        if self.effect is not None:
+            rows.insert(0, ("effect", self.effect.sentence))
+        rows.append(("made in", f"{self.seconds:.1f} s, {epochs}{loss}; {self.status}"))
+        if self.notes:
+            more = f" (and {len(self.notes) - 1} more in .notes)" if len(self.notes) > 1 else ""
+            rows.append(("note", self.notes[0] + more))
+        return rows
 
 
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of the text in UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Atomic: a reader sees the old file or the new one, never half of it. `ExpungeError` if it cannot be written."""
-    part = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(part).chmod(0o644)
-        Path(part).replace(path)
-    except OSError as error:
-        if part:
-            Path(part).unlink(missing_ok=True)
-        advice = "free some space or choose another folder"
-        raise ExpungeError(f"cannot write {path} ({error.strerror}); {advice}.") from None
-
-
-def versions() -> dict[str, str]:
-    """What a reader needs to reproduce a number on the same kind of machine."""
-    return {
-        "expunge": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
-    }
+__all__ = ["Result", "versions", "write_bytes", "write_text"]

@@ -18,8 +18,11 @@ import torch
 from torch import nn
 
 from expunge.api.effect import measure_effect
-from expunge.api.prepare import as_module, as_splits, check_disjoint, pick_device
+from expunge.api.prepare import as_splits, check_disjoint, pick_device
 from expunge.api.result import Result
+from expunge.api.saved import as_trained
+from expunge.api.selection import select
+from expunge.api.trained import TrainedModel, same_data
 from expunge.api.unlearn import unlearn
 from expunge.core import distributed
 from expunge.core.errors import UsageError
@@ -31,6 +34,7 @@ from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.metrics.base import Evaluation
 from expunge.metrics.distance import relative_distance
+from expunge.scenarios.base import Forgetting
 
 _WORST_FIRST = ("stopped: utility", "budget", "limit", "stopped", "finished", "reached", "already")
 
@@ -38,7 +42,7 @@ _WORST_FIRST = ("stopped: utility", "budget", "limit", "stopped", "finished", "r
 def unlearn_stream(
     model: Any,
     *,
-    requests: Sequence[Any],
+    requests: Any,
     retain: Any = None,
     test: Any = None,
     method: str | Method = "scrub",
@@ -48,33 +52,47 @@ def unlearn_stream(
 ) -> Result:
     """Forget `requests` one after the other; like `unlearn` once per request, each from the model before it.
 
-    requests: data sets, (X, y) or splits, disjoint, e.g. `scenario(..., requests=8).requests()`. retain: what stays in
-    the end. test: unseen samples; measured, never handed on. more: as for `unlearn` (options of the method included).
+    Args:
+        model: As for `unlearn`.
+        requests: A list of what `unlearn` takes as `forget` (rows, masks, ids, data; disjoint), or a scenario in
+            several requests: "random:amount=40,requests=4", or what `expunge.scenario(..., requests=8)` returns.
+        retain: What stays in the end; default: what the model was trained on and no request names.
+        test: Unseen samples, measured and never handed on; default: the model's `test`.
+        method: As for `unlearn`.
+        seed: Of all draws, >= 0.
+        device: As for `unlearn`.
+        more: The other keywords of `unlearn`, options of the method included.
 
-    The result holds the last model, the seconds of all requests, the history with a column `request`, the least good
-    status, and under `details["requests"]` one row per request: accuracy on its samples (`current_accuracy`), on those
-    of all requests so far (`past_accuracy`: above that of the last request, something was learned again), on `retain`
-    and `test`, and `drift`, the distance of all weights from the first model relative to their length.
+    Returns:
+        The last model, the seconds of all requests, the history with a column `request`, the worst status of all
+        requests, and under `details["requests"]` one row per request: accuracy on its samples (`current_accuracy`), on
+        those of all requests so far (`past_accuracy`: above that of the last request, something was learned again), on
+        `retain` and `test`, and `drift`, the distance of all weights from the first model relative to their length.
+
+    Raises:
+        UsageError: If there is no request, or as `unlearn`.
+        DataError: If requests share samples, or as `unlearn`.
     """
-    if not requests:
-        raise UsageError("nothing to forget: `requests` is empty; pass at least one.")
+    trained, target = as_trained(model), pick_device(device)
     chosen = make_method(method, **{name: more.pop(name) for name in list(more) if name in _options(method)})
-    names = [f"request {i + 1}" for i in range(len(requests))]
-    named: dict[str, Any] = {**dict(zip(names, requests, strict=True)), "retain": retain, "test": test}
+    parts, kept = _requested(trained, requests, retain)
+    names = [f"request {i + 1}" for i in range(len(parts))]
+    unseen = trained.test if test is None else test
+    named: dict[str, Any] = {**dict(zip(names, parts, strict=True)), "retain": kept, "test": unseen}
     splits = as_splits(named)
     for name in names:
         check_disjoint({"forget": splits[name], **{k: v for k, v in splits.items() if k != name}})
-    first, target = as_module(model), pick_device(device)
-    held_out = as_splits({"validation": more.get("validation")})
+    held_out = as_splits({"validation": trained.held_out if more.get("validation") is None else more["validation"]})
+    first = trained.model
     results: list[Result] = []
     rows: list[dict[str, float]] = []
-    current: nn.Module = first
+    current: TrainedModel = trained
     for number, name in enumerate(names):
         kept = [splits["retain"]] if "retain" in splits else []
         # A method that trains anew depends on no earlier request, so neither do its draws.
         own = derive(seed, "request", number) if chosen.needs.weights else seed
         result = unlearn(
-            current if chosen.needs.weights else first,
+            current if chosen.needs.weights else trained,
             forget=splits[name].named("forget"),
             retain=joined([*kept, *(splits[later] for later in names[number + 1 :])], "retain") if kept else None,
             method=chosen,
@@ -82,10 +100,10 @@ def unlearn_stream(
             device=device,
             **more,
         )
-        current = result.model
+        current = result
         results.append(result)
         past = joined([splits[n] for n in names[: number + 1]], "past")
-        moved = relative_distance(current, first)
+        moved = relative_distance(result.model, first)
         measured: dict[str, Split] = {"current": splits[name], "past": past}
         measured |= {k: splits[k] for k in ("retain", "test") if k in splits}
         rows.append(
@@ -93,7 +111,7 @@ def unlearn_stream(
                 "request": float(number + 1),
                 "samples": float(len(splits[name])),
                 "seconds": result.seconds,
-                **accuracies(current, measured, target),
+                **accuracies(result.model, measured, target),
                 "drift": math.nan if moved is None else moved,
             }
         )
@@ -101,13 +119,31 @@ def unlearn_stream(
     effect = measure_effect(
         first,
         together.model,
-        forget=joined([splits[name] for name in names], "forget"),
+        forget=past,
         retain=splits.get("retain"),
         held_out=held_out.get("validation"),
         device=target,
         seed=seed,
     )
-    return replace(together, effect=effect)
+    return replace(together, parent=results[0].parent, forget=past.named("forget"), effect=effect)
+
+
+def _requested(trained: TrainedModel, requests: Any, retain: Any) -> tuple[list[Any], Any]:
+    """The samples of every request, and what is retained in the end."""
+    if isinstance(requests, (str, Forgetting)):
+        selected = select(trained, requests, retain)
+        forgetting = selected.forgetting
+        assert forgetting is not None  # noqa: S101  # both come from a scenario
+        return list(forgetting.requests()), selected.retain
+    if not len(requests):
+        raise UsageError("nothing to forget: `requests` is empty; pass at least one.")
+    parts = [select(trained, request, retain).forget for request in requests]
+    known = trained.train
+    if retain is not None or known is None or not all(part is not None and same_data(known, part) for part in parts):
+        return parts, retain
+    named = torch.cat([part.index for part in parts if part is not None])
+    left = known.index[~torch.isin(known.index, named)]
+    return parts, known.take(left, "retain") if len(left) else None
 
 
 def accuracies(model: nn.Module, splits: Mapping[str, Split], device: torch.device) -> dict[str, float]:

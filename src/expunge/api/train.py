@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from expunge.api.prepare import (
-    as_module,
     as_splits,
     check_compile,
     check_fit,
@@ -20,21 +19,27 @@ from expunge.api.prepare import (
     pick_device,
     warm_up,
 )
-from expunge.api.result import Result, versions
+from expunge.api.result import Result
+from expunge.api.saved import as_trained
+from expunge.api.trained import check_unseen, initial_state
 from expunge.core.distributed import current
+from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
-from expunge.core.options import build, to_dict
+from expunge.core.options import to_dict
 from expunge.core.run import Precision, Progress, Run
-from expunge.models.checkpoint import weights_hash
+from expunge.core.version import versions
+from expunge.models.checkpoint import state_hash
 from expunge.training.loop import train_model
 from expunge.training.precision import resolve_precision
-from expunge.training.recipe import Recipe
+from expunge.training.recipe import Recipe, make_recipe
 
 
 def train(
     model: Any,
     data: Any,
     *,
+    held_out: Any = None,
+    test: Any = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -46,17 +51,40 @@ def train(
 ) -> Result:
     """Train a copy of `model` on `data` with cross-entropy; the given model stays as it is.
 
-    data: an Expunge split, a map-style data set, or (X, y). recipe: a `Recipe` or its options; default `Recipe()`.
-    compile: compile the model's passes (`torch.compile`), worth its minute only in long trainings of models that do
-    not take the channels-last layout. resume: a state file; a training that was killed goes on after its last finished
-    epoch, with the same result.
+    Args:
+        model: The module to start from (or a trained model, result or folder, to go on from its weights); it returns
+            logits (batch, classes).
+        data: An Expunge split, a map-style data set, or (X, y) with X (N, ...) and whole class numbers y (N,).
+        held_out: Samples that are not trained on, kept with the result for methods that validate (`rewind`).
+        test: Samples that are not trained on, kept with the result for measuring.
+        recipe: A `Recipe` or a mapping of its options; default `Recipe()`.
+        seed: Of the order of samples, augmentation and dropout, >= 0.
+        device: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        precision: "float32" or "bfloat16" for the passes; default: that of the recipe.
+        compile: Compile the model's passes (`torch.compile`), worth its minute only in long trainings of models that
+            do not take the channels-last layout.
+        budget_seconds: Stop after the epoch that exceeds it; the status is then "budget".
+        progress: Called with the state of the run after each epoch.
+        resume: A state file; a training that was killed goes on after its last finished epoch, with the same result.
+
+    Returns:
+        The trained model, which knows its data, recipe, initial weights and seed.
+
+    Raises:
+        UsageError: For an unknown option or device, or a model without trainable parameters.
+        DataError: If data and model do not fit together, or unseen samples are among the training data.
+        DivergedError: If the weights become infinite.
     """
     chosen = make_recipe(recipe)
     target = pick_device(device)
-    source = as_module(model)
+    source = as_trained(model).model
     check_trainable(source)
-    split = as_splits({"train": data})["train"]
-    check_fit(source, {"train": split}, target)
+    splits = as_splits({"train": data, "validation": held_out, "test": test})
+    if "train" not in splits:
+        raise UsageError("nothing to train on: pass data (a split, a map-style data set, or (X, y)).")
+    split = splits["train"]
+    check_unseen(splits)
+    check_fit(source, splits, target)
     check_compile(compile, current())
     run = Run(
         seed=seed,
@@ -69,7 +97,8 @@ def train(
         world=current(),
     )
     student = copy.deepcopy(source)
-    start = weights_hash(student)
+    start = initial_state(source, source)
+    assert start is not None  # noqa: S101  # a module was given
     warm_up()
     began = time.perf_counter()
     devices = [torch.cuda.current_device()] if target.type == "cuda" else []
@@ -81,6 +110,12 @@ def train(
     student.to(home).train(source.training)
     return Result(
         model=student,
+        train=split,
+        held_out=splits.get("validation"),
+        test=splits.get("test"),
+        recipe=chosen,
+        initial=start,
+        seed=seed,
         history=run.history,
         seconds=seconds,
         status=run.status,
@@ -94,15 +129,9 @@ def train(
             **({"processes": run.world.size} if run.world.several else {}),
             "data": {"train": split.content_hash()},
             "sizes": {"train": len(split)},
-            "start": start,
+            "start": state_hash(start),
             "versions": versions(),
         },
         stages=run.stages,
         notes=run.notes,
     )
-
-
-def make_recipe(recipe: Recipe | Mapping[str, Any] | None) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    return build(Recipe, dict(recipe or {}), "recipe")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from expunge.api.effect import measure_effect
 from expunge.api.prepare import (
-    as_module,
     as_splits,
     check_compile,
     check_disjoint,
@@ -24,22 +23,25 @@ from expunge.api.prepare import (
     pick_device,
     warm_up,
 )
-from expunge.api.result import Result, versions
+from expunge.api.result import Result
 from expunge.api.safety import apply_safely, set_guard
-from expunge.api.train import make_recipe
+from expunge.api.saved import as_trained
+from expunge.api.selection import WAYS, select
+from expunge.api.trained import TrainedModel, initial_state
 from expunge.core.distributed import current
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.options import to_dict
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.seeds import derive
+from expunge.core.version import versions
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
 from expunge.methods.problem import Problem
 from expunge.models.anatomy import reset_parameters
 from expunge.models.checkpoint import weights_hash
 from expunge.training.precision import resolve_precision
-from expunge.training.recipe import Recipe
+from expunge.training.recipe import Recipe, make_recipe
 
 
 def unlearn(
@@ -64,34 +66,66 @@ def unlearn(
 ) -> Result:
     """Return a new model that has forgotten `forget`; the given model is never changed.
 
-    model: any `nn.Module` that returns logits (batch, classes). forget, retain, validation: an Expunge split, a
-    map-style PyTorch data set, or (X, y). method: a name ("scrub"), a preset ("scrub/small-rb") or an instance;
-    further keywords are its options. validation: held-out samples, needed by `rewind` and by tuning rules.
-    recipe, initial: how the model was trained and from which weights, for methods that need them (retraining).
-    compile: compile the passes of the model that learns (`torch.compile`): worth its minute only in long runs on
-    models that do not take the channels-last layout. cache: folder where retrained references are kept by content.
+    Args:
+        model: What `train`, `unlearn` or `load` returned, a `TrainedModel`, a folder that holds one, or any `nn.Module`
+            that returns logits (batch, classes), of which nothing more is known.
+        forget: Rows of the training data (whole numbers, as the data were given to `train`), a boolean mask over them,
+            `expunge.ids([...])`, a scenario such as "class:3" (drawn with seed 0), what `expunge.scenario` returns, or
+            data: a split, a map-style data set, (X, y).
+        retain: Data to retain; default: what the model was trained on and does not forget, where that is known.
+        method: A name ("scrub"), a preset ("scrub/small-rb") or an instance.
+        validation: Held-out samples, needed by `rewind` and by tuning rules; default: the model's `held_out`.
+        recipe: How the model was trained, for methods that need it (retraining); default: what the model knows.
+        initial: The weights its training started from, a state dict or a module; default: what the model knows.
+        seed: Of all draws of the method, >= 0.
+        device: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        precision: "float32" or "bfloat16", of the forward and backward passes.
+        compile: Compile the passes of the model that learns (`torch.compile`): worth its minute only in long runs on
+            models that do not take the channels-last layout.
+        budget_seconds: Stop after the epoch that exceeds it; the status is then "budget".
+        progress: Called with the state of the run after each epoch.
+        cancelled: Asked between steps; the run ends with `Cancelled` once it returns true.
+        cache: Folder where retrained references are kept by content.
+        measure: Whether to measure `effect`, on the held-out samples, by one forward pass.
+        options: Options of the method.
 
-    The method is handed only what it declares (`result.needs`). What it did is told by `result.effect`, measured on
-    `validation`, which the method need not be handed, by one forward pass (none with measure=False); nothing forgotten
-    and a damaged model also warn. Raises `UsageError` for requests that cannot be right, `DivergedError` if
-    weights become infinite.
+    Returns:
+        The new model. Its training data are what was retained, its parent is the given model; the method was handed
+        only what it declares (`result.needs`). `effect` tells what it did; nothing forgotten and a damaged model also
+        warn.
+
+    Raises:
+        UsageError: For requests that cannot be right, such as retraining without a known recipe.
+        DataError: For rows, masks, ids or data that do not fit the training data or the model.
+        DivergedError: If the weights become infinite.
     """
     chosen = make_method(method, **options)
     needs = chosen.needs
     target = pick_device(device)
-    source = as_module(model)
+    trained = as_trained(model)
+    source = trained.model
     check_trainable(source)
-    splits = as_splits({"forget": forget, "retain": retain, "validation": validation})
+    selected = select(trained, forget, retain)
+    held_out = trained.held_out if validation is None else validation
+    splits = as_splits({"forget": selected.forget, "retain": selected.retain, "validation": held_out})
     doubles = check_disjoint(splits)
+    if selected.forget is None and retain is None:
+        raise UsageError(f"nothing to forget: pass forget=... ({WAYS}).")
     _check_given(chosen, needs, splits)
+    known_recipe = trained.recipe if recipe is None else make_recipe(recipe)
+    if needs.recipe and known_recipe is None:
+        raise UsageError(
+            f"{chosen.card.name} needs the recipe that the model was trained with; pass recipe=..., or a model that "
+            "knows it (expunge.train, expunge.TrainedModel.of)."
+        )
+    start = trained.initial if initial is None else initial_state(initial, source)
     classes = check_fit(source, splits, target)
     check_compile(compile, current())
-    known_recipe = make_recipe(recipe)
     some = next(iter(splits.values()))
     run = Run(
         seed=seed,
         device=target,
-        precision=resolve_precision(precision, source, some, known_recipe.batch_size, target),
+        precision=resolve_precision(precision, source, some, make_recipe(known_recipe).batch_size, target),
         compile=compile,
         budget_seconds=budget_seconds,
         label=chosen.card.name,
@@ -101,9 +135,11 @@ def unlearn(
         notes=doubles,
         world=current(),
     )
-    if needs.recipe and recipe is None:
-        run.notes.append("no training recipe was given; the default one was used: pass recipe=... of the original.")
-    problem = restrict(source, splits, needs, classes, known_recipe, _state(initial), seed)
+    if start is None and (needs.initial or not needs.weights):
+        run.notes.append(
+            "the initial weights are not known, so fresh ones are drawn: pass initial=... to start from them."
+        )
+    problem = restrict(source, splits, needs, classes, known_recipe, start, seed)
     warm_up()
     began = time.perf_counter()
     with compiling():
@@ -125,6 +161,15 @@ def unlearn(
             effect.warn()
     return Result(
         model=result,
+        train=splits.get("retain"),
+        held_out=splits.get("validation"),
+        test=trained.test,
+        recipe=known_recipe,
+        initial=start,
+        seed=trained.seed,
+        parent=_informed(trained, known_recipe, start),
+        forget=splits.get("forget"),
+        forgetting=selected.forgetting,
         history=run.history,
         seconds=seconds,
         status=run.status,
@@ -137,7 +182,7 @@ def unlearn(
             "device": str(target),
             **({"processes": run.world.size} if run.world.several else {}),
             "precision": run.precision,
-            "recipe": to_dict(known_recipe) if needs.recipe else None,
+            "recipe": to_dict(known_recipe) if known_recipe is not None else None,
             "data": {name: split.content_hash() for name, split in splits.items()},
             "sizes": {name: len(split) for name, split in splits.items()},
             "original": weights_hash(source),
@@ -150,12 +195,19 @@ def unlearn(
     )
 
 
+def _informed(trained: TrainedModel, recipe: Recipe | None, initial: Mapping[str, Tensor] | None) -> TrainedModel:
+    """The model with what was told about its training in this call; itself where it knew that."""
+    if (trained.recipe is None and recipe is not None) or (trained.initial is None and initial is not None):
+        return replace(trained, recipe=trained.recipe or recipe, initial=trained.initial or initial)
+    return trained
+
+
 def restrict(
     model: nn.Module,
     splits: Mapping[str, Split],
     needs: Needs,
     num_classes: int,
-    recipe: Recipe,
+    recipe: Recipe | None,
     initial: Mapping[str, Tensor] | None,
     seed: int,
 ) -> Problem:
@@ -199,22 +251,17 @@ def some_labels(retain: Split, amount: float, seed: int) -> Split:
 
 
 def _check_given(chosen: Method, needs: Needs, splits: Mapping[str, Split]) -> None:
-    if not splits:
-        raise UsageError("nothing to forget: pass forget=... (a data set, (X, y) or a split).")
     for name in ("forget", "retain", "validation"):
         access = getattr(needs, name)
         if access == "none":
             continue
         if name not in splits:
             why = "rewinding" if name == "validation" and chosen.rewinds else chosen.card.name
-            raise UsageError(f"{why} needs {name} data ({access}); pass {name}=... or choose another method.")
+            how = "held_out=... to train()" if name == "validation" else "a model that knows its training data"
+            raise UsageError(f"{why} needs {name} data ({access}); pass {name}=..., {how}, or choose another method.")
         wants_labels = access == "labels" or (name == "retain" and needs.labelled > 0)
         if wants_labels and not splits[name].has_labels:
             raise UsageError(f"{chosen.card.name} needs labels of the {name} data; choose a label-free method.")
-
-
-def _state(initial: Mapping[str, Tensor] | nn.Module | None) -> Mapping[str, Tensor] | None:
-    return initial.state_dict() if isinstance(initial, nn.Module) else initial
 
 
 __all__ = ["restrict", "unlearn"]

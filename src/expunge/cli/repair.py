@@ -40,13 +40,13 @@ def repair(job: Repair) -> None:
             "a model cannot be trained on the corrected data without the recipe of the original; give --recipe "
             "file.yaml, or a checkpoint that `expunge train` made."
         )
-    learn = _learning(job, recipe)
     if isinstance(method, Method):
         job = dataclasses.replace(job, options=to_dict(method))
     data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
     suspects = read_suspects(job.suspects, data.train, below=job.below, top=job.top)
     correction = make_correction(data.train, suspects, job.action, method)
     original = inputs.build(job, data.train, weights=job.checkpoint)
+    learn = _learning(job, recipe)
     claim(job)
     if not training.matches(data.train):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
@@ -99,9 +99,17 @@ def _method(job: Repair) -> Method | str:
     return method
 
 
-def _learning(job: Repair, recipe: Recipe | None) -> Recipe:
+def _learning(job: Repair, recipe: Recipe | None) -> Recipe | None:
+    """The recipe of the short training on corrected labels; None where nothing is relabelled."""
     if (job.learn_epochs is not None or job.learn_rate is not None) and job.action != "relabel":
         raise UsageError("`learn_epochs` and `learn_rate` are of the action `relabel`; give --action relabel.")
+    if job.action != "relabel":
+        return None
+    if recipe is None:
+        raise UsageError(
+            "the short training follows the recipe of the original, which is not known; give --recipe file.yaml, or a "
+            "checkpoint that `expunge train` made."
+        )
     usual = learning(recipe)
     epochs = usual.epochs if job.learn_epochs is None else job.learn_epochs
     return dataclasses.replace(usual, epochs=epochs, lr=job.learn_rate or usual.lr)

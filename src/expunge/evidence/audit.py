@@ -10,9 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
-from expunge.api.result import Result
-from expunge.api.train import make_recipe
+from expunge.api.experiment import resolve_audit
+from expunge.api.prepare import check_fit, pick_device
 from expunge.core.errors import UsageError
 from expunge.core.options import build, to_dict
 from expunge.core.seeds import derive, numpy_generator
@@ -23,7 +22,7 @@ from expunge.evidence.shadow_audit import shadow_audit
 from expunge.evidence.shadows import Design
 from expunge.evidence.signals import SIGNALS, gradient
 from expunge.evidence.verdict import Margins, Verdict, against_held_out, against_retrained
-from expunge.methods.base import Method, make_method
+from expunge.methods.base import Method
 from expunge.metrics.base import Evaluation
 from expunge.metrics.membership import histogram_weights
 from expunge.models.anatomy import reset_parameters
@@ -33,12 +32,14 @@ _TOO_FEW = 5  # samples to forget, or unseen ones of their classes, below which 
 
 
 def audit(
-    original: Any,
-    unlearned: Any,
+    model: Any,
+    unlearned: Any = None,
     *,
-    forget: Any,
+    original: Any = None,
+    forget: Any = None,
     retain: Any = None,
-    test: Any,
+    test: Any = None,
+    references: int | Sequence[Any] = (),
     retrained: Sequence[Any] = (),
     margins: Margins | Mapping[str, float] | None = None,
     seed: int = 0,
@@ -54,30 +55,49 @@ def audit(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verdict:
-    """How well `unlearned` forgot `forget`, in one word with its reasons.
+    """How well an unlearned model forgot: one verdict with its reasons.
 
-    original, unlearned, retrained: modules or results. retrained: models trained again without the forget set, with
-    different seeds; two or more give the strong verdict, five or more usually something to say. test: samples no model
-    has seen, with those of the forgotten classes. margins: differences that count as none (accuracy and AUC, 0.05).
-    resamples: of the bootstrap. residue: also look below the answers (`evidence.residue`; it costs a few training steps
-    per model), for methods that hide instead of forget; the word stays what the answers say.
+    `audit(result, references=5)` takes the original, the data, the recipe and the method from the result;
+    `audit(original, unlearned, forget=..., test=...)` is told. Models are modules, trained models, results or folders.
 
-    shadows: so many shadow models for attacks on single samples (see `shadows`; `design`, `requests`, `jobs`, `cache`
-    and `progress` are theirs). They are trained by `recipe` and forget by `method`, which results of `train` and
-    `unlearn` know; for bare modules give both. Raises `UsageError` for a single retrained model.
+    Args:
+        model: The unlearned model; with two models the original one.
+        unlearned: The unlearned model, where the first argument is the original.
+        original: The model before unlearning; default: the parent of the unlearned one.
+        forget: The samples that were forgotten, as `unlearn` takes them; default: those of the result.
+        retain: The samples it was to keep; default: those of the result.
+        test: Samples no model has seen, those of the forgotten classes among them; default: those of the result.
+        references: Models trained again without the forget set, or a number of them to train now (kept in the cache).
+            Two or more give the strong verdict, five or more usually say something.
+        retrained: An older name for a list of `references`.
+        margins: Differences that count as none (accuracy and AUC, 0.05 each).
+        seed: Of the audit, >= 0; references are trained with the seeds after it.
+        device: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        resamples: Of the bootstrap.
+        residue: Also look below the answers (`evidence.residue`; it costs a few training steps per model), for methods
+            that hide instead of forget; the verdict stays what the answers say.
+        shadows: Number of shadow models for attacks on single samples (see `shadows`; `design`, `requests`, `jobs` and
+            `progress` apply only to them). They are trained by `recipe` and forget by `method`.
+        method: What unlearned; default: what the result tells.
+        recipe: How the original was trained; default: what the models know.
+        cache: Folder for references and shadow models; default: the user's cache.
+
+    Raises:
+        UsageError: For a single reference, or where the original, the data, the recipe or the method are needed and
+            not known.
+        DataError: If data and models do not fit together.
     """
     target = pick_device(device)
-    if len(retrained) == 1:
-        raise UsageError("one retrained model has no spread; pass at least two, or none for the weaker verdict.")
     limits = margins if isinstance(margins, Margins) else build(Margins, dict(margins or {}), "margins")
-    how = _how(original, unlearned, method, recipe) if shadows else None
-    splits = as_splits({"forget": forget, "retain": retain, "test": test})
-    check_disjoint(splits)
-    for name in ("forget", "test"):
-        if name not in splits or not splits[name].has_labels:
-            raise UsageError(f"an audit needs {name} data with labels; pass {name}=...")
-    names = {"original": as_module(original, "original"), "unlearned": as_module(unlearned, "unlearned")}
-    names |= {f"retrained {i + 1}": as_module(model, f"retrained[{i}]") for i, model in enumerate(retrained)}
+    subject = resolve_audit(
+        model, unlearned, original=original, forget=forget, retain=retain, test=test, references=references,
+        retrained=retrained, method=method, recipe=recipe, needs_method=shadows > 0, seed=seed, device=device,
+        cache=cache,
+    )  # fmt: skip
+    how = None if subject.method is None else (subject.method, subject.known_recipe("shadow models"))
+    splits = subject.splits
+    names = {"original": subject.original.model, "unlearned": subject.unlearned.model}
+    names |= {f"retrained {i + 1}": reference for i, reference in enumerate(subject.references)}
     for module in names.values():
         check_fit(module, splits, target)
     evaluation = Evaluation(names, splits, device=target, seed=seed)
@@ -174,19 +194,6 @@ def ignorance(evaluation: Evaluation, names: Iterable[str]) -> dict[str, float]:
         return {}
     ignorant = Evaluation({"fresh": fresh}, evaluation.splits, device=evaluation.device).logits("fresh", "forget")
     return {name: zrf(evaluation.logits(name, "forget"), ignorant) for name in names}
-
-
-def _how(original: Any, unlearned: Any, method: Any, recipe: Any) -> tuple[Method, Recipe]:
-    """The method and the recipe of the audited models, from what is given or from what results remember."""
-    facts = unlearned.facts if isinstance(unlearned, Result) else {}
-    if method is None and "method" in facts:
-        method = make_method(str(facts["method"]), **facts["options"])
-    if recipe is None and isinstance(original, Result):
-        recipe = original.facts.get("recipe")
-    if method is None or recipe is None:
-        missing = " and ".join(name for name, value in (("method", method), ("recipe", recipe)) if value is None)
-        raise UsageError(f"shadow models must be trained and unlearned as the audited ones were; pass {missing}=...")
-    return make_method(method), make_recipe(recipe)
 
 
 def distances(evaluation: Evaluation, retrained: Sequence[str]) -> dict[str, dict[str, float]]:

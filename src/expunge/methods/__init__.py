@@ -5,6 +5,9 @@ Third parties register theirs through the entry-point group `expunge.methods`, o
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 from expunge.core.needs import Needs
 from expunge.core.registry import Card, Paper, Registry
 
@@ -307,3 +310,14 @@ METHODS = Registry(
         ),
     ],
 )
+
+
+class _Callable(ModuleType):
+    """`expunge.methods` names this package and the function that lists the methods: the package does both."""
+
+    def __call__(self) -> list[str]:
+        """Names of all registered methods, third-party ones included."""
+        return METHODS.names()
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -41,13 +41,18 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """`save_state` of the model's state dict."""
+    return save_state(model.state_dict(), path, metadata)
+
+
+def save_state(weights: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Write the state dict as safetensors; the file appears whole or not at all.
 
     Tied tensors are stored under each of their names. Raises `ExpungeError` if the place cannot be written.
     """
     target = Path(path)
     # A clone per tensor: safetensors refuses memory shared between names.
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

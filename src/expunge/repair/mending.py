@@ -21,23 +21,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from expunge import api
-from expunge.api.prepare import as_module, check_fit, pick_device
-from expunge.api.result import Result, versions, write_text
-from expunge.api.train import make_recipe
+from expunge.api.prepare import check_fit, pick_device
+from expunge.api.result import Result
+from expunge.api.saved import as_trained
+from expunge.api.trained import TrainedModel
 from expunge.core.errors import CheckpointError, UsageError
+from expunge.core.files import write_text
 from expunge.core.needs import Needs
 from expunge.core.options import to_dict
 from expunge.core.run import Progress
+from expunge.core.version import versions
 from expunge.methods.base import Method
 from expunge.models.checkpoint import load_weights, save_weights, weights_hash
 from expunge.repair.correction import NONE, Correction
-from expunge.training.recipe import Recipe
+from expunge.training.recipe import Recipe, make_recipe
 
 LEARN_EPOCHS = 3
 UNLEARNED, LEARNING, KEY = "unlearned", "learn.state", "mend.json"  # files of a folder that keeps finished stages
 
 
-def learning(recipe: Recipe | Mapping[str, Any] | None = None) -> Recipe:
+def learning(recipe: Recipe | Mapping[str, Any]) -> Recipe:
     """The short training on corrected labels that follows an original of this recipe."""
     known = make_recipe(recipe)
     return replace(known, epochs=LEARN_EPOCHS, lr=known.lr / 5, schedule="constant", l2_reference=0.0)
@@ -59,16 +62,25 @@ def mend(
     **options: Any,
 ) -> Result:
     """The repaired model. state: a folder that keeps finished stages, so that a stopped call goes on."""
-    source = as_module(model)
+    trained = as_trained(model)
+    source = trained.model
     check_fit(source, {"train": correction.train}, pick_device(device))
-    chosen = learning(recipe) if learn is None else make_recipe(learn)
+    known = trained.recipe if recipe is None else recipe
+    chosen = None
+    if correction.action == "relabel":
+        if learn is None and known is None:
+            raise UsageError(
+                "the recipe of the short training is not known; pass learn=..., or recipe=... of the original, from "
+                "which it follows."
+            )
+        chosen = make_recipe(learn) if learn is not None else learning(known or {})
     if state is not None:
         _claim(state, source, correction, {"method": str(method), "options": options, "learn": chosen, "seed": seed})
     stages = []
     if method != NONE:
         stages.append(
             _kept(state, source, lambda: api.unlearn(
-                source, forget=correction.doubtful, retain=correction.trusted, validation=validation, method=method,
+                trained, forget=correction.doubtful, retain=correction.trusted, validation=validation, method=method,
                 recipe=recipe, initial=initial, seed=seed, device=device, progress=progress, **options,
             ))
         )  # fmt: skip
@@ -81,7 +93,7 @@ def mend(
                 progress=progress, resume=None if state is None else state / LEARNING,
             )
         )  # fmt: skip
-    return _together(source, correction, stages, method, chosen, seed)
+    return _together(trained, correction, stages, method, chosen, seed)
 
 
 def train_again(
@@ -103,7 +115,12 @@ def train_again(
 
 
 def _together(
-    source: nn.Module, correction: Correction, stages: list[Result], method: str | Method, learn: Recipe, seed: int
+    trained: TrainedModel,
+    correction: Correction,
+    stages: list[Result],
+    method: str | Method,
+    learn: Recipe | None,
+    seed: int,
 ) -> Result:
     """One result of what one or two stages did."""
     needs = Needs(weights=False)
@@ -113,8 +130,17 @@ def _together(
     suspects = correction.suspects
     data = {"train": correction.train, "corrected": correction.corrected}
     names = ([] if method == NONE else ["unlearn"]) + (["learn"] if correction.action == "relabel" else [])
+    last = stages[-1]
     return Result(
-        model=stages[-1].model,
+        model=last.model,
+        train=last.train,
+        held_out=trained.held_out,
+        test=trained.test,
+        recipe=trained.recipe,
+        initial=trained.initial,
+        seed=trained.seed,
+        parent=trained,
+        forget=last.forget,
         history=[row for stage in stages for row in stage.history],
         seconds=sum(stage.seconds for stage in stages),
         status=stages[0].status,
@@ -124,7 +150,7 @@ def _together(
             "action": correction.action,
             "method": unlearned.get("method", NONE),
             "options": unlearned.get("options", {}),
-            "learn": to_dict(learn) if correction.action == "relabel" else None,
+            "learn": None if learn is None else to_dict(learn),
             "seed": seed,
             "device": stages[-1].facts["device"],
             "data": {name: split.content_hash() for name, split in data.items()}
@@ -134,7 +160,7 @@ def _together(
                 "relabelled": int(correction.relabelled.sum()),
                 **{name: len(split) for name, split in data.items()},
             },
-            "original": weights_hash(source),
+            "original": weights_hash(trained.model),
             "versions": versions(),
         },
         stages={name: stage.seconds for name, stage in zip(names, stages, strict=True)},

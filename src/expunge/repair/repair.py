@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from expunge.api.prepare import as_splits
 from expunge.api.result import Result
+from expunge.api.saved import as_trained
 from expunge.core.errors import UsageError
 from expunge.core.run import Progress
 from expunge.methods.base import Method
@@ -51,8 +52,8 @@ class Repaired:
 
 def repair_labels(
     model: Any,
-    train: Any,
-    suspects: Any,
+    train: Any = None,
+    suspects: Any = None,
     *,
     action: Action = "forget",
     method: str | Method = "scrub",
@@ -71,30 +72,55 @@ def repair_labels(
     cache: Path | None = None,
     **options: Any,
 ) -> Repaired:
-    """Repair a model that learned wrong labels, and measure whom else that changed; the given model stays as it is.
+    """Repair a model that learned wrong labels, and measure what else that changed; the given model stays as it is.
 
-    train: what the model was trained on, with the labels it was given. suspects: a file, a DataFrame, or ids, see
-    `requests.suspects`; below, top: only the worst by score. action: "forget" the suspects by `method` and its
-    `options`, or "relabel" them: then a short training follows on the corrected data, by the recipe `learn`
-    (default: `learning(recipe)`); method "none" skips the unlearning before it. recipe, initial: how the model was
-    trained and from which weights. retrain: also compare with a model trained on the corrected data from the start;
-    kept in `cache`. k: neighbours per suspect that are looked at. test: without it, effects are told on retained
-    samples alone.
+    Args:
+        model: A trained model, result, folder, or module.
+        train: What it was trained on, with the labels it was given; default: what the model knows.
+        suspects: A file, a DataFrame, or ids of samples whose labels are suspected, see `repair.suspects`.
+        action: "forget" the suspects by `method`, or "relabel" them: then a short training follows on the corrected
+            data.
+        method: As for `unlearn`; "none" skips the unlearning before a relabelling.
+        test: Unseen samples; default: what the model knows. Without any, effects are measured on retained samples.
+        validation: Held-out samples for `rewind`; default: what the model knows.
+        below: Only suspects whose label quality is below it.
+        top: Only so many suspects, those of the lowest label quality.
+        learn: Recipe of the short training; default: `learning(recipe)`, which needs the recipe of the original.
+        recipe: How the model was trained; default: what the model knows.
+        initial: The weights its training started from; default: what the model knows.
+        retrain: Also compare with a model trained on the corrected data from the start.
+        k: Neighbours per suspect that are looked at, >= 1.
+        seed: Of the repair and of the controls, >= 0.
+        device: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        progress: Called with the state of the run.
+        cache: Folder where retrained models are kept by content.
+        options: Options of the method.
+
+    Raises:
+        UsageError: If data, suspects or a recipe are missing, or an option is unknown.
+        DataError: If suspects are not in the data, or data and model do not fit together.
     """
-    splits = as_splits({"train": train, "test": test})
+    trained = as_trained(model)
+    if suspects is None or (train is None and trained.train is None):
+        what = "suspects" if suspects is None else "train"
+        raise UsageError(f"a label repair needs {what}; pass {what}=... to repair_labels.")
+    recipe = trained.recipe if recipe is None else recipe
+    given = {"train": trained.train if train is None else train, "test": trained.test if test is None else test}
+    splits = as_splits(given)
     found = read_suspects(suspects, splits["train"], below=below, top=top)
     correction = make_correction(splits["train"], found, action, method)
     if retrain and recipe is None:
         raise UsageError("a model cannot be trained again without the recipe of the original; pass recipe=...")
     check_k(k)
     result = mend(
-        model, correction, method=method, learn=learn, recipe=recipe, initial=initial, validation=validation,
+        trained, correction, method=method, learn=learn, recipe=recipe, initial=initial, validation=validation,
         seed=seed, device=device, progress=progress, **options,
     )  # fmt: skip
-    models: dict[str, Any] = {ORIGINAL: model, effects.REPAIRED: result}
+    models: dict[str, Any] = {ORIGINAL: trained, effects.REPAIRED: result}
     if retrain and recipe is not None:
         models[REFERENCE] = train_again(
-            model, correction, recipe=recipe, initial=initial, seed=seed, device=device, progress=progress, cache=cache
-        )
+            trained, correction, recipe=recipe, initial=initial, seed=seed, device=device, progress=progress,
+            cache=cache,
+        )  # fmt: skip
     measured = measure_repair(models, correction, test=splits.get("test"), k=k, seed=seed, device=device)
     return Repaired(result, correction, measured)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from expunge.core.options import Field, options
+from expunge.core.options import Field, build, options
 from expunge.core.run import Precision
 
 
@@ -47,6 +47,11 @@ class Recipe:
             milestones=self.milestones,
             decay=self.decay,
         )
+
+
+def make_recipe(recipe: Recipe | Mapping[str, Any] | None) -> Recipe:
+    """A recipe from itself, from a mapping of its options, or the default one from None."""
+    return recipe if isinstance(recipe, Recipe) else build(Recipe, dict(recipe or {}), "recipe")
 
 
 def learning_rate(

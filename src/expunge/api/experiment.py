@@ -1,0 +1,147 @@
+"""What an audit is about, put together in one place: the original, the unlearned model, references and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from expunge.api.prepare import as_splits, check_disjoint
+from expunge.api.saved import as_trained
+from expunge.api.selection import known_splits, select
+from expunge.api.trained import TrainedModel
+from expunge.api.unlearn import unlearn
+from expunge.core.errors import UsageError
+from expunge.data.cache import cache_root
+from expunge.data.split import Split
+from expunge.methods.base import Method, make_method
+from expunge.training.recipe import Recipe, make_recipe
+
+
+@dataclass(frozen=True)
+class Audited:
+    """original, unlearned: the models. references: retrained ones. splits: `forget`, `test` and, if known, `retain`."""
+
+    original: TrainedModel
+    unlearned: TrainedModel
+    splits: dict[str, Split]
+    references: list[nn.Module]
+    method: Method | None
+    recipe: Recipe | None
+
+    def known_recipe(self, what: str) -> Recipe:
+        """The recipe of the original; `UsageError` that names the keyword where `what` needs it and it is unknown."""
+        if self.recipe is None:
+            raise UsageError(f"{what} are trained as the original was, and its recipe is not known; pass recipe=...")
+        return self.recipe
+
+
+def resolve_audit(
+    model: Any,
+    unlearned: Any = None,
+    *,
+    original: Any = None,
+    forget: Any = None,
+    retain: Any = None,
+    test: Any = None,
+    references: int | Sequence[Any] = (),
+    retrained: Sequence[Any] = (),
+    method: str | Method | None = None,
+    recipe: Any = None,
+    needs_method: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    cache: Path | None = None,
+) -> Audited:
+    """The models and data of an audit, from what is given and from what results remember; see `evidence.audit`."""
+    before, after = _two_models(model, unlearned, original)
+    known_recipe = make_recipe(recipe) if recipe is not None else before.recipe or after.recipe
+    chosen = _method(after, method, known_recipe) if needs_method else None
+    known: dict[str, Any] = {"forget": forget, "retain": retain, "test": test}
+    if forget is not None:
+        selected = select(before, forget, retain)
+        known |= {"forget": selected.forget, "retain": selected.retain}
+    splits = as_splits({k: v for k, v in known_splits([after, before], known).items() if k != "validation"})
+    check_disjoint(splits)
+    for name in ("forget", "test"):
+        if name not in splits or not splits[name].has_labels:
+            raise UsageError(f"an audit needs {name} data with labels; pass {name}=...")
+    again: list[nn.Module] = []
+    if isinstance(references, int):
+        if retrained:
+            raise UsageError("`retrained` is an older name of `references`; pass one of them.")
+        if references == 1 or references < 0:
+            raise UsageError(f"references must be 0 or at least 2 (one has no spread), got {references}.")
+        if references:
+            again = train_references(
+                before, references, forget=splits["forget"], retain=splits.get("retain"), recipe=known_recipe,
+                seed=seed, device=device, cache=cache,
+            )  # fmt: skip
+    else:
+        given = [*references, *retrained]
+        if len(given) == 1:
+            raise UsageError("one retrained model has no spread; pass at least two, or none for the weaker verdict.")
+        again = [as_trained(reference, f"references[{i}]").model for i, reference in enumerate(given)]
+    return Audited(before, after, splits, again, chosen, known_recipe)
+
+
+def train_references(
+    original: TrainedModel,
+    count: int,
+    *,
+    forget: Split,
+    retain: Split | None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    cache: Path | None = None,
+) -> list[nn.Module]:
+    """Models trained as the original was, without the forget set, with the seeds after `seed`; kept in the cache.
+
+    They start from the original's initial weights where these are known, else from fresh ones.
+
+    Raises:
+        UsageError: If the recipe or the retained samples are not known.
+    """
+    if recipe is None and original.recipe is None:
+        raise UsageError("references are trained as the original was, and its recipe is not known; pass recipe=...")
+    if retain is None:
+        raise UsageError("references are trained on the retained samples, which are not known; pass retain=...")
+    known = original if recipe is None else replace(original, recipe=recipe)
+    return [
+        unlearn(
+            known, forget=forget, retain=retain, method="retrain", seed=seed + number, device=device,
+            cache=cache_root() if cache is None else cache,
+        ).model
+        for number in range(1, count + 1)
+    ]  # fmt: skip
+
+
+def _two_models(model: Any, unlearned: Any, original: Any) -> tuple[TrainedModel, TrainedModel]:
+    """(original, unlearned)."""
+    if unlearned is not None:
+        if original is not None:
+            raise UsageError("the original was given twice; pass audit(original, unlearned) or original=...")
+        return as_trained(model, "original"), as_trained(unlearned, "unlearned")
+    after = as_trained(model, "unlearned")
+    before = after.parent if original is None else as_trained(original, "original")
+    if before is None:
+        raise UsageError(
+            "the model before unlearning is not known; pass what expunge.unlearn returned, or original=..."
+        )
+    return before, after
+
+
+def _method(unlearned: TrainedModel, given: str | Method | None, recipe: Recipe | None) -> Method:
+    """What unlearned, as given or as the result remembers; shadow models need it, and the recipe."""
+    if given is None and "method" in unlearned.facts:
+        given = make_method(str(unlearned.facts["method"]), **unlearned.facts["options"])
+    if given is None or recipe is None:
+        missing = " and ".join(
+            f"{name}=..." for name, value in (("method", given), ("recipe", recipe)) if value is None
+        )
+        raise UsageError(f"shadow models must be trained and unlearned as the audited ones were; pass {missing}")
+    return make_method(given)

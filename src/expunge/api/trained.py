@@ -1,0 +1,240 @@
+"""A model with what it was trained on: what `train`, `unlearn` and `load` return and every other verb accepts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.api.prepare import as_splits, check_fit
+from expunge.core import display
+from expunge.core.errors import DataError, ExpungeError, UsageError
+from expunge.core.files import write_text
+from expunge.core.options import to_dict
+from expunge.core.version import versions
+from expunge.data.split import Split
+from expunge.models.checkpoint import save_state, save_weights, state_hash, weights_hash
+from expunge.training.recipe import Recipe, make_recipe
+
+WEIGHTS, RECORD, INITIAL, ROWS = "model.safetensors", "result.json", "initial.safetensors", "rows.json"
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class TrainedModel:
+    """A module and what is known about its training. What is not known (None) is an error where it is needed.
+
+    Attributes:
+        model: The module; it returns logits (batch, classes). No verb changes it.
+        train: What the model was trained on; of an unlearned model, what it still knows (the retained samples).
+        held_out: Samples the model never saw, for methods that validate (`rewind`) and for tuning.
+        test: Samples the model never saw, for measuring; no method reads them.
+        recipe: How the model was trained.
+        initial: The state dict that training started from.
+        seed: The seed of the training.
+        facts: JSON-ready provenance: kind, hashes of the data, options, versions.
+        parent: The model that this one was made from by unlearning.
+    """
+
+    model: nn.Module
+    train: Split | None = None
+    held_out: Split | None = None
+    test: Split | None = None
+    recipe: Recipe | None = None
+    initial: Mapping[str, Tensor] | None = None
+    seed: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    parent: TrainedModel | None = None
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        *,
+        data: Any = None,
+        held_out: Any = None,
+        test: Any = None,
+        recipe: Recipe | Mapping[str, Any] | None = None,
+        initial: Mapping[str, Tensor] | nn.Module | None = None,
+        seed: int | None = None,
+    ) -> TrainedModel:
+        """What is known about a model that was trained elsewhere.
+
+        Args:
+            module: The trained module; it is kept, not copied.
+            data: What it was trained on: a split, a map-style data set, or (X, y) with X (N, ...) and y (N,).
+            held_out: Samples it never saw, for methods that validate; the same kinds.
+            test: Samples it never saw, for measuring; the same kinds.
+            recipe: How it was trained: a `Recipe` or a mapping of its options.
+            initial: The weights training started from: a state dict or a module that holds them.
+            seed: The seed of the training.
+
+        Raises:
+            UsageError: If `module` is no `nn.Module`, an option of the recipe is unknown, or `initial` does not fit.
+            DataError: If data and model do not fit together, or unseen samples are among the training data.
+        """
+        if not isinstance(module, nn.Module):
+            raise UsageError(f"module must be a torch.nn.Module, got {type(module).__name__}.")
+        splits = as_splits({"train": data, "validation": held_out, "test": test})
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        check_fit(module, splits, device)
+        check_unseen(splits)
+        start = initial_state(initial, module)
+        return TrainedModel(
+            model=module,
+            train=splits.get("train"),
+            held_out=splits.get("validation"),
+            test=splits.get("test"),
+            recipe=None if recipe is None else make_recipe(recipe),
+            initial=start,
+            seed=seed,
+            facts={
+                "kind": "given",
+                "recipe": None if recipe is None else to_dict(make_recipe(recipe)),
+                "seed": seed,
+                "data": {name: split.content_hash() for name, split in splits.items()},
+                "sizes": {name: len(split) for name, split in splits.items()},
+                "start": None if start is None else state_hash(start),
+                "versions": versions(),
+            },
+        )
+
+    @property
+    def origin(self) -> Split | None:
+        """The training data of the first model of the chain: rows are numbered in it, before and after forgetting."""
+        if self.parent is not None and self.train is not None and self.parent.train is not None:
+            before = self.parent.origin
+            if before is not None and same_data(before, self.train):
+                return before
+        return self.train
+
+    @property
+    def root(self) -> TrainedModel:
+        """The first model of the chain, which no unlearning made."""
+        return self if self.parent is None else self.parent.root
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready: all but the weights and the data."""
+        return {"format": 1, **self.facts, "weights": weights_hash(self.model)}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what `expunge.load` reads; each file appears whole or not at all.
+
+        `model.safetensors`, `result.json`, the initial weights where they are known, and for an unlearned model the
+        rows it forgot and no longer knows. Training data are not written: give them to `load` again, which checks
+        that they are the same.
+
+        Args:
+            folder: Made if it does not exist.
+
+        Raises:
+            ExpungeError: If the folder cannot be written.
+        """
+        target = Path(folder)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExpungeError(f"cannot write to {target} ({error.strerror}); choose another folder.") from None
+        save_weights(self.model, target / WEIGHTS)
+        for stale in (INITIAL, ROWS):
+            (target / stale).unlink(missing_ok=True)
+        if self.initial is not None:
+            save_state(self.initial, target / INITIAL)
+        rows = self._rows()
+        if rows is not None:
+            write_text(target / ROWS, json.dumps(rows) + "\n")
+        self._write_more(target)
+        write_text(target / RECORD, json.dumps(self.record(), indent=2, default=str) + "\n")
+        return target
+
+    def _write_more(self, folder: Path) -> None:
+        """Files of a subclass, written before the record that makes the folder complete."""
+
+    def _rows(self) -> dict[str, Any] | None:
+        """Which rows of the first training data this model no longer knows; None where that cannot be said."""
+        origin = self.origin
+        if origin is None or self.train is None or origin is self.train:
+            return None
+        unknown = ~torch.isin(origin.index, self.train.index)
+        return {"origin": origin.content_hash(), "without": unknown.nonzero().flatten().tolist()}
+
+    def _shown(self) -> list[tuple[str, str]]:
+        """Names and values that `repr` shows."""
+        known = [
+            ("trained on", _described(self.train)),
+            ("held out", _described(self.held_out)),
+            ("test", _described(self.test)),
+        ]
+        recipe = self.recipe
+        if recipe is not None:
+            words = f"{display.counted(recipe.epochs, 'epoch')} of {recipe.optimizer}, lr {recipe.lr:g}, "
+            known.append(("recipe", words + f"batches of {recipe.batch_size}"))
+        else:
+            known.append(("recipe", "not known"))
+        known.append(("initial weights", "known" if self.initial is not None else "not known"))
+        return known
+
+    def _title(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return f"{type(self).__name__}: {type(self.model).__name__}, {display.counted(parameters, 'parameter')}"
+
+    def __repr__(self) -> str:
+        return display.as_text(self._title(), self._shown())
+
+    def _repr_html_(self) -> str:
+        return display.as_html(self._title(), self._shown())
+
+
+def _described(split: Split | None) -> str:
+    return "not known" if split is None else f"{display.counted(len(split), 'sample')}, {split.num_classes} classes"
+
+
+def same_data(one: Split, other: Split) -> bool:
+    """Whether positions mean the same samples in both: one store, or two of equal content (classes may be widened)."""
+    if one.store is other.store:
+        return True
+    alike = len(one.store) == len(other.store) and one.input_shape == other.input_shape
+    return alike and one.store.content_hash() == other.store.content_hash()
+
+
+def check_unseen(splits: Mapping[str, Split]) -> None:
+    """Refuse `validation` and `test` splits that show rows of `train`.
+
+    Raises:
+        DataError: If a row of one store is in both.
+    """
+    train = splits.get("train")
+    for name in ("validation", "test"):
+        other = splits.get(name)
+        if train is None or other is None or other.store is not train.store:
+            continue
+        count = int(torch.isin(other.index, train.index).sum())
+        if count:
+            what = "held_out" if name == "validation" else name
+            raise DataError(f"{count} samples of `{what}` are among the training data; give samples it never saw.")
+
+
+def initial_state(given: Mapping[str, Tensor] | nn.Module | None, model: nn.Module) -> dict[str, Tensor] | None:
+    """A state dict that fits `model`, on the CPU and independent of `given`.
+
+    Raises:
+        UsageError: If names or shapes are not those of the model.
+    """
+    if given is None:
+        return None
+    state = given.state_dict() if isinstance(given, nn.Module) else given
+    own = model.state_dict()
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"initial must be a state dict or a torch.nn.Module, got {type(given).__name__}.")
+    odd = [
+        name for name in [*own, *state] if name not in own or name not in state or own[name].shape != state[name].shape
+    ]
+    if odd:
+        raise UsageError(
+            f"the initial weights do not fit the model (`{odd[0]}`); pass those its training started from."
+        )
+    return {name: value.detach().cpu().clone() for name, value in state.items()}

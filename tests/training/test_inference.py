@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.errors import AccessError
+from expunge.data.convert import as_split
 from expunge.models.modes import evaluation_mode, training_mode
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, toy_problem
@@ -97,3 +98,22 @@ def test_error_rate() -> None:
     assert error_rate(torch.eye(3), torch.tensor([0, 1, 0])) == pytest.approx(1 / 3)
     assert error_rate(torch.eye(3), torch.tensor([0, 1, 2])) == 0
     assert math.isnan(error_rate(torch.empty(0, 3), torch.empty(0, dtype=torch.long)))
+
+
+def test_hooks_see_the_samples_and_nothing_else():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    split = as_split((torch.rand(7, 3, 8, 8), torch.arange(7) % 3))
+    seen = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    predict(model, split, batch_size=4)
+    assert seen == [4, 3]
+
+
+def test_the_layout_of_the_weights_comes_back_and_changes_no_answer():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
+    split = as_split((torch.rand(7, 3, 8, 8), torch.arange(7) % 3))
+    strides = model[0].weight.stride()
+    with torch.no_grad():
+        expected = model.eval()(split.inputs())
+    assert torch.allclose(predict(model, split), expected, atol=1e-5)
+    assert model[0].weight.stride() == strides

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from expunge.core.distributed import ALONE, World
 from expunge.data.split import Split
+from expunge.models.layout import fast_layout
 from expunge.models.modes import evaluation_mode
 
-EVAL_BATCH = 1024
+EVAL_BATCH = 256
+"""Samples per pass. Larger ones are slower on a CPU, where activations leave its caches, and take more memory."""
 
 
 def predict(
@@ -28,7 +31,10 @@ def predict(
     forward: what to compute of a batch (B, ...) instead of the logits, (B, anything).
     """
     parts = []
-    with evaluation_mode(model), torch.inference_mode():
+    # Finding the layout takes a trial pass, which hooks would take for one of the samples.
+    watched = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    layout = nullcontext() if watched else fast_layout(model, split.input_shape)
+    with layout, evaluation_mode(model), torch.inference_mode():
         for batch in split.batches(batch_size * world.size, device=device, world=world):
             parts.append(batch.whole((forward or model)(batch.x).float()))
     # A clone outside inference mode: cached logits take part in losses that need autograd.

@@ -49,7 +49,7 @@ class Shy(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         out = self.linear(x.flatten(1))
-        return (out, out) if self.answer == "pair" else out[0]
+        return {"first": out, "second": out} if self.answer == "mapping" else out[0]
 
 
 def poisoned() -> nn.Module:
@@ -68,7 +68,7 @@ def poisoned() -> nn.Module:
         ({"retain": (X[8:], Y[8:] + 7)}, "label 10, but the model has 4 classes"),
         ({"retain": (X[8:, :, :3, :3].flatten(1), Y[8:])}, "refuses retain samples of shape"),
         ({"model": poisoned()}, "not finite"),
-        ({"model": Shy("pair")}, "logits of shape"),
+        ({"model": Shy("mapping")}, "logits of shape"),
         ({"model": Shy("vector")}, "logits of shape"),
         ({"model": "m.pt"}, "there is no folder m.pt"),
         ({"model": 3}, "torch.nn.Module, got int"),

@@ -171,3 +171,14 @@ def test_content_ids_are_stable_and_distinct():
     assert ids[2] == f"{ids[0]}-2"
     assert len(set(ids)) == 3
     assert ResidentStore(samples.clone(), torch.ones(3)).ids.tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"), [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 1, [1, 1, 1])]
+)
+def test_a_rest_of_one_sample_joins_the_batch_before_it(count: int, size: int, sizes: list[int]) -> None:
+    split = Split.whole(ResidentStore(torch.rand(count, 2), torch.zeros(count).long()))
+    batches = list(split.batches(size, shuffle=True, seed=3))
+    assert [len(batch) for batch in batches] == sizes
+    assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == list(range(count))
+    assert [len(b) for b in split.batches(4)] == [len(part) for part in torch.arange(count).split(4)]

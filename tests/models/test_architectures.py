@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expunge.core.errors import UsageError
+from expunge.api.result import Result
+from expunge.core.errors import CheckpointError, UsageError
+from expunge.core.needs import Needs
 from expunge.models import MODELS
 from expunge.models.blocks import count_parameters
 from expunge.models.build import build_model
+from expunge.models.checkpoint import load_weights, weights_hash
+from expunge.models.initial import reset_parameters
 
 EXTERNAL = {"vit-hf", "imagenet-resnet50"}  # need another library or a download; tested below
 
@@ -183,6 +188,24 @@ def test_vit_from_a_folder_returns_logits(vit_folder: Path) -> None:
     assert torch.equal(logits, model.get_submodule("net")(pixel_values=small).logits)
     logits.sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.hub
+def test_folders_of_save_pretrained_and_of_results_are_read_by_both_sides(vit_folder: Path, tmp_path: Path) -> None:
+    import transformers
+
+    build = {"num_classes": 5, "input_shape": (3, 32, 32), "options": {"source": str(vit_folder)}}
+    model, drawn = build_model("vit-hf", **build), build_model("vit-hf", **build)
+    reset_parameters(drawn, seed=1)
+    for place in (vit_folder, vit_folder / "model.safetensors"):  # the library's names in files are not its modules'
+        assert weights_hash(load_weights(copy.deepcopy(drawn), place)) == weights_hash(model)
+    result = Result(model=drawn, history=[], seconds=0.0, status="finished", needs=Needs(), facts={})
+    read = transformers.AutoModelForImageClassification.from_pretrained(result.save(tmp_path / "out"))
+    assert weights_hash(read) == weights_hash(drawn)
+    wrong = {name: value for name, value in model.state_dict().items() if not name.endswith("cls_token")}
+    torch.save(wrong, tmp_path / "wrong.pt")
+    with pytest.raises(CheckpointError, match=r"missing vit\.embeddings\.cls_token"):
+        load_weights(drawn, tmp_path / "wrong.pt")
 
 
 @pytest.mark.hub

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from expunge.api.prepare import as_splits, check_disjoint, check_fit, pick_device
+from expunge.api.prepare import as_classifier, as_splits, check_disjoint, check_fit, pick_device
 from expunge.api.result import Result
 from expunge.api.saved import as_trained
 from expunge.api.selection import known_splits, select
@@ -96,7 +96,7 @@ def evaluate(
     if not splits:
         raise UsageError("no data to evaluate on: pass at least one of forget, retain, test.")
     check_disjoint(splits)
-    modules = {name: model.model for name, model in trained.items()}
+    modules = {name: as_classifier(model.model, splits, target)[0] for name, model in trained.items()}
     for module in modules.values():
         check_fit(module, splits, target)
     measured = {name: model.seconds for name, model in trained.items() if isinstance(model, Result)}

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from expunge.api.prepare import as_splits, check_fit, check_trainable, pick_device, warm_up
+from expunge.api.prepare import as_classifier, as_splits, check_fit, check_trainable, pick_device, warm_up
 from expunge.api.saved import as_trained
 from expunge.core.errors import UsageError, unknown
 from expunge.core.options import build, to_dict
@@ -89,6 +89,7 @@ def memorise(
     split = as_splits({"train": known})["train"]
     if not split.has_labels:
         raise UsageError("memorisation is told from right and wrong answers; pass data with labels.")
+    source, _ = as_classifier(source, {"train": split}, target, trains=True)
     check_fit(source, {"train": split}, target)
     run = Run(
         seed=seed,

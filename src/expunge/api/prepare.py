@@ -15,6 +15,7 @@ from expunge.core.distributed import World, current
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.data.convert import as_split, harmonise_classes
 from expunge.data.split import ResidentStore, Split
+from expunge.models.contract import adapted, plain_module
 from expunge.models.modes import evaluation_mode
 
 
@@ -76,11 +77,58 @@ def check_compile(wanted: bool, world: World) -> None:
 
 
 def as_module(model: Any, what: str = "model") -> nn.Module:
-    """An `nn.Module`, or the one inside a result of `train` or `unlearn`."""
+    """An `nn.Module`, or the one inside a result of `train` or `unlearn`, without DDP or `torch.compile` around it.
+
+    Raises `UsageError` for TorchScript, quantised, lazy and sharded modules.
+    """
     inner = getattr(model, "model", model) if not isinstance(model, nn.Module) else model
     if not isinstance(inner, nn.Module):
         raise UsageError(f"{what} must be a torch.nn.Module, got {type(model).__name__}.")
-    return inner
+    return plain_module(inner, what)
+
+
+def as_classifier(
+    model: nn.Module, splits: Mapping[str, Split], device: torch.device, *, trains: bool = False
+) -> tuple[nn.Module, list[str]]:
+    """The model as a function to logits (B, classes), and remarks for the user; mostly it is one already.
+
+    trains: whether it will be trained, so that its outputs in train mode matter too. Raises `DataError` where the
+    samples are refused or the outputs cannot be read as logits (see `models.contract`).
+    """
+    if not splits:
+        return model, []
+    name, split = next(iter(splits.items()))
+    batch = next(iter(split.batches(2, device=device)))
+    with _on(model, device), _refusals(model, name, batch.x):
+        return adapted(model, batch.x, trains=trains)
+
+
+@contextmanager
+def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside the block the model is on `device`."""
+    home = next((p.device for p in model.parameters()), device)
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+@contextmanager
+def _refusals(model: nn.Module, name: str, x: torch.Tensor) -> Iterator[None]:
+    """What a forward pass raises, in one sentence."""
+    try:
+        yield
+    except ExpungeError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+        advice = "Check the input shape and the channel order."
+        if types:
+            kind = str(types.pop()).removeprefix("torch.")
+            advice = f"Its weights are {kind}, and the samples are float32: pass model.float()."
+        raise DataError(f"the model refuses {name} samples of shape {tuple(x.shape[1:])}: {reason}. {advice}") from None
 
 
 def check_trainable(model: nn.Module) -> None:
@@ -160,19 +208,8 @@ def check_fit(model: nn.Module, splits: Mapping[str, Split], device: torch.devic
     classes = 0
     for name, split in splits.items():
         batch = next(iter(split.batches(2, device=device)))
-        home = next((p.device for p in model.parameters()), device)
-        model.to(device)
-        try:
-            with evaluation_mode(model), torch.inference_mode():
-                logits = model(batch.x)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"the model refuses {name} samples of shape {tuple(batch.x.shape[1:])}: {reason}. "
-                "Check the input shape and the channel order."
-            ) from None
-        finally:
-            model.to(home)
+        with _on(model, device), _refusals(model, name, batch.x), evaluation_mode(model), torch.inference_mode():
+            logits = model(batch.x)
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(batch):
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise DataError(f"the model must return logits of shape (batch, classes), got {got}.")

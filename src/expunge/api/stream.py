@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from expunge.api.effect import measure_effect
-from expunge.api.prepare import as_splits, check_disjoint, pick_device
+from expunge.api.prepare import as_classifier, as_splits, check_disjoint, pick_device
 from expunge.api.result import Result
 from expunge.api.saved import as_trained
 from expunge.api.selection import select
@@ -83,7 +83,7 @@ def unlearn_stream(
     for name in names:
         check_disjoint({"forget": splits[name], **{k: v for k, v in splits.items() if k != name}})
     held_out = as_splits({"validation": trained.held_out if more.get("validation") is None else more["validation"]})
-    first = trained.model
+    first, _ = as_classifier(trained.model, splits, target, trains=True)
     results: list[Result] = []
     rows: list[dict[str, float]] = []
     current: TrainedModel = trained
@@ -103,7 +103,7 @@ def unlearn_stream(
         current = result
         results.append(result)
         past = joined([splits[n] for n in names[: number + 1]], "past")
-        moved = relative_distance(result.model, first)
+        moved = relative_distance(result.model, trained.model)
         measured: dict[str, Split] = {"current": splits[name], "past": past}
         measured |= {k: splits[k] for k in ("retain", "test") if k in splits}
         rows.append(
@@ -118,7 +118,7 @@ def unlearn_stream(
     together = _together(results, rows, seed)
     effect = measure_effect(
         first,
-        together.model,
+        as_classifier(together.model, splits, target)[0],
         forget=past,
         retain=splits.get("retain"),
         held_out=held_out.get("validation"),
@@ -148,7 +148,9 @@ def _requested(trained: TrainedModel, requests: Any, retain: Any) -> tuple[list[
 
 def accuracies(model: nn.Module, splits: Mapping[str, Split], device: torch.device) -> dict[str, float]:
     """<split>_accuracy of every split that has labels."""
-    seen = Evaluation({"now": model}, splits, device=device, world=distributed.current())
+    seen = Evaluation(
+        {"now": as_classifier(model, splits, device)[0]}, splits, device=device, world=distributed.current()
+    )
     labelled = [name for name, split in splits.items() if split.has_labels]
     return {f"{name}_accuracy": float(seen.correct("now", name).double().mean()) for name in labelled}
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from expunge.api.prepare import (
+    as_classifier,
     as_splits,
     check_compile,
     check_fit,
@@ -29,6 +30,7 @@ from expunge.core.options import to_dict
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.version import versions
 from expunge.models.checkpoint import state_hash
+from expunge.models.contract import returned
 from expunge.training.loop import train_model
 from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe, make_recipe
@@ -77,13 +79,15 @@ def train(
     """
     chosen = make_recipe(recipe)
     target = pick_device(device)
-    source = as_trained(model).model
+    given = as_trained(model).model
+    source = given
     check_trainable(source)
     splits = as_splits({"train": data, "validation": held_out, "test": test})
     if "train" not in splits:
         raise UsageError("nothing to train on: pass data (a split, a map-style data set, or (X, y)).")
     split = splits["train"]
     check_unseen(splits)
+    source, remarks = as_classifier(source, splits, target, trains=True)
     check_fit(source, splits, target)
     check_compile(compile, current())
     run = Run(
@@ -94,6 +98,7 @@ def train(
         budget_seconds=budget_seconds,
         label="train",
         progress=progress,
+        notes=remarks,
         world=current(),
     )
     student = copy.deepcopy(source)
@@ -109,7 +114,7 @@ def train(
     home = next((p.device for p in source.parameters()), target)
     student.to(home).train(source.training)
     return Result(
-        model=student,
+        model=returned(student, given),
         train=split,
         held_out=splits.get("validation"),
         test=splits.get("test"),

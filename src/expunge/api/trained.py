@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.api.prepare import as_splits, check_fit
+from expunge.api.prepare import as_classifier, as_splits, check_fit
 from expunge.core import display
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.core.files import write_text
@@ -19,6 +19,8 @@ from expunge.core.options import to_dict
 from expunge.core.version import versions
 from expunge.data.split import Split
 from expunge.models.checkpoint import save_state, save_weights, state_hash, weights_hash
+from expunge.models.contract import plain_module
+from expunge.models.external import config_of
 from expunge.training.recipe import Recipe, make_recipe
 
 WEIGHTS, RECORD, INITIAL, ROWS = "model.safetensors", "result.json", "initial.safetensors", "rows.json"
@@ -81,7 +83,7 @@ class TrainedModel:
             raise UsageError(f"module must be a torch.nn.Module, got {type(module).__name__}.")
         splits = as_splits({"train": data, "validation": held_out, "test": test})
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        check_fit(module, splits, device)
+        check_fit(as_classifier(plain_module(module), splits, device)[0], splits, device)
         check_unseen(splits)
         start = initial_state(initial, module)
         return TrainedModel(
@@ -126,7 +128,8 @@ class TrainedModel:
 
         `model.safetensors`, `result.json`, the initial weights where they are known, and for an unlearned model the
         rows it forgot and no longer knows. Training data are not written: give them to `load` again, which checks
-        that they are the same.
+        that they are the same. A network of Hugging Face gets its `config.json` as well, so that `from_pretrained`
+        reads the folder.
 
         Args:
             folder: Made if it does not exist.
@@ -147,6 +150,9 @@ class TrainedModel:
         rows = self._rows()
         if rows is not None:
             write_text(target / ROWS, json.dumps(rows) + "\n")
+        config = config_of(self.model)
+        if config is not None:
+            write_text(target / "config.json", config)
         self._write_more(target)
         write_text(target / RECORD, json.dumps(self.record(), indent=2, default=str) + "\n")
         return target

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from expunge.api.effect import measure_effect
 from expunge.api.prepare import (
+    as_classifier,
     as_splits,
     check_compile,
     check_disjoint,
@@ -40,6 +41,7 @@ from expunge.methods.base import Method, make_method
 from expunge.methods.problem import Problem
 from expunge.models.anatomy import reset_parameters
 from expunge.models.checkpoint import weights_hash
+from expunge.models.contract import parameter_names, returned
 from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe, make_recipe
 
@@ -68,7 +70,8 @@ def unlearn(
 
     Args:
         model: What `train`, `unlearn` or `load` returned, a `TrainedModel`, a folder that holds one, or any `nn.Module`
-            that returns logits (batch, classes), of which nothing more is known.
+            that returns logits (batch, classes), of which nothing more is known. Logits inside a tuple or dictionary,
+            and one logit for two classes, are read as such (`models.contract`).
         forget: Rows of the training data (whole numbers, as the data were given to `train`), a boolean mask over them,
             `expunge.ids([...])`, a scenario such as "class:3" (drawn with seed 0), what `expunge.scenario` returns, or
             data: a split, a map-style data set, (X, y).
@@ -119,6 +122,7 @@ def unlearn(
             "knows it (expunge.train, expunge.TrainedModel.of)."
         )
     start = trained.initial if initial is None else initial_state(initial, source)
+    source, remarks = as_classifier(source, splits, target, trains=True)
     classes = check_fit(source, splits, target)
     check_compile(compile, current())
     some = next(iter(splits.values()))
@@ -132,7 +136,7 @@ def unlearn(
         progress=progress,
         cancelled=cancelled,
         cache=cache,
-        notes=doubles,
+        notes=[*doubles, *remarks],
         world=current(),
     )
     if start is None and (needs.initial or not needs.weights):
@@ -160,7 +164,7 @@ def unlearn(
         if chosen.card.name != "original":  # there nothing is meant to happen
             effect.warn()
     return Result(
-        model=result,
+        model=returned(result, trained.model),
         train=splits.get("retain"),
         held_out=splits.get("validation"),
         test=trained.test,
@@ -234,7 +238,7 @@ def restrict(
         forgotten=len(splits["forget"]) if "forget" in splits else 0,
         _splits=handed,
         _recipe=recipe if needs.recipe else None,
-        _initial=initial if needs.initial or not needs.weights else None,
+        _initial=parameter_names(model, initial) if initial and (needs.initial or not needs.weights) else None,
     )
 
 

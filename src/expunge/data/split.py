@@ -319,6 +319,9 @@ class Split:
     ) -> Iterator[Batch]:
         """Batches of `size` (the last may be shorter), in order or shuffled by `seed`.
 
+        Shuffled batches are for training: a rest of one sample, which BatchNorm cannot normalise, joins the batch
+        before it.
+
         Without `augment` this is the evaluation view: the same sample is always the same tensor. world: processes that
         share every batch; each reads its own rows only.
         """
@@ -329,6 +332,8 @@ class Split:
         if shuffle:
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
         chunks = [chunk for chunk in order.split(size) if len(chunk) == size or not drop_last]
+        if shuffle and size > 1 and len(chunks) > 1 and len(chunks[-1]) == 1:
+            chunks[-2:] = [torch.cat(chunks[-2:])]
         noise = torch.Generator().manual_seed(derive(seed, "augment"))
         labels = None if self.labels is None else self.labels.to(target)
         own = [chunk[world.rows(len(chunk))] for chunk in chunks]

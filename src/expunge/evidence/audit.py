@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from expunge.api.experiment import resolve_audit
-from expunge.api.prepare import check_fit, pick_device
+from expunge.api.prepare import as_classifier, check_fit, pick_device
 from expunge.core.errors import UsageError
 from expunge.core.options import build, to_dict
 from expunge.core.seeds import derive, numpy_generator
@@ -98,6 +98,7 @@ def audit(
     splits = subject.splits
     names = {"original": subject.original.model, "unlearned": subject.unlearned.model}
     names |= {f"retrained {i + 1}": reference for i, reference in enumerate(subject.references)}
+    names = {name: as_classifier(module, splits, target, trains=shadows > 0)[0] for name, module in names.items()}
     for module in names.values():
         check_fit(module, splits, target)
     evaluation = Evaluation(names, splits, device=target, seed=seed)

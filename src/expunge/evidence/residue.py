@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from expunge.api.prepare import as_module, as_splits, check_disjoint, check_fit, pick_device
+from expunge.api.prepare import as_classifier, as_module, as_splits, check_disjoint, check_fit, pick_device
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.evidence.depth import Depth, Draw, Row, grams, layer_rows, probe_rows, relearn_rows
@@ -124,6 +124,7 @@ def residue(
             raise UsageError(f"residue needs {name} data with labels; the {name} set has none.")
     models = {ORIGINAL: as_module(original, "original"), UNLEARNED: as_module(unlearned, "unlearned")}
     models |= {f"retrained {i + 1}": as_module(model, f"retrained[{i}]") for i, model in enumerate(retrained)}
+    models = {name: as_classifier(module, splits, target)[0] for name, module in models.items()}
     for module in models.values():
         check_fit(module, splits, target)
     return examine(Evaluation(models, splits, device=target, seed=seed), depth)

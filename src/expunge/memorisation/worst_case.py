@@ -34,7 +34,7 @@ from expunge.data.augment import make_augment
 from expunge.data.scores import SampleScores
 from expunge.data.split import PerSample, Split
 from expunge.models.layout import fast_layout
-from expunge.models.modes import training_mode
+from expunge.models.modes import lone_samples, training_mode
 from expunge.training.inference import predict
 from expunge.training.recipe import Recipe
 
@@ -104,7 +104,7 @@ def _unlearn(
     weights = PerSample(data, keep.float().to(run.device))
     augment = make_augment(recipe.augment)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with fast_layout(model, data.input_shape):
+    with fast_layout(model, data.input_shape), lone_samples(model, allowed=recipe.batch_size > 1):
         for epoch in range(1, search.epochs + 1):
             torch.manual_seed(run.seed_for(WHAT, "modules", number, epoch))
             training_mode(model, recipe.batchnorm)

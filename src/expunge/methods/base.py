@@ -10,7 +10,6 @@ class MyMethod(Method):
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,7 +28,9 @@ from expunge.methods import METHODS
 from expunge.methods.problem import Problem
 from expunge.methods.rewind import rewind
 from expunge.models.checkpoint import weights_hash
+from expunge.models.contract import copied
 from expunge.models.layout import channels_last, contiguous
+from expunge.models.modes import lone_samples, without_lone_samples
 
 C = TypeVar("C", bound="Method")
 
@@ -71,7 +72,7 @@ class Method(ABC):
         """
         check_parallel(self, run.world)
         original = problem.model
-        teacher = copy.deepcopy(original).to(run.device).eval().requires_grad_(False)
+        teacher = copied(original).to(run.device).eval().requires_grad_(False)
         channels_last(teacher, problem.input_shape)  # its students are copies
         run.label = self.card.name
         before = weights_hash(teacher)
@@ -81,7 +82,8 @@ class Method(ABC):
             run.keep_snapshots = run.keep_snapshots or self.rewinds
             if run.guard is not None:
                 run.guard.begin(teacher)
-            result = self.unlearn(replace(problem, model=teacher), run)
+            with lone_samples(teacher):  # its students are copies
+                result = self.unlearn(replace(problem, model=teacher), run)
             if self.rewinds:
                 # A method may have changed the weights before its first epoch; epoch 0 is the original all the same.
                 result = rewind(problem, run, result, {**run.snapshots, 0: teacher.state_dict()})
@@ -102,7 +104,9 @@ class Method(ABC):
         if self.same_tensors and shapes[0] != shapes[1]:
             raise ExpungeError(f"{name} returned a model whose tensors differ in name, shape or type.")
         for key, value in got.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            # A buffer may hold infinite constants, such as an attention mask.
+            was_finite = torch.isfinite(given[key]) if key in given and value.shape == given[key].shape else True
+            if value.is_floating_point() and bool((~torch.isfinite(value) & was_finite).any()):
                 raise DivergedError(f"{name} diverged: `{key}` is not finite. Lower the learning rate or set a clip.")
 
 
@@ -185,6 +189,7 @@ def preset_values(cls: type[Method], preset: str) -> Mapping[str, Any]:
 def _restored(result: nn.Module, original: nn.Module) -> nn.Module:
     """Train/eval modes, `requires_grad`, memory layout and device as the given model had them."""
     contiguous(result)
+    without_lone_samples(result)
     reference = next(iter(original.parameters()), None)
     if reference is not None:
         result.to(reference.device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from expunge.core.errors import UsageError, unknown
+from expunge.models.contract import Adapted, inside
 from expunge.models.initial import reset_parameters
 from expunge.models.modes import evaluation_mode, frozen_batchnorm
 from expunge.models.trace import Representation, execution_order, logits_of, weights_beyond
@@ -88,8 +89,14 @@ def anatomy(model: nn.Module, sample: Tensor, *, head: str | None = None, extrac
     head, extractor: names that override what is found; a name that is no module of the model raises `UsageError`, as
     does a model that does not return logits (B, classes), or whose head cannot be told.
     """
-    stated = dict(getattr(type(model), "expunge_anatomy", {}))
     names = dict(model.named_modules())
+    stated = dict(getattr(type(model), "expunge_anatomy", {}))
+    if isinstance(model, Adapted):  # users know the names inside their network
+        stated = {
+            part: inside(model, name) if isinstance(name, str) else [inside(model, each) for each in name]
+            for part, name in getattr(type(model.net), "expunge_anatomy", stated).items()
+        }
+        head, extractor = (None if name is None else inside(model, name) for name in (head, extractor))
     ran = execution_order(model, sample)
     found = head or stated.get("head")
     head_name = found or _last_with_weights(names, ran)

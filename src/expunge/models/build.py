@@ -7,18 +7,23 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from expunge.core.errors import UsageError, nearest, unknown
 from expunge.models import MODELS
+from expunge.models.contract import adapted, plain_module
 from expunge.models.initial import drawing
+from expunge.models.modes import evaluation_mode
 
 _PLAIN: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -51,9 +56,30 @@ def build_model(
         except Exception as error:  # a user's factory may raise anything; the message names it
             reason = f"{type(error).__name__}: {error}"
             raise UsageError(f"model `{spec}` cannot be built with {arguments}: {reason}.") from error
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"`{spec}` must return a torch.nn.Module, it returned {type(model).__name__}.")
-    return model
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"`{spec}` must return a torch.nn.Module, it returned {type(model).__name__}.")
+        return _ready(model, spec, tuple(input_shape)) if ":" in spec else model
+
+
+def _ready(model: nn.Module, spec: str, input_shape: tuple[int, ...]) -> nn.Module:
+    """A user's module with the shapes of its lazy layers drawn, read through an adapter where it needs one."""
+    with torch.no_grad(), evaluation_mode(model):
+        if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+            try:
+                model(torch.zeros(2, *input_shape))
+            except (RuntimeError, ValueError, TypeError, LookupError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UsageError(
+                    f"model `{spec}` has lazy layers and does not take a batch of shape {(2, *input_shape)} ({reason})."
+                ) from None
+    plain = plain_module(model, f"model `{spec}`")
+    sample = torch.linspace(-1, 1, 2 * math.prod(input_shape)).reshape(2, *input_shape)
+    try:
+        return adapted(plain, sample, trains=True)[0]
+    except UsageError:
+        raise
+    except Exception:  # noqa: BLE001  # what a made-up sample cannot tell, the data themselves will
+        return plain
 
 
 def _arguments(

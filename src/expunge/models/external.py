@@ -6,7 +6,8 @@ asks for a new head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,17 +15,17 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.models.blocks import image_shape
+from expunge.models.contract import Adapted
 
 
-class LogitsOnly(nn.Module):
+class LogitsOnly(Adapted):
     """A Hugging Face image classifier as a plain function from images (B, C, H, W) to logits (B, classes).
 
     side: images are resized (bilinear) to side x side, or stay as they are (None). Normalisation is the data's part.
     """
 
     def __init__(self, net: nn.Module, side: int | None) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net)
         self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,10 +34,53 @@ class LogitsOnly(nn.Module):
         out: Tensor = self.net(pixel_values=x).logits
         return out
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Names that the library uses in files, and no longer in its modules, are converted by the library itself."""
+        if strict and state_dict.keys() != self.net.state_dict().keys():
+            state_dict = self._converted(state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _converted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        kind: Any = type(self.net)
+        try:
+            with _quiet():
+                read, told = kind.from_pretrained(
+                    None, config=self.net.config, state_dict=dict(state), output_loading_info=True
+                )
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise RuntimeError(str(error)) from None
+        if any(told.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
+            return state  # strict loading names what does not fit
+        converted: Mapping[str, Any] = read.state_dict()
+        return converted
+
     def reset_parameters(self) -> None:
         """Fresh weights by the library's own rules; its class and position tokens know no reset of their own."""
         fresh = type(self.net)(self.net.config)
         self.net.load_state_dict(fresh.state_dict())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars and reports; what matters of them is said in our own words."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def config_of(model: nn.Module) -> str | None:
+    """`config.json` of a Hugging Face network, which `from_pretrained` reads beside the weights; else None."""
+    config = getattr(model.net if isinstance(model, Adapted) else model, "config", None)
+    as_text = getattr(config, "to_json_string", None)
+    return str(as_text()) if callable(as_text) else None
 
 
 def vit_hf(num_classes: int, input_shape: Sequence[int], source: str, fresh_head: bool = False) -> nn.Module:
@@ -49,14 +93,16 @@ def vit_hf(num_classes: int, input_shape: Sequence[int], source: str, fresh_head
         raise UsageError(f"model `{name}` needs the extra `hub`: pip install 'expunge[hub]' ({error}).") from None
     try:
         # Code that comes with a checkpoint is never run, and never asked about.
-        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with _quiet():
+            config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
         found = getattr(config, "num_channels", channels)
         if found != channels:
             raise UsageError(f"model `{name}` from {source} takes {found} channels, the data have {channels}.")
         refuse_other_head(name, source, config.num_labels, num_classes, fresh_head)
-        net = AutoModelForImageClassification.from_pretrained(
-            source, num_labels=num_classes, ignore_mismatched_sizes=fresh_head, trust_remote_code=False
-        )
+        with _quiet():
+            net = AutoModelForImageClassification.from_pretrained(
+                source, num_labels=num_classes, ignore_mismatched_sizes=fresh_head, trust_remote_code=False
+            )
     except UsageError:
         raise
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from expunge.api.prepare import as_module, pick_device
+from expunge.api.prepare import as_classifier, as_module, pick_device
 from expunge.core.errors import UsageError
 from expunge.data.split import Split
 from expunge.metrics.base import ORIGINAL, Evaluation
@@ -51,7 +51,7 @@ def measure_repair(
     suspects, notes = correction.suspects, list(correction.suspects.notes)
     splits = {"forget": correction.doubtful, "retain": correction.trusted, **({} if test is None else {"test": test})}
     target = pick_device(device)
-    modules = {name: as_module(model) for name, model in models.items()}
+    modules = {name: as_classifier(as_module(model), splits, target)[0] for name, model in models.items()}
     evaluation = Evaluation(modules, splits, device=target, seed=seed)
     pairs = effects.pair_effects(evaluation, suspects)
     if not pairs:

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from expunge import api
-from expunge.api.prepare import check_fit, pick_device
+from expunge.api.prepare import as_classifier, check_fit, pick_device
 from expunge.api.result import Result
 from expunge.api.saved import as_trained
 from expunge.api.trained import TrainedModel
@@ -64,6 +64,7 @@ def mend(
     """The repaired model. state: a folder that keeps finished stages, so that a stopped call goes on."""
     trained = as_trained(model)
     source = trained.model
+    source, _ = as_classifier(source, {"train": correction.train}, pick_device(device), trains=True)
     check_fit(source, {"train": correction.train}, pick_device(device))
     known = trained.recipe if recipe is None else recipe
     chosen = None

@@ -16,7 +16,7 @@ from expunge.core.run import Run
 from expunge.data.augment import make_augment
 from expunge.data.split import Split
 from expunge.models.layout import fast_layout
-from expunge.models.modes import training_mode
+from expunge.models.modes import lone_samples, training_mode
 from expunge.training.ddp import Passes
 from expunge.training.recipe import Recipe, clip_gradients, make_optimizer, set_rate
 
@@ -78,7 +78,7 @@ def train_model(
     pull = L2Reference(model, recipe.l2_reference, reference)
     augment = make_augment(recipe.augment)
     done = _load_state(resume, model, optimizer, run)
-    with fast_layout(model, data.input_shape):
+    with fast_layout(model, data.input_shape), lone_samples(model, allowed=recipe.batch_size > 1 or len(data) == 1):
         passes = Passes(model, run)
         for epoch in run.epochs(model, recipe.epochs, first=done + 1, what=f"{run.label}: {purpose}"):
             # Whatever the modules draw themselves (dropout) restarts per epoch, so that resuming changes nothing.

@@ -24,6 +24,7 @@ from expunge.core.run import Precision
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.models.layout import channels_last
+from expunge.models.modes import lone_samples
 
 FASTER = 0.8
 """bfloat16 is taken only if a batch takes at most this share of its float32 time: ties go to the exact precision."""
@@ -99,7 +100,7 @@ def measure(model: nn.Module, x: Tensor, num_classes: int, device: torch.device)
     labels = torch.arange(len(x), device=device) % num_classes
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     seconds: dict[str, float] = {}
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), lone_samples(student):
         _step(student, x, labels, device, "float32")
         seconds["float32"] = min(_step(student, x, labels, device, "float32") for _ in range(2))
         if seconds["float32"] < SMALL_SECONDS:

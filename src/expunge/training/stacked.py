@@ -18,7 +18,7 @@ from expunge.core.errors import DivergedError, UsageError
 from expunge.core.run import Run
 from expunge.data.augment import make_augment
 from expunge.data.split import Split
-from expunge.models.modes import training_mode
+from expunge.models.modes import lone_samples, training_mode
 from expunge.training.recipe import Recipe, make_optimizer, set_rate
 
 
@@ -55,32 +55,33 @@ def train_stacked(
         return out
 
     together = torch.vmap(forward, randomness="different")
-    for epoch in range(1, recipe.epochs + 1):
-        torch.manual_seed(runs[0].seed_for(purpose, "modules", epoch))
-        training_mode(skeleton, recipe.batchnorm)
-        set_rate(optimizer, recipe.rate(epoch))
-        streams = [
-            split.batches(
-                recipe.batch_size,
-                shuffle=True,
-                seed=run.seed_for(purpose, "shuffle", epoch),
-                augment=augment,
-                device=device,
-            )
-            for split, run in zip(data, runs, strict=True)
-        ]
-        for batches in zip(*streams, strict=True):
-            x, y = torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
-            with runs[0].autocast():
-                logits = together(weights, buffers, x).float()
-            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
-            optimizer.zero_grad(set_to_none=True)
-            losses.view(y.shape).mean(1).sum().backward()  # each model's weights see its own mean alone
-            for weight, reference in zip(trained, start, strict=bool(start)):
-                if weight.grad is not None:
-                    weight.grad.add_(weight.detach() - reference, alpha=recipe.l2_reference)
-            _clip(trained, recipe.clip)
-            optimizer.step()
+    with lone_samples(skeleton, allowed=recipe.batch_size > 1):
+        for epoch in range(1, recipe.epochs + 1):
+            torch.manual_seed(runs[0].seed_for(purpose, "modules", epoch))
+            training_mode(skeleton, recipe.batchnorm)
+            set_rate(optimizer, recipe.rate(epoch))
+            streams = [
+                split.batches(
+                    recipe.batch_size,
+                    shuffle=True,
+                    seed=run.seed_for(purpose, "shuffle", epoch),
+                    augment=augment,
+                    device=device,
+                )
+                for split, run in zip(data, runs, strict=True)
+            ]
+            for batches in zip(*streams, strict=True):
+                x, y = torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
+                with runs[0].autocast():
+                    logits = together(weights, buffers, x).float()
+                losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
+                optimizer.zero_grad(set_to_none=True)
+                losses.view(y.shape).mean(1).sum().backward()  # each model's weights see its own mean alone
+                for weight, reference in zip(trained, start, strict=bool(start)):
+                    if weight.grad is not None:
+                        weight.grad.add_(weight.detach() - reference, alpha=recipe.l2_reference)
+                _clip(trained, recipe.clip)
+                optimizer.step()
     _unstack(models, weights, buffers)
 
 
@@ -112,6 +113,6 @@ def _unstack(models: Sequence[nn.Module], weights: dict[str, Tensor], buffers: d
         for number, model in enumerate(models):
             for stacked, own in ((weights, dict(model.named_parameters())), (buffers, dict(model.named_buffers()))):
                 for name, values in stacked.items():
-                    if not bool(torch.isfinite(values[number]).all()):
+                    if bool((~torch.isfinite(values[number]) & torch.isfinite(own[name])).any()):
                         raise DivergedError(f"model {number} of {len(models)} diverged: `{name}` is not finite.")
                     own[name].copy_(values[number])

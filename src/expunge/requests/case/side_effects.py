@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.api.prepare import as_module, as_splits, check_fit, pick_device
+from expunge.api.prepare import as_classifier, as_module, as_splits, check_fit, pick_device
 from expunge.core.errors import UsageError
 from expunge.metrics.base import Evaluation
 
@@ -32,6 +32,7 @@ def side_effects(
         raise UsageError("side effects per class need test data with labels; pass test=...")
     models = {"original": as_module(original, "original"), "unlearned": as_module(unlearned, "unlearned")}
     target = pick_device(device)
+    models = {name: as_classifier(module, splits, target)[0] for name, module in models.items()}
     for module in models.values():
         check_fit(module, splits, target)
     evaluation = Evaluation(models, splits, device=target)

@@ -1,0 +1,259 @@
+"""What a model must be here: an eager PyTorch module from a batch to logits (B, classes), in eval and in train mode.
+
+Networks that return more than that (auxiliary heads, dictionaries, `ModelOutput`) or less (one logit for two classes)
+are read through an adapter; what cannot be trained (TorchScript, quantised weights) is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from expunge.core.errors import DataError, UsageError
+from expunge.models.modes import evaluation_mode, lone_samples
+
+_OUTPUT_KEYS = ("logits", "out", "output", "outputs", "prediction", "predictions")
+"""Names under which networks return their logits, the usual first."""
+
+_VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy", "Clone", "Alias", "Expand", "T")
+"""Autograd nodes that only reshape what the node before them computed."""
+
+
+class Adapted(nn.Module):
+    """A network whose outputs are not logits (B, classes), as a function that returns them.
+
+    Its state dict is that of the network, so weights files and hashes do not know of the adapter. The network is
+    `net`. remarks: what a user should know about how its outputs are read. copies_input: the network changes its input
+    in place, and gets a copy. probability: its single output is P(class 1), not a logit.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        remarks: Sequence[str] = (),
+        copies_input: bool = False,
+        probability: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.remarks = tuple(remarks)
+        self.copies_input = copies_input
+        self.probability = probability
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs (B, *shape) to logits (B, classes)."""
+        return two_logits(first_tensor(self.net(x.clone() if self.copies_input else x)), self.probability)
+
+    def state_dict(self, *args: Any, **keywords: Any) -> Any:
+        return self.net.state_dict(*args, **keywords)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Names of the network's tensors, or of the adapter's own parameters (`net.` before them)."""
+        own = self.net.state_dict().keys()
+        if not state_dict.keys() & own and all(name.startswith("net.") for name in state_dict):
+            state_dict = {name.removeprefix("net."): value for name, value in state_dict.items()}
+        return self.net.load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def adapted(model: nn.Module, x: Tensor, *, trains: bool) -> tuple[nn.Module, list[str]]:
+    """The model itself where it returns logits for the batch x (B, *shape), else an adapter; and remarks for the user.
+
+    trains: look at train mode too, on a copy, because many networks return more there.
+
+    Raises:
+        DataError: the outputs cannot be read as logits.
+        UsageError: the model cannot be copied.
+    """
+    if isinstance(model, Adapted):
+        return model, list(model.remarks)
+    given = x.clone()
+    with evaluation_mode(model), torch.no_grad():
+        outputs = [model(given)]
+    changes_input = not torch.equal(given, x)
+    if trains:
+        outputs.append(_in_train_mode(model, x))
+    form = next((_form(output) for output in outputs if _form(output)), "")
+    single = any(_columns(first_tensor(output)) == 1 for output in outputs)
+    last = _last_operation(model, x) if single or _may_be_probabilities(outputs[0]) else ""
+    probability = single and last == "sigmoid"
+    read = [two_logits(first_tensor(output), probability) for output in outputs]
+    for output, logits in zip(outputs, read, strict=True):
+        fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x)
+        if not fits or logits.shape != read[0].shape:
+            raise DataError(f"the model must return logits of shape (batch, classes), got {_described(output)}.")
+    remarks = []
+    if form:
+        where = "" if _form(outputs[0]) else " in train mode"
+        remarks.append(f"the model returns {form}{where}; its logits are taken from there, the rest is not trained on.")
+    if single:
+        what = "probability" if probability else "logit"
+        remarks.append(f"the model has one output, read as the {what} of the second of two classes.")
+    elif last:
+        remarks.append(
+            f"the model's outputs are probabilities (it ends in a {last}); losses and attacks expect logits: leave "
+            "that layer out, unless the model was trained like this."
+        )
+    if not (form or single or changes_input or any(output.dim() != 2 for output in outputs)):
+        return model, remarks
+    return Adapted(model, remarks=remarks, copies_input=changes_input, probability=probability), remarks
+
+
+def returned(result: nn.Module, given: nn.Module) -> nn.Module:
+    """A result in the form of the model that the user gave: without the adapter that was put around it here."""
+    return result.net if isinstance(result, Adapted) and not isinstance(given, Adapted) else result
+
+
+def parameter_names(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict of the model under the names that `named_parameters` and `get_submodule` use."""
+    return {f"net.{name}": value for name, value in state.items()} if isinstance(model, Adapted) else state
+
+
+def inside(model: Adapted, name: str) -> str:
+    """The name in the adapter of a module that is named as in the network."""
+    known = dict(model.named_modules())
+    return f"net.{name}" if name not in known and f"net.{name}" in known else name
+
+
+def first_tensor(output: Any) -> Any:
+    """The logits in what a network returns: by name, else the first of a tuple; other things are left as they are."""
+    while not isinstance(output, Tensor):
+        if isinstance(output, Mapping):
+            tensors = [value for value in output.values() if isinstance(value, Tensor)]
+            named = next((output[key] for key in _OUTPUT_KEYS if key in output), None)
+            inner = named if named is not None else tensors[0] if len(tensors) == 1 else None
+        elif isinstance(getattr(output, "logits", None), Tensor):
+            inner = output.logits
+        elif isinstance(output, tuple | list) and output:
+            inner = output[0]
+        else:
+            inner = None
+        if inner is None:
+            return output
+        output = inner
+    return output
+
+
+def two_logits(output: Any, probability: bool = False) -> Any:
+    """Logits (B, C) of outputs (B, C), (B, C, 1, 1), (B, 1) or (B,): one logit z means the two logits (0, z).
+
+    softmax((0, z)) = (1 - sigmoid(z), sigmoid(z)), so cross-entropy on them is the binary cross-entropy of z.
+    """
+    if not isinstance(output, Tensor):
+        return output
+    if output.dim() > 2 and output[0, 0].numel() == 1:
+        output = output.flatten(1)
+    if _columns(output) != 1:
+        return output
+    z = output.reshape(-1, 1)
+    if probability:
+        p = z.clamp(torch.finfo(z.dtype).eps, 1 - torch.finfo(z.dtype).eps)
+        return torch.cat([(1 - p).log(), p.log()], dim=1)
+    return torch.cat([torch.zeros_like(z), z], dim=1)
+
+
+def plain_module(model: nn.Module, what: str = "model") -> nn.Module:
+    """The network inside DataParallel, DDP or `torch.compile`; `UsageError` for modules that cannot be trained here."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    for name, module in model.named_modules():
+        kind = _foreign_kind(module)
+        if kind is not None:
+            where = f" (module `{name}`)" if name else ""
+            raise UsageError(f"the {what} is {kind}{where}; pass the eager float32 network that it was made from.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise UsageError(
+                f"the {what} has a lazy layer whose `{name}` has no shape yet; run a batch through it first: model(x)."
+            )
+        if tensor.is_meta:
+            raise UsageError(f"the {what}'s `{name}` is on the meta device and has no values; load its weights first.")
+        if tensor.is_quantized or (isinstance(tensor, nn.Parameter) and not _trainable_type(tensor)):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UsageError(f"the {what}'s weight `{name}` is {kind}; pass the network before it was quantised.")
+    return model
+
+
+def _foreign_kind(module: nn.Module) -> str | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a TorchScript module, which holds compiled code"
+    home = type(module).__module__
+    if ".quantized" in home or home.startswith(("bitsandbytes", "torchao")):
+        return "quantised, so that its weights cannot be trained"
+    if home.startswith("torch.distributed.fsdp"):
+        return "sharded by FSDP"
+    return None
+
+
+def _trainable_type(weight: Tensor) -> bool:
+    return weight.is_floating_point() or weight.is_complex()
+
+
+def _in_train_mode(model: nn.Module, x: Tensor) -> Any:
+    """What a copy of the model returns in train mode; the global random state stays as it was."""
+    probe = copied(model).train()
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), lone_samples(probe):
+        return probe(x.clone())
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. `UsageError` where the model holds something that cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # noqa: BLE001  # an attribute may raise anything when it is copied
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"the model cannot be copied ({reason}), and it must not be changed; remove that attribute before, or pass "
+            "a new instance with the weights loaded."
+        ) from None
+
+
+def _form(output: Any) -> str:
+    """What is returned, in words; empty for a tensor."""
+    if isinstance(output, Tensor):
+        return ""
+    if isinstance(output, tuple | list) and type(output) in (tuple, list):
+        return f"a {type(output).__name__} of {len(output)}"
+    return f"a {type(output).__name__}"
+
+
+def _described(output: Any) -> str:
+    inner = first_tensor(output)
+    shape = str(tuple(inner.shape)) if isinstance(inner, Tensor) else type(inner).__name__
+    return f"{_form(output)} whose first part is {shape}" if _form(output) and inner is not output else shape
+
+
+def _columns(output: Any) -> int:
+    if not isinstance(output, Tensor) or output.dim() == 0:
+        return 0
+    return 1 if output.dim() == 1 else output[0].numel() if output.dim() > 2 else output.shape[1]
+
+
+def _may_be_probabilities(output: Any) -> bool:
+    values = first_tensor(output)
+    return isinstance(values, Tensor) and values.is_floating_point() and bool(((values >= 0) & (values <= 1)).all())
+
+
+def _last_operation(model: nn.Module, x: Tensor) -> str:
+    """`softmax` or `sigmoid` where that computes the outputs, else an empty string."""
+    if not x.is_floating_point():
+        return ""
+    with evaluation_mode(model), torch.enable_grad():
+        output = first_tensor(model(x.clone().requires_grad_().clone()))
+    node = output.grad_fn if isinstance(output, Tensor) else None
+    while node is not None and node.name().startswith(_VIEWS) and node.next_functions:
+        node = node.next_functions[0][0]
+    name = node.name() if node is not None else ""
+    return next((kind for kind in ("softmax", "sigmoid") if name.startswith(kind.capitalize())), "")

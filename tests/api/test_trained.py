@@ -117,7 +117,7 @@ def test_a_chain_keeps_its_parents_and_its_row_numbers(trained: Result) -> None:
     assert second.parent is first
     assert second.root is trained
     assert second.recipe == RECIPE
-    with pytest.raises(DataError, match="1 of the 2 samples to forget were forgotten before"):
+    with pytest.raises(DataError, match="1 of the 2 samples to forget were held out or forgotten before"):
         forget(first, [3, 4])
 
 
@@ -176,6 +176,28 @@ def test_held_out_data_serve_as_validation() -> None:
     model = expunge.train(net(), (X, Y), recipe=RECIPE, held_out=TEST, device="cpu")
     result = forget(model, [3, 17], rewind=True)
     assert "validation" in result.facts["data"]
+
+
+def test_rows_count_in_the_given_data_where_a_part_is_held_out(tmp_path: Path) -> None:
+    model = expunge.train(net(), (X, Y), recipe=RECIPE, held_out=0.25, device="cpu")
+    assert model.train is not None
+    assert model.held_out is not None
+    kept, held = model.train.index.tolist(), model.held_out.index.tolist()
+    assert sorted(kept + held) == list(range(60))
+    result = forget(model, [kept[9]])
+    assert rows(result)[0] == [kept[9]]
+    assert result.effect is not None
+    assert result.effect.label != "not measured"
+    with pytest.raises(DataError, match=f"held out or forgotten before .first: row {held[2]}"):
+        forget(model, [kept[9], held[2]])
+    for name, before in (("model", model), ("result", result)):
+        before.save(tmp_path / name)
+    loaded = expunge.load(tmp_path / "model", model=net(), data=(X, Y))
+    assert loaded.held_out is not None
+    assert loaded.held_out.index.tolist() == held
+    assert rows(forget(loaded, [kept[9]])) == rows(result)
+    with pytest.raises(DataError, match="leaves one side empty"):
+        expunge.train(net(), (X, Y), recipe=RECIPE, held_out=0.001, device="cpu")
 
 
 def test_a_model_that_was_trained_elsewhere() -> None:

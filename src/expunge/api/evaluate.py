@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,21 +14,45 @@ from expunge.api.prepare import as_classifier, as_splits, check_disjoint, check_
 from expunge.api.result import Result
 from expunge.api.saved import as_trained
 from expunge.api.selection import known_splits, select
+from expunge.core import display
 from expunge.core.distributed import current
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.metrics import METRICS
 from expunge.metrics.base import Evaluation, Metric, Value, check_applies, default_metrics, measure
 
+LINES = 7  # metrics that `repr` shows
 COLUMNS = ["model", "metric", "group", "value", "low", "high", "unit", "direction"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores:
     """Values per model. evaluation: the shared predictions they were computed from."""
 
     values: Mapping[str, list[Value]]
     evaluation: Evaluation
+
+    def __repr__(self) -> str:
+        return display.as_text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return display.as_html(*self._shown())
+
+    def _shown(self) -> tuple[str, list[tuple[str, str]]]:
+        """Metrics by models, without those of single classes: as many as fit, as a title and lines."""
+        wide = self.table()
+        width = max((len(str(model)) for model in wide.index), default=0)
+        rows = [
+            (
+                str(metric),
+                "  ".join(f"{'-' if math.isnan(value) else f'{value:.4g}':>{width}}" for value in wide[metric]),
+            )
+            for metric in wide.columns
+        ]
+        head = ("metric", "  ".join(f"{model:>{width}}" for model in wide.index))
+        more = [] if len(rows) <= LINES else [("...", f"{len(rows) - LINES} more in .table(), .frame()")]
+        samples = ", ".join(f"{name} {len(split):,}" for name, split in self.evaluation.splits.items())
+        return f"Scores of {display.counted(len(wide), 'model')} ({samples} samples)", [head, *rows[:LINES], *more]
 
     def frame(self) -> pd.DataFrame:
         """Tidy: one row per (model, metric, group); low and high are a 95 % interval, NaN where there is none."""

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from expunge.api.effect import Effect
 from expunge.api.prepare import as_module, as_splits
 from expunge.api.result import Result
-from expunge.api.trained import INITIAL, RECORD, ROWS, WEIGHTS, TrainedModel, check_unseen
+from expunge.api.trained import INITIAL, RECORD, ROWS, WEIGHTS, TrainedModel, check_unseen, hold_out
 from expunge.core import distributed
 from expunge.core.errors import CheckpointError, DataError, UsageError
 from expunge.core.needs import Needs
-from expunge.core.seeds import torch_generator
 from expunge.data.sources import load_pair
 from expunge.data.split import Split
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, state_hash, weights_hash
 from expunge.scenarios.base import Forgetting, parse_scenario
-from expunge.training.recipe import Recipe, make_recipe
+from expunge.training.recipe import make_recipe
 
 SETTINGS = "settings.json"
 
@@ -101,12 +100,13 @@ def load(
     common: dict[str, Any] = {
         "model": module,
         "train": parts.get("train"),
-        "held_out": splits.get("validation"),
+        "held_out": splits.get("validation", parts.get("held_out")),
         "test": splits.get("test"),
         "recipe": None if recipe is None else make_recipe(recipe),
         "initial": _initial(place, job, training, module, splits.get("train")),
         "seed": training.get("seed", record.get("seed")),
         "parent": before,
+        "given": splits["train"] if "held_out" in parts else None,
     }
     return _made(record, common, parts, known)
 
@@ -252,8 +252,9 @@ def _parts(
         unknown = torch.zeros(len(train), dtype=torch.bool)
         unknown[torch.tensor(rows["without"], dtype=torch.long)] = True
         parts = {"train": train.take(train.index[~unknown])}
-        if "forget" in rows:
-            parts["forget"] = train.take(train.index[torch.tensor(rows["forget"], dtype=torch.long)], "forget")
+        for name in ("forget", "held_out"):
+            if name in rows:
+                parts[name] = train.take(train.index[torch.tensor(rows[name], dtype=torch.long)], name)
         return parts
     expected = written.get("train", written.get("retain", ""))
     if expected and expected != train.content_hash():
@@ -314,22 +315,6 @@ class _Data:
                 raise DataError("the data changed since this folder was written; restore them, or pass data=...")
 
 
-def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """A random part is kept out of training: (the rest, the part), both in ascending order.
-
-    Raises:
-        DataError: If one side would be empty.
-    """
-    count = int(fraction * len(train))
-    if not 0 < count < len(train):
-        raise DataError(
-            f"`holdout` {fraction:g} of {len(train)} samples leaves one side empty; choose another fraction."
-        )
-    order = torch.randperm(len(train), generator=torch_generator(seed, "holdout"))
-    held, kept = order[:count].sort().values, order[count:].sort().values
-    return train.take(train.index[kept]), train.take(train.index[held], "validation")
-
-
 def literals(values: Mapping[str, Any]) -> dict[str, Any]:
     """Text of `name=value` as YAML reads it, for receivers whose types are not known here: numbers, lists, true."""
     import yaml
@@ -341,6 +326,3 @@ def literals(values: Mapping[str, Any]) -> dict[str, Any]:
         except yaml.YAMLError:
             made[name] = value
     return made
-
-
-__all__ = ["Recipe", "as_trained", "hold_out", "literals", "load", "load_result"]

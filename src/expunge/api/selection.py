@@ -98,8 +98,8 @@ def select(trained: TrainedModel, forget: Any, retain: Any = None) -> Selection:
     gone = ~torch.isin(positions, known.index)
     if bool(gone.any()):
         raise DataError(
-            f"{int(gone.sum())} of the {len(positions)} samples to forget were forgotten before (first: "
-            f"`{origin.store.ids[int(positions[gone][0])]}`); leave them out."
+            f"{int(gone.sum())} of the {len(positions)} samples to forget were held out or forgotten before (first: "
+            f"row {int((origin.index == positions[gone][0]).nonzero()[0])}); leave them out."
         )
     chosen = known.take(positions, "forget")
     return Selection(chosen, given if given is not None else _rest(trained, chosen))

@@ -22,7 +22,7 @@ from expunge.api.prepare import (
 )
 from expunge.api.result import Result
 from expunge.api.saved import as_trained
-from expunge.api.trained import check_unseen, initial_state
+from expunge.api.trained import check_unseen, hold_out, initial_state
 from expunge.core.distributed import current
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
@@ -57,7 +57,8 @@ def train(
         model: The module to start from (or a trained model, result or folder, to go on from its weights); it returns
             logits (batch, classes).
         data: An Expunge split, a map-style data set, or (X, y) with X (N, ...) and whole class numbers y (N,).
-        held_out: Samples that are not trained on, kept with the result for methods that validate (`rewind`).
+        held_out: Samples that are not trained on, kept with the result to tell what an unlearning did and for methods
+            that validate (`rewind`): data, or a fraction of `data` below 1 that is drawn by `seed`.
         test: Samples that are not trained on, kept with the result for measuring.
         recipe: A `Recipe` or a mapping of its options; default `Recipe()`.
         seed: Of the order of samples, augmentation and dropout, >= 0.
@@ -82,9 +83,13 @@ def train(
     given = as_trained(model).model
     source = given
     check_trainable(source)
-    splits = as_splits({"train": data, "validation": held_out, "test": test})
+    fraction = held_out if isinstance(held_out, float) else None
+    splits = as_splits({"train": data, "validation": None if fraction is not None else held_out, "test": test})
     if "train" not in splits:
         raise UsageError("nothing to train on: pass data (a split, a map-style data set, or (X, y)).")
+    whole = splits["train"]
+    if fraction is not None:
+        splits["train"], splits["validation"] = hold_out(whole, fraction, seed)
     split = splits["train"]
     check_unseen(splits)
     source, remarks = as_classifier(source, splits, target, trains=True)
@@ -121,6 +126,7 @@ def train(
         recipe=chosen,
         initial=start,
         seed=seed,
+        given=None if fraction is None else whole,
         history=run.history,
         seconds=seconds,
         status=run.status,

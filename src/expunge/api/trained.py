@@ -16,6 +16,7 @@ from expunge.core import display
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.core.files import write_text
 from expunge.core.options import to_dict
+from expunge.core.seeds import torch_generator
 from expunge.core.version import versions
 from expunge.data.split import Split
 from expunge.models.checkpoint import save_state, save_weights, state_hash, weights_hash
@@ -40,6 +41,7 @@ class TrainedModel:
         seed: The seed of the training.
         facts: JSON-ready provenance: kind, hashes of the data, options, versions.
         parent: The model that this one was made from by unlearning.
+        given: The data that `train` was given, where a part of them was held out; rows are numbered in it.
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class TrainedModel:
     seed: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     parent: TrainedModel | None = None
+    given: Split | None = None
 
     @classmethod
     def of(
@@ -107,12 +110,12 @@ class TrainedModel:
 
     @property
     def origin(self) -> Split | None:
-        """The training data of the first model of the chain: rows are numbered in it, before and after forgetting."""
+        """The data that the first model of the chain was given: rows are numbered in it, also after forgetting."""
         if self.parent is not None and self.train is not None and self.parent.train is not None:
             before = self.parent.origin
             if before is not None and same_data(before, self.train):
                 return before
-        return self.train
+        return self.train if self.given is None else self.given
 
     @property
     def root(self) -> TrainedModel:
@@ -165,8 +168,10 @@ class TrainedModel:
         origin = self.origin
         if origin is None or self.train is None or origin is self.train:
             return None
-        unknown = ~torch.isin(origin.index, self.train.index)
-        return {"origin": origin.content_hash(), "without": unknown.nonzero().flatten().tolist()}
+        rows = {"without": ~torch.isin(origin.index, self.train.index)}
+        if self.held_out is not None and self.held_out.store is origin.store:
+            rows["held_out"] = torch.isin(origin.index, self.held_out.index)
+        return {"origin": origin.content_hash(), **{k: v.nonzero().flatten().tolist() for k, v in rows.items()}}
 
     def _shown(self) -> list[tuple[str, str]]:
         """Names and values that `repr` shows."""
@@ -205,6 +210,27 @@ def same_data(one: Split, other: Split) -> bool:
         return True
     alike = len(one.store) == len(other.store) and one.input_shape == other.input_shape
     return alike and one.store.content_hash() == other.store.content_hash()
+
+
+def hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """A random part is kept out of training: (the rest, the part), both in ascending order.
+
+    Args:
+        train: The split to divide.
+        fraction: Of its samples, between 0 and 1, truncated to whole samples.
+        seed: Of the draw.
+
+    Raises:
+        DataError: If one side would be empty.
+    """
+    count = int(fraction * len(train))
+    if not 0 < count < len(train):
+        raise DataError(
+            f"`holdout` {fraction:g} of {len(train)} samples leaves one side empty; choose another fraction."
+        )
+    order = torch.randperm(len(train), generator=torch_generator(seed, "holdout"))
+    held, kept = order[:count].sort().values, order[count:].sort().values
+    return train.take(train.index[kept]), train.take(train.index[held], "validation")
 
 
 def check_unseen(splits: Mapping[str, Split]) -> None:

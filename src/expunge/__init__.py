@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from expunge.api.train import train
     from expunge.api.trained import TrainedModel
     from expunge.api.unlearn import unlearn
+    from expunge.data.inspection import inspect
     from expunge.evidence.audit import audit
     from expunge.evidence.verdict import Verdict
     from expunge.repair.repair import repair_labels
@@ -42,6 +43,7 @@ _HOMES = {
         "unlearn",
         "unlearn_stream",
     ),
+    "expunge.data.inspection": ("inspect",),
     "expunge.evidence.audit": ("audit",),
     "expunge.evidence.verdict": ("Verdict",),
     "expunge.repair.repair": ("repair_labels",),
@@ -60,6 +62,7 @@ __all__ = [
     "data_parallel",
     "evaluate",
     "ids",
+    "inspect",
     "load",
     "memorise",
     "method",

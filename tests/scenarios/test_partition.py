@@ -145,7 +145,7 @@ def test_the_global_generators_are_left_alone() -> None:
 def test_the_partition_describes_itself() -> None:
     facts = json.loads(json.dumps(expunge.scenario("class", training(80), target=1, count=3, seed=7).describe()))
     assert facts["scenario"] == "class"
-    assert facts["options"] == {"target": 1, "count": 3.0, "requests": 1}
+    assert facts["options"] == {"target": 1, "count": 3.0, "requests": 1, "with_copies": False}
     assert (facts["seed"], facts["forget"], facts["retain"]) == (7, 3, 77)
 
 

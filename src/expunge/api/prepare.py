@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,8 @@ from torch import nn
 from expunge.core.distributed import World, current
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.data.convert import as_split, harmonise_classes
-from expunge.data.split import ResidentStore, Split
+from expunge.data.duplicates import copies_among
+from expunge.data.split import Split
 from expunge.models.contract import adapted, plain_module
 from expunge.models.modes import evaluation_mode
 
@@ -154,9 +154,9 @@ def as_splits(given: Mapping[str, Any]) -> dict[str, Split]:
 def check_disjoint(splits: Mapping[str, Split]) -> list[str]:
     """`DataError` if the forget set shares samples with another split; returns notes on what was let pass.
 
-    Splits of one data set are compared by position. Separate data sets (two Subsets, two arrays) are compared by
-    content: where at least half of the forget set is in the other set too, it was not taken out of it, and that is an
-    error; fewer equal samples may be true duplicates, and are noted.
+    Splits of one data set are compared by position; exact copies at other positions are noted. Separate data sets (two
+    Subsets, two arrays) are compared by content: where at least half of the forget set is in the other set too, it was
+    not taken out of it, and that is an error; fewer equal samples may be true duplicates, and are noted.
     """
     forget = splits.get("forget")
     notes: list[str] = []
@@ -168,35 +168,35 @@ def check_disjoint(splits: Mapping[str, Split]) -> list[str]:
         if split.store is forget.store:
             shared, certain = torch.isin(forget.index, split.index), True
         else:
-            shared = _equal_content(forget, split)
+            shared = copies_among(forget, split)
             certain = 2 * int(shared.sum()) >= len(forget)
         count = int(shared.sum())
-        if not count:
-            continue
-        if certain:
+        if count and certain:
             raise DataError(
                 f"{count} samples are in both the forget and the {name} set (first: position "
                 f"{int(forget.index[shared][0])}); a sample is either forgotten or kept."
             )
-        notes.append(f"{count} of {len(forget)} samples to forget also occur in the {name} set, by content.")
+        if count:
+            notes.append(f"{count} of {len(forget)} samples to forget also occur in the {name} set, by content.")
+        elif split.store is forget.store and (note := _note_on_copies(forget, split, name)):
+            notes.append(note)
     return notes
 
 
-def _equal_content(forget: Split, other: Split) -> torch.Tensor:
-    """Bool (len(forget),): a sample with the same bytes is in `other`. Data that stream are not compared."""
-    here, there = forget.store, other.store
-    nothing = torch.zeros(len(forget), dtype=torch.bool)
-    if not isinstance(here, ResidentStore) or not isinstance(there, ResidentStore):
-        return nothing
-    if forget.input_shape != other.input_shape:
-        return nothing
-    known = set(_keys(there.samples[other.index]))
-    return torch.tensor([key in known for key in _keys(here.samples[forget.index])])
-
-
-def _keys(samples: torch.Tensor) -> list[bytes]:
-    rows = samples.contiguous().numpy()
-    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
+def _note_on_copies(forget: Split, other: Split, name: str) -> str:
+    """A sentence about samples that stay and are exact copies of samples to forget; empty if there are none."""
+    copies = copies_among(other, forget)
+    count = int(copies.sum())
+    if not count:
+        return ""
+    first = other.take(other.index[copies][:1])
+    number = "1 sample" if count == 1 else f"{count} samples"
+    are = "is a duplicate" if count == 1 else "are duplicates"
+    return (
+        f"{number} of the {name} set {are} of samples to forget, byte for byte (first: {first.ids[0]}), so that what "
+        "they teach stays; forget them too with the option with_copies of the scenario, for example --forget "
+        f"ids:{forget.ids[0]},with_copies=true."
+    )
 
 
 def check_fit(model: nn.Module, splits: Mapping[str, Split], device: torch.device) -> int:
@@ -207,7 +207,7 @@ def check_fit(model: nn.Module, splits: Mapping[str, Split], device: torch.devic
     """
     classes = 0
     for name, split in splits.items():
-        batch = next(iter(split.batches(2, device=device)))
+        batch = next(iter(split.take(split.index[:2]).batches(2, device=device)))
         with _on(model, device), _refusals(model, name, batch.x), evaluation_mode(model), torch.inference_mode():
             logits = model(batch.x)
         if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(batch):

@@ -124,10 +124,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} does not exist; give a YAML file with the names of `--help`.") from None
 
 
-def pair(text: str) -> tuple[str, str]:
+def pair(text: str, option: str = "--set") -> tuple[str, str]:
+    """`name=value` behind an option, with dashes of the name as underscores."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UsageError(f"expected name=value after --set, got `{text}`; e.g. --set lr=0.01.")
+        example = "mode=RGB" if option == "--data-set" else "lr=0.01"
+        raise UsageError(f"expected name=value after {option}, got `{text}`; e.g. {option} {example}.")
     return name.strip().replace("-", "_"), value
 
 

@@ -50,7 +50,10 @@ def load_data(job: HasData, *, holdout: float = 0.0, split_seed: int = 0) -> Dat
 
 
 def _load_data(job: HasData, holdout: float, split_seed: int) -> Data:
-    train, test = load_pair(job.data, **job.data_options)
+    try:
+        train, test = load_pair(job.data, **job.data_options)
+    except DataError as error:
+        raise DataError(f"{error} `expunge inspect {job.data}` shows how the data are read.") from None
     other = getattr(job, "test", None)
     if other is not None:
         test = _extra(other, job, train)

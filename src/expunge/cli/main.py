@@ -93,6 +93,21 @@ def show(
         listing.show(kind, name, json)
 
 
+@app.command(epilog="Examples: expunge inspect faces/; expunge inspect people.csv --data-set id_column=user --json")
+def inspect(
+    data: Annotated[str, typer.Argument(help="Catalogue name, hf:owner/name, or a folder or file of data.")],
+    data_set: Annotated[
+        list[str] | None, typer.Option("--data-set", help="Options of the data as name=value, as for `train`.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """How data are read: parts, classes in order, columns and types, shapes, duplicates, and what is ignored."""
+    from expunge.cli.fields import pair
+    from expunge.cli.inspect import inspect_data
+
+    inspect_data(data, dict(pair(text, "--data-set") for text in data_set or ()), json)
+
+
 @app.command()
 def train() -> None:
     """Train a model: the original, or a reference without the forget set."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from expunge.core.distributed import ALONE, World
 from expunge.core.errors import AccessError, DataError, UsageError
 from expunge.core.seeds import derive
+from expunge.data.hashing import content_ids
 from expunge.data.resize import resize_images
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -180,9 +181,9 @@ class ResidentStore(Store):
 
     @property
     def ids(self) -> np.ndarray:
-        """Given ids, or `first 16 hex of sha256(sample)`, with `-2`, `-3` ... behind repeated content."""
+        """Given ids, or 16 hexadecimal digits of a hash of the content, with `-2`, `-3` ... behind repeated content."""
         if self._ids is None:
-            self._ids = content_ids(self.samples)
+            self._ids = content_ids(self.samples.numpy())
         return self._ids
 
 
@@ -445,16 +446,6 @@ def check_ids(ids: np.ndarray, count: int, name: str) -> np.ndarray:
 
 def default_classes(labels: Tensor) -> tuple[str, ...]:
     return tuple(str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0))
-
-
-def content_ids(samples: Tensor) -> np.ndarray:
-    seen: dict[str, int] = {}
-    ids = []
-    for row in samples.contiguous().numpy():
-        key = hashlib.sha256(row.tobytes()).hexdigest()[:16]
-        seen[key] = seen.get(key, 0) + 1
-        ids.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
-    return np.asarray(ids)
 
 
 def to_sample(item: object) -> Tensor:

@@ -16,6 +16,7 @@ from expunge.core.errors import DataError, UsageError, nearest
 from expunge.core.options import Field, build, options, to_dict
 from expunge.core.registry import Card
 from expunge.core.seeds import torch_generator
+from expunge.data.duplicates import with_copies
 from expunge.data.split import Split
 from expunge.scenarios import SCENARIOS
 
@@ -69,6 +70,7 @@ class Scenario(ABC):
     card: ClassVar[Card]
     primary: ClassVar[str] = ""
     requests: int = Field(1, ge=1, description="number of consecutive requests the forget set is split into")
+    with_copies: bool = Field(False, description="also forget exact copies of the chosen samples in the training set")
 
     @abstractmethod
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
@@ -90,6 +92,10 @@ class Scenario(ABC):
         """Partition `train`. Raises `DataError` if nothing or everything would be forgotten."""
         generator = self.generator(seed)
         positions = self.select(train, generator)
+        if self.with_copies:
+            if type(self).relabel is not Scenario.relabel:
+                raise UsageError(f"{self.card.name} changes labels, so `with_copies` is not offered; leave it out.")
+            positions = with_copies(train, positions)
         chosen = torch.zeros(len(train.store), dtype=torch.bool)
         chosen[positions] = True
         name = self.card.name

@@ -1,0 +1,72 @@
+"""`expunge inspect`: how data are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expunge.cli import console
+from expunge.data.inspection import Inspection, PartFacts, inspect
+
+MOST = 20  # classes and columns that are listed
+
+
+def inspect_data(data: str, options: dict[str, Any], as_json: bool) -> None:
+    """Print what was understood of a source, as tables or as JSON."""
+    answer = inspect(data, **options)
+    if as_json:
+        console.print_json(answer.record())
+        return
+    out = console.out()
+    out.print(_parts_table(answer))
+    if answer.classes:
+        out.print(_classes_table(answer))
+    for part in answer.parts[:1]:
+        out.print(_columns_table(part))
+    for sentence in _sentences(answer):
+        out.print(sentence, soft_wrap=True)
+
+
+def _parts_table(answer: Inspection) -> Any:
+    grid = console.table("part", "samples", "shape", "values", "repeated", "also in train",
+                         right=("samples", "repeated", "also in train"), title=f"{answer.source}")  # fmt: skip
+    for part in answer.parts:
+        shape = "x".join(map(str, part.shape)) if part.shape else "-"
+        values = "-" if part.lowest is None else f"{part.dtype} {part.lowest:.6g} to {part.highest:.6g}"
+        repeated = "not compared" if part.streams else "-" if part.repeated is None else f"{part.repeated:,}"
+        shared = f"{answer.shared[part.name]:,}" if part.name in answer.shared else "-"
+        grid.add_row(part.name, f"{part.rows:,}", shape, values, repeated, shared)
+    return grid
+
+
+def _classes_table(answer: Inspection) -> Any:
+    parts = [part for part in answer.parts if part.counts]
+    names = [part.name for part in parts]
+    grid = console.table("place", "class", *names, right=("place", *names), title="classes")
+    for place, name in enumerate(answer.classes[:MOST]):
+        grid.add_row(str(place), name, *(f"{part.counts[place]:,}" for part in parts))
+    if len(answer.classes) > MOST:
+        rest = [f"{sum(part.counts[MOST:]):,}" for part in parts]
+        grid.add_row("...", f"{len(answer.classes) - MOST} more", *rest)
+    return grid
+
+
+def _columns_table(part: PartFacts) -> Any:
+    grid = console.table("column", "role", "type", "missing", "distinct", "for example",
+                         right=("missing", "distinct"), title=f"columns of {part.name}")  # fmt: skip
+    for column in part.columns[:MOST]:
+        shown = ", ".join(text if len(text) <= 24 else f"{text[:21]}..." for text in column.examples)
+        grid.add_row(column.name, column.role, column.kind, f"{column.missing:,}", f"{column.distinct:,}", shown)
+    if len(part.columns) > MOST:
+        grid.add_row("...", "", "", "", "", f"{len(part.columns) - MOST} more columns")
+    return grid
+
+
+def _sentences(answer: Inspection) -> list[str]:
+    if answer.normalisation is None:
+        lines = ["normalisation: none"]
+    else:
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in answer.normalisation)
+        lines = [f"normalisation: mean {mean}; deviation {std}"]
+    lines += [f"ignored in {part.name}: {sentence}" for part in answer.parts for sentence in part.ignored]
+    lines += [f"note: {sentence}" for sentence in answer.notes]
+    return lines + [f"problem: {sentence}" for sentence in answer.problems]

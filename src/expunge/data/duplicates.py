@@ -1,0 +1,77 @@
+"""Samples of equal content: exact copies, found by a hash of all rows at once and then compared byte by byte.
+
+Data that stream are not compared, because that would read all of them.
+"""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.data.hashing import row_hashes
+from expunge.data.split import ResidentStore, Split
+
+CHUNK = 4096  # rows compared at once
+_HASHES: WeakKeyDictionary[ResidentStore, np.ndarray] = WeakKeyDictionary()  # samples of a store never change
+
+
+def copies_among(split: Split, of: Split) -> Tensor:
+    """Bool (len(split),): whether a sample has exactly the content of some sample of `of`, whatever their labels.
+
+    All false where a split streams or where shapes or types differ.
+    """
+    store, other = split.store, of.store
+    nothing = torch.zeros(len(split), dtype=torch.bool)
+    if not isinstance(store, ResidentStore) or not isinstance(other, ResidentStore) or not len(of) or not len(split):
+        return nothing
+    if store.samples.shape[1:] != other.samples.shape[1:] or store.samples.dtype != other.samples.dtype:
+        return nothing
+    ours, theirs = _hashes(store)[split.index.numpy()], _hashes(other)[of.index.numpy()]
+    order = np.argsort(theirs, kind="stable")
+    first = np.searchsorted(theirs[order], ours)
+    candidates = np.flatnonzero(theirs[order][np.minimum(first, len(order) - 1)] == ours)
+    equal = _equal(
+        store.samples, split.index.numpy()[candidates], other.samples, of.index.numpy()[order[first[candidates]]]
+    )
+    for at in np.flatnonzero(~equal).tolist():  # equal hashes of different content: compare with all of that hash
+        rows = of.index.numpy()[theirs == ours[candidates[at]]]
+        same = np.full(len(rows), split.index.numpy()[candidates[at]])
+        equal[at] = bool(_equal(store.samples, same, other.samples, rows).any())
+    nothing[torch.from_numpy(candidates[equal])] = True
+    return nothing
+
+
+def repeated_in(split: Split) -> int:
+    """Number of samples whose content occurred before in the split."""
+    store = split.store
+    if not isinstance(store, ResidentStore) or not len(split):
+        return 0
+    rows = split.index.numpy()
+    _, first, which = np.unique(_hashes(store)[rows], return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[which] != np.arange(len(rows)))
+    return int(_equal(store.samples, rows[again], store.samples, rows[first[which[again]]]).sum())
+
+
+def with_copies(train: Split, positions: Tensor) -> Tensor:
+    """Positions in the store, followed by those of exact copies among the rest of `train`."""
+    rest = train.take(train.index[~torch.isin(train.index, positions)])
+    return torch.cat([positions, rest.index[copies_among(rest, train.take(positions))]])
+
+
+def _hashes(store: ResidentStore) -> np.ndarray:
+    if store not in _HASHES:
+        _HASHES[store] = row_hashes(store.samples.numpy())
+    return _HASHES[store]
+
+
+def _equal(left: Tensor, left_rows: np.ndarray, right: Tensor, right_rows: np.ndarray) -> np.ndarray:
+    """Bool (n,): whether rows are equal byte by byte."""
+    equal = np.empty(len(left_rows), dtype=bool)
+    for start in range(0, len(left_rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        a, b = (side[torch.from_numpy(rows[part])].numpy() for side, rows in ((left, left_rows), (right, right_rows)))
+        equal[part] = (a.reshape(len(a), -1).view(np.uint8) == b.reshape(len(b), -1).view(np.uint8)).all(axis=1)
+    return equal

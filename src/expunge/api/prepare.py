@@ -125,6 +125,8 @@ def _refusals(model: nn.Module, name: str, x: torch.Tensor) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
         advice = "Check the input shape and the channel order."
+        if x.dim() == 4 and x.shape[1] == 1 and "3 channels" in reason:
+            advice = "Grey images are read with three channels by mode=RGB (--data-set mode=RGB)."
         if types:
             kind = str(types.pop()).removeprefix("torch.")
             advice = f"Its weights are {kind}, and the samples are float32: pass model.float()."

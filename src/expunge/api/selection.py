@@ -14,6 +14,7 @@ from expunge.api.result import Result
 from expunge.api.trained import TrainedModel, same_data
 from expunge.core.errors import DataError, UsageError
 from expunge.data.convert import as_split
+from expunge.data.ids import rows_by_id
 from expunge.data.split import Split
 from expunge.scenarios.base import Forgetting, parse_scenario
 
@@ -31,7 +32,7 @@ def ids(values: Sequence[Any]) -> Ids:
     """Select samples by id: `expunge.unlearn(trained, forget=expunge.ids(["a17", "b3"]))`.
 
     Args:
-        values: Ids as the training data have them (`split.ids`); numbers are compared by their text.
+        values: Ids as the training data have them (`split.ids`), compared by the rule of `expunge.data.values`.
 
     Raises:
         UsageError: If `values` is a single text or empty.
@@ -92,7 +93,7 @@ def select(trained: TrainedModel, forget: Any, retain: Any = None) -> Selection:
     origin = trained.origin
     assert origin is not None  # noqa: S101  # the training data are known
     if rows is None:
-        positions = _by_id(forget, origin)
+        positions = rows_by_id(list(forget.values), origin.named("the training data"))
     else:
         positions = origin.index[_checked_rows(rows, origin)]
     gone = ~torch.isin(positions, known.index)
@@ -206,21 +207,6 @@ def _checked_rows(values: np.ndarray, origin: Split) -> Tensor:
         hint = "; for a mask pass truth values, e.g. numpy.asarray(mask, bool)" if masklike else "; name each once"
         raise DataError(f"row {unique[counts > 1][0]} is named {counts.max()} times{hint}.")
     return torch.from_numpy(values.astype(np.int64))
-
-
-def _by_id(chosen: Ids, origin: Split) -> Tensor:
-    known = {str(name): int(position) for name, position in zip(origin.ids, origin.index, strict=True)}
-    missing = [name for name in chosen.values if name not in known]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise DataError(
-            f"{len(missing)} of {len(chosen.values)} ids are not in the training data: {shown}; ids there look like "
-            f"`{next(iter(known))}`."
-        )
-    if len(set(chosen.values)) < len(chosen.values):
-        twice = next(name for name in chosen.values if chosen.values.count(name) > 1)
-        raise DataError(f"id `{twice}` is named more than once; name each once.")
-    return torch.tensor([known[name] for name in chosen.values], dtype=torch.long)
 
 
 def known_splits(models: Sequence[TrainedModel], given: dict[str, Any]) -> dict[str, Any]:

@@ -147,6 +147,29 @@ def test_an_export_of_what_is_not_there(desk: Desk, tmp_path: Path) -> None:
         desk.show(7)
 
 
+def test_what_was_tampered_with_is_not_exported(desk: Desk, tmp_path: Path) -> None:
+    desk.add("t1")
+    (done,) = desk.fulfil(**FAST)
+    case = desk.case_path(1)
+    case.with_suffix(".html").write_text("<p>all is well</p>")  # the page is made anew from the signed document
+    desk.export(1, html=tmp_path / "good.html", pdf=tmp_path / "good.pdf", json=tmp_path / "good.json")
+    assert "all is well" not in (tmp_path / "good.html").read_text()
+    assert (tmp_path / "good.json").read_bytes() == case.read_bytes()
+    signed = case.read_text()
+    case.write_text(signed.replace("1", "2", 1))
+    for name in ("pdf", "html", "json", "model"):
+        with pytest.raises(ExpungeError, match=r"request 1 is not handed out, because .* checks do not hold"):
+            desk.export(1, **{name: tmp_path / f"bad.{name}"})
+    case.write_text(signed)
+    weights = desk.workspace.models / f"{done.version}.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(ExpungeError, match="the hash of its weights is not the one"):
+        desk.export(1, model=tmp_path / "bad.model")
+    assert not list(tmp_path.glob("bad.*"))
+
+
 def test_the_same_desk_over_a_server(server: Server, tmp_path: Path) -> None:
     with make_desk(tmp_path, ledger=server.create(), accept=list(WORDS)) as desk:
         desk.add("t1"), desk.add("nobody")

@@ -14,7 +14,7 @@ from torch import nn
 from expunge import api
 from expunge.api.effect import Effect
 from expunge.api.evaluate import check_metrics
-from expunge.api.result import Result, versions, write_text
+from expunge.api.result import Result, versions
 from expunge.cli import console, inputs, tables
 from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
@@ -22,6 +22,7 @@ from expunge.cli.folder import STATE, WEIGHTS, claim, finished
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
 from expunge.core import distributed
 from expunge.core.errors import DivergedError, UsageError, nearest
+from expunge.core.files import csv_for_people, write_text
 from expunge.core.options import option_names, to_dict
 from expunge.core.run import Progress
 from expunge.data.cache import cache_root
@@ -194,7 +195,7 @@ def evaluate(job: Evaluate) -> None:
     if not distributed.current().first:
         return
     if job.csv is not None:
-        write_text(job.csv, scores.frame().to_csv(index=False))
+        write_text(job.csv, csv_for_people(scores.frame(), raw=job.raw))
     if job.json:
         console.print_json(json.loads(scores.frame().to_json(orient="records")))
         return
@@ -239,12 +240,12 @@ def audit(job: Audit) -> None:
         "word": verdict.word, "basis": verdict.basis, "reasons": verdict.reasons, "forgotten": split.describe(),
         "retrained": len(again), "settings": to_dict(job), "versions": versions(), **verdict.details,
     }  # fmt: skip
-    write_text(job.out / "attacks.csv", verdict.frame().to_csv(index=False))
+    write_text(job.out / "attacks.csv", csv_for_people(verdict.frame()))
     if verdict.comparisons:
-        write_text(job.out / "tests.csv", verdict.tests().to_csv(index=False))
+        write_text(job.out / "tests.csv", csv_for_people(verdict.tests()))
     if verdict.residue is not None:
         record["residue"] = verdict.residue.details()
-        write_text(job.out / "residue.csv", verdict.residue.frame().to_csv(index=False))
+        write_text(job.out / "residue.csv", csv_for_people(verdict.residue.frame()))
     write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
     page = build_audit_page(
         verdict,

@@ -18,6 +18,7 @@ _DATA_OPTIONS = (
     "image_column, metadata (columns that are no features)"
 )
 _TEST = "data never trained on; default: the test part of the data, if there is one"
+_RAW = "write text cells of CSV files as they are, also those that a spreadsheet takes for a formula (= + - @)"
 _FORGET = "the forget set: class:cat, random:0.1, ids:0005,0017, ids:file.csv, index:3,17, where:user==4711, .."
 _DEVICE = "auto, cpu, cuda or cuda:N"
 
@@ -87,6 +88,7 @@ class Evaluate:
     test: str | None = Field(None, description=_TEST)
     metrics: list[str] | None = Field(None, description="default: every one whose inputs are there")
     csv: Path | None = Field(None, description="write the tidy table here")
+    raw: bool = Field(False, description=_RAW)
     json: bool = Field(False, description="print the tidy table as JSON instead")
     seed: int = Field(0, ge=0, description="of the evaluation (attacks, intervals)")
     split_seed: int = Field(0, ge=0, description="of `forget`")
@@ -176,6 +178,7 @@ class Repair:
     initial: Path | None = Field(None, description="weights the training started from, for methods that need them")
     retrain: bool = Field(False, description="also train a model on the corrected data, and compare with it")
     neighbours: int = Field(10, ge=1, description="retained samples per suspect that are looked at")
+    raw: bool = Field(False, description=_RAW)
     seed: int = Field(0, ge=0, description="of the repair and of the controls")
     device: str = Field("auto", description=_DEVICE)
     overwrite: bool = Field(False, description="replace a result made with other settings")

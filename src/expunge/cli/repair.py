@@ -79,7 +79,7 @@ def repair(job: Repair) -> None:
     facts_shown = [("Data", f"{job.data}, {len(data.test) if data.test else 0:,} test samples"), ("Model", job.model)]
     record = write_repair(
         job.out, Repaired(result, correction, effects), title=f"Label repair of {job.checkpoint}",
-        facts=facts_shown, more={"settings": to_dict(job)},
+        facts=facts_shown, more={"settings": to_dict(job)}, raw=job.raw,
     )  # fmt: skip
     clear_state(job.out)  # the finished model stands beside it
     _print(job, record)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from expunge.core.errors import ExpungeError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,3 +40,41 @@ def write_bytes(path: Path, content: bytes) -> None:
             Path(part).unlink(missing_ok=True)
         advice = "free some space or choose another folder"
         raise ExpungeError(f"cannot write {path} ({error.strerror}); {advice}.") from None
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def csv_for_people(table: pd.DataFrame, *, exact: Collection[str] = ("id",), raw: bool = False) -> str:
+    """A table as CSV that a spreadsheet shows and does not run.
+
+    Spreadsheets take text that begins with `= + - @` (also behind a tab or a line end) for a formula, so such cells and
+    headings get an apostrophe before them. Numbers, and text that is a number, stay exact.
+
+    Args:
+        table: Any data frame; its index is left out.
+        exact: Columns that stay as they are because rows are joined by them.
+        raw: Leave everything as it is.
+    """
+    if raw:
+        return str(table.to_csv(index=False))
+    safe = table.copy()
+    for position, column in enumerate(table.columns):
+        if column not in exact and not _numeric(table.dtypes.iloc[position]):
+            safe.isetitem(position, [_as_text(value) for value in table.iloc[:, position]])
+    safe.columns = [_as_text(column) for column in table.columns]
+    return str(safe.to_csv(index=False))
+
+
+def _numeric(kind: Any) -> bool:
+    return getattr(kind, "kind", "O") in "iufbcmM"
+
+
+def _as_text(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.api.result import write_text
+from expunge.core.files import csv_for_people, write_text
 from expunge.repair.repair import Repaired
 from expunge.repair.words import notes, sentences
 
@@ -23,17 +23,18 @@ def write_repair(
     title: str,
     facts: Sequence[tuple[str, str]] = (),
     more: Mapping[str, Any] | None = None,
+    raw: bool = False,
 ) -> dict[str, Any]:
     """Write all files and return the record. `repair.json` comes last: where it is, everything is.
 
-    facts: shown on the page. more: goes into the record.
+    facts: shown on the page. more: goes into the record. raw: text cells of the tables stay as they are, also where a
+    spreadsheet would take them for a formula.
     """
     from expunge.repair.page import build_repair_page
 
     effects = repaired.effects
-    write_text(folder / LABELS, repaired.labels().to_csv(index=False))
-    write_text(folder / STILL, effects.still.to_csv(index=False))
-    write_text(folder / NEIGHBOURS, effects.neighbours.to_csv(index=False))
+    for name, table in ((LABELS, repaired.labels()), (STILL, effects.still), (NEIGHBOURS, effects.neighbours)):
+        write_text(folder / name, csv_for_people(table, exact=("id", "nearest_suspect"), raw=raw))
     build_repair_page(repaired, folder / PAGE, title=title, facts=facts)
     record = {
         "format": 1,

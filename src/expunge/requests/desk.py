@@ -32,7 +32,7 @@ from expunge.core.run import Progress
 from expunge.data.split import Split
 from expunge.models.checkpoint import save_weights, weights_hash
 from expunge.requests import members
-from expunge.requests.case.document import Finding, verify_case
+from expunge.requests.case.document import Finding, read_case, verify_case
 from expunge.requests.case.keys import PUBLIC, create_keys, load_pepper
 from expunge.requests.drift import Advice, Drift, advise
 from expunge.requests.fitness import check_fitness
@@ -457,15 +457,31 @@ class Desk:
         json: Path | None = None,
         model: Path | None = None,
     ) -> None:
-        """Copies of the case file (page, PDF, signed document) and of the weights that came of it."""
+        """Copies of the case file (page, PDF, signed document) and of the weights that came of it.
+
+        Everything is verified before, as `verify` does, and nothing is written where a check does not hold. Page and
+        PDF are made anew from the signed document, because they carry no signature of their own.
+
+        Raises:
+            ExpungeError: A check does not hold, or a file is missing or cannot be written.
+        """
+        from expunge.requests.case.page import build_case_page
+        from expunge.requests.case.pdf import build_case_pdf
+
         path = self.case_path(number)
         one = self.ledger.fulfilment(int(path.stem))
-        for target, source in (
-            (pdf, path.with_suffix(".pdf")),
-            (html, path.with_suffix(".html")),
-            (json, path),
-            (model, self.workspace.models / f"{one.version}.safetensors"),
-        ):
+        broken = [finding.sentence for finding in self.verify(number) if not finding.ok]
+        if broken:
+            raise ExpungeError(
+                f"the case file of request {number} is not handed out, because {len(broken)} of its checks do not hold "
+                f"(first: {broken[0].rstrip('.')}); restore it from a backup, see `expunge requests verify {number}`."
+            )
+        document = read_case(path)
+        if html is not None:
+            build_case_page(document, html)
+        if pdf is not None:
+            build_case_pdf(document, pdf)
+        for target, source in ((json, path), (model, self.workspace.models / f"{one.version}.safetensors")):
             if target is not None:
                 _copy(source, target)
 

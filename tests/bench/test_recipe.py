@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from expunge.bench.library import recipes
 from expunge.bench.reading import load_study, override, parse_study
@@ -18,7 +19,7 @@ WRONG = [
     ({"methods": [{"nme": "scrub"}]}, "`methods[0].name` is required."),
     ({"methods": ["scrb"]}, "methods[0]: unknown method `scrb`; did you mean `scrub`?"),
     ({"methods": [3]}, "`methods[0]` should be"),
-    ({"methods": "al"}, "`methods` should be 'all', got 'al'."),
+    ({"methods": "al"}, "unknown method `al`"),
     ({"methods": ["scrub/large-bb"]}, "did you mean `large-rb`?"),
     ({"methods": ["scrub", {"name": "scrub", "label": "again"}]}, "`scrub` and `again` have equal settings"),
     ({"methods": ["scrub", {"name": "scrub", "label": "scrub", "lr": 0.1}]}, "labelled `scrub`"),
@@ -166,3 +167,56 @@ def test_default_metrics_may_be_joined_by_costly_ones(tiny):
     assert [metric.card.name for metric in study.asked_metrics()] == ["relearn"]
     assert {"accuracy", "gap", "relearn"} <= set(names)
     assert len(parse_study(tiny).named_metrics()) == len(names) - 1
+
+
+SHORT = {"name": "x", "data": "digits", "model": "mlp", "scenarios": "class:3", "methods": "finetune", "seeds": 3}
+
+
+def test_short_forms():
+    study = parse_study(SHORT)
+    assert (study.data.source, study.model.name) == ("digits", "mlp")
+    assert [row["data"] for row in study.seed_rows()] == [0, 1, 2]
+    assert [label for label, _ in study.named_methods()] == ["retrain", "finetune"]
+    assert [label for label, _ in study.named_scenarios()] == ["class:3"]
+    assert [metric.card.name for metric in parse_study({**SHORT, "metrics": "accuracy"}).asked_metrics()] == [
+        "accuracy"
+    ]
+
+
+def test_short_forms_can_be_overridden():
+    content = dict(SHORT)
+    override(content, "model=cnn")
+    override(content, "seeds=2")
+    assert parse_study(content).model.name == "cnn"
+    assert len(parse_study(content).seed_rows()) == 2
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ("finetune", "not among `methods`"),
+        (["finetune", {"name": "scrub", "rewind": True}], "listed as {'name': 'scrub', 'rewind': True}"),
+        (["scrub/small-rb"], "listed as 'scrub/small-rb'"),
+    ],
+)
+def test_options_that_no_method_takes_up_are_refused(methods, words, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**SHORT, "methods": methods, "options": {"scrub": {"alpha": 0.1}}}))
+    with pytest.raises(UsageError, match=r"`options\.scrub` is taken up by no method") as caught:
+        load_study(path)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("more", [{"methods": ["scrub"]}, {"methods": "all"}])
+def test_options_of_listed_methods_and_of_all_are_taken_up(more, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**SHORT, **more, "options": {"scrub": {"alpha": 0.1}}}))
+    assert any(method.card.name == "scrub" and method.alpha == 0.1 for _, method in load_study(path).named_methods())
+
+
+def test_an_override_that_no_method_takes_up_is_refused(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "top.yaml").write_text("extends: base.yaml\nname: top\nmethods: [scrub]\n")
+    load_study(tmp_path / "top.yaml", ["options.scrub.alpha=0.1"])  # what it inherits for others is no fault of its own
+    with pytest.raises(UsageError, match=r"`options\.neggrad` is taken up by no method"):
+        load_study(tmp_path / "top.yaml", ["options.neggrad.lr=0.1"])

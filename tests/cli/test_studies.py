@@ -40,6 +40,7 @@ def bench(monkeypatch, tmp_path):
     run.study = lambda folder: None
     run.load_study = lambda path, overrides=(): SimpleNamespace(references=list, name="toy")
     library.recipes = lambda: {"demo": tmp_path / "demo.yaml", "scrub-small-rb": tmp_path / "s.yaml"}
+    library.titles = lambda: {"demo": "A demo", "scrub-small-rb": "SCRUB"}
     for module in (run, library):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     page = ModuleType("expunge.report")
@@ -78,7 +79,8 @@ def test_demo_takes_its_recipe_from_the_library(expunge, bench, tmp_path):
 
 
 def test_reproduce_lists_and_names_neighbours(expunge, bench):
-    assert expunge("reproduce", "--list").out.split() == ["demo", "scrub-small-rb"]
+    listed = expunge("reproduce", "--list").out.splitlines()
+    assert [line.split()[0] for line in listed] == ["demo", "scrub-small-rb"]
     assert expunge("reproduce").code == 2
     wrong = expunge("reproduce", "scrub-smal-rb")
     assert wrong.code == 2
@@ -88,7 +90,18 @@ def test_reproduce_lists_and_names_neighbours(expunge, bench):
 def test_status_and_export(expunge, bench, tmp_path):
     assert expunge("status", tmp_path).out.split() == ["done", "3", "failed", "1"]
     assert expunge("export", tmp_path, "--csv", "t.csv", "--no-time").code == 0
-    assert bench == [("export", tmp_path, {"csv": Path("t.csv"), "parquet": None, "latex": None, "time": False})]
+    files = {"csv": Path("t.csv"), "parquet": None, "latex": None, "typst": None, "markdown": None}
+    assert bench == [("export", tmp_path, {**files, "metrics": [], "spread": "sd", "time": False})]
+
+
+def test_tables_for_papers_take_columns_and_a_spread(expunge, bench, tmp_path):
+    words = ("export", tmp_path, "--latex", "t.tex", "--metrics", "a,b", "--metrics", "c")
+    assert expunge(*words, "--spread", "interval").code == 0
+    assert bench[0][2]["metrics"] == ["a", "b", "c"]
+    wrong = expunge(*words, "--spread", "sem")
+    assert wrong.code == 2
+    assert "sd" in wrong.err
+    assert "interval" in wrong.err
 
 
 def test_report_reads_folders_of_unlearn(expunge, bench, tmp_path):

@@ -28,10 +28,17 @@ def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
 
     Raises `UsageError` naming file and key.
     """
-    content = _read(Path(path), ())
-    for text in overrides:
+    content, changed = _read(Path(path), ()), list(overrides)
+    for text in changed:
         override(content, text)
-    return parse_study(content, str(path))
+    study = parse_study(content, str(path))
+    written = {} if "extends" in read_yaml(Path(path)) else study.options  # what is inherited may be for other methods
+    try:
+        study.check_options_used(written)
+        study.check_options_used(text.split("=")[0].split(".")[1] for text in changed if text.startswith("options."))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return study
 
 
 def parse_study(content: Mapping[str, Any], where: str = "study") -> Study:

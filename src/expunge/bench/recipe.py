@@ -8,6 +8,8 @@
     methods: [finetune, {name: scrub, label: SCRUB+R, rewind: true}]
     seeds: [0, 1, 2]
 
+Short forms: `model: mlp`, `data: digits`, `seeds: 3` (the seeds 0, 1, 2), and a single name where a list is asked for.
+
 Reading files, merging and error sentences: `bench.reading`.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pydantic
 from pydantic import ConfigDict, Field
@@ -38,11 +40,21 @@ Items = tuple[str | dict[str, Any], ...]
 
 
 class _Part(pydantic.BaseModel):
+    """A block of the recipe. short: the key that a plain text stands for (`model: mlp` is `model: {name: mlp}`)."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    short: ClassVar[str | None] = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {cls.short: value} if cls.short is not None and isinstance(value, str) else value
 
 
 class DataPart(_Part):
     """Which samples; a source must have training and test samples."""
+
+    short: ClassVar[str | None] = "source"
 
     source: str = Field(description="catalogue name, hf:<id>, or a path")
     classes: tuple[int | str, ...] | None = Field(None, description="keep only these classes, renumbered; none: all")
@@ -65,6 +77,8 @@ class DataPart(_Part):
 
 class ModelPart(_Part):
     """Which architecture."""
+
+    short: ClassVar[str | None] = "name"
 
     name: str = Field(description="catalogue name, package.module:function, or path/to/file.py:function")
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of the factory")
@@ -172,7 +186,9 @@ class Study(_Part):
     retrain: bool = Field(
         True, description="train the exact reference; false only where nobody could: nothing is then compared with it"
     )
-    seeds: tuple[int, ...] | Seeds = Field((0,), description="paired seeds, or one list per source of randomness")
+    seeds: tuple[int, ...] | Seeds = Field(
+        (0,), description="paired seeds, or one list per source of randomness; a number n: the seeds 0 to n - 1"
+    )
     metrics: Items | None = Field(
         None,
         description="names, or mappings with `name`; `default`, or none: all whose inputs are there, but costly ones",
@@ -188,7 +204,11 @@ class Study(_Part):
 
     @pydantic.field_validator("methods", "scenarios", "seeds", "metrics", "published", mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
+    def _listed(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if info.field_name == "seeds" and isinstance(value, int) and not isinstance(value, bool):
+            return tuple(range(value))
+        if isinstance(value, str) and value != "all":
+            return (value,)
         return tuple(value) if isinstance(value, list) else value
 
     def recipe(self) -> Recipe:
@@ -299,6 +319,20 @@ class Study(_Part):
         self.seed_rows()
         self.references()
         return self
+
+    def check_options_used(self, names: Iterable[str]) -> None:
+        """Raise `UsageError` if no method of the study takes up `options.NAME`."""
+        listed = [item for _, item in self._listed_methods()]
+        for name in names:
+            if name in listed or (name == "retrain" and self.retrain and "retrain" not in map(_name, listed)):
+                continue
+            forms = [item for item in listed if _name(item) == name]
+            where = (
+                f"it is listed as {forms[0]!r}: give its options there"
+                if forms
+                else "it is not among `methods`: list it, or leave the options out"
+            )
+            raise UsageError(f"`options.{name}` is taken up by no method; {where}.")
 
     def _listed_methods(self) -> Iterable[tuple[str, str | dict[str, Any]]]:
         if self.methods == "all":

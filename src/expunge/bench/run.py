@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from expunge.api.result import write_text
 from expunge.bench import tables
 from expunge.bench.cells import Cell, expand
 from expunge.bench.engines import Engine, InProcess, LocalProcesses, Work
+from expunge.bench.paper_tables import Spread, paper_tables, to_latex, to_markdown, to_typst
 from expunge.bench.reading import load_study
 from expunge.bench.recipe import Study
 from expunge.bench.store import Store
@@ -157,17 +158,33 @@ def export(
     csv: Path | None = None,
     parquet: Path | None = None,
     latex: Path | None = None,
+    typst: Path | None = None,
+    markdown: Path | None = None,
+    metrics: Sequence[str] = (),
+    spread: Spread = "sd",
     time: bool = True,
 ) -> None:
-    """Write tables. time=False leaves out what differs between equal runs: then files compare byte for byte."""
+    """Write tables.
+
+    Args:
+        folder: of a study.
+        csv, parquet: files for the tidy table.
+        latex, typst, markdown: files for tables of a paper, see `paper_tables`.
+        metrics, spread: columns and deviation of these.
+        time: False leaves out what differs between equal runs, so that tidy tables compare byte for byte.
+    """
     records = cells(folder)
     table = tables.frame(records, time=time)
     if csv is not None:
         write_text(Path(csv), table.to_csv(index=False, lineterminator="\n"))
     if parquet is not None:
         _write_parquet(Path(parquet), table)
-    if latex is not None:
-        write_text(Path(latex), tables.latex(records))
+    writers = {to_latex: latex, to_typst: typst, to_markdown: markdown}
+    if any(path is not None for path in writers.values()):
+        made = paper_tables(records, metrics=metrics, spread=spread)
+        for write, path in writers.items():
+            if path is not None:
+                write_text(Path(path), write(made))
 
 
 def _write_parquet(path: Path, table: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Records to tables: tidy, over seeds, LaTeX. Failed and unfinished cells are rows, never gaps."""
+"""Records to tables: tidy, and over seeds. Failed and unfinished cells are rows, never gaps."""
 
 from __future__ import annotations
 
@@ -75,32 +75,3 @@ def summary(records: Sequence[CellRecord]) -> pd.DataFrame:
     rank = {pair: at for at, pair in enumerate(pairs)}
     order = [rank[pair] for pair in zip(result["scenario"], result["method"], strict=True)]
     return result.iloc[pd.Series(order).argsort(kind="stable")].reset_index(drop=True)
-
-
-def latex(records: Sequence[CellRecord]) -> str:
-    """Mean and sample deviation in percent of accuracies and gaps: methods by metrics, one tabular per scenario."""
-    table = summary(records)
-    parts = []
-    for scenario, block in table.groupby("scenario", sort=False):
-        shown = block[(block["group"] == "") & block["metric"].str.endswith(("accuracy", "gap"))]
-        metrics = list(dict.fromkeys(shown["metric"]))
-        lines = [f"% {scenario}", f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}"]
-        lines.append(" & ".join(["method", *(_escaped(m.replace("_", " ")) for m in metrics)]) + r" \\ \hline")
-        for method, rows in block.groupby("method", sort=False):
-            by_metric = rows[rows["group"] == ""].set_index("metric")
-            lost = int(rows["failed"].iloc[0] + rows["missing"].iloc[0])
-            name = _escaped(str(method)) + (f" ({lost} lost)" if lost else "")
-            lines.append(" & ".join([name, *(_number(by_metric, m) for m in metrics)]) + r" \\")
-        parts.append("\n".join([*lines, r"\end{tabular}"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
-
-
-def _number(by_metric: pd.DataFrame, metric: str) -> str:
-    if metric not in by_metric.index:
-        return "--"
-    mean, std = by_metric.loc[metric, "mean"], by_metric.loc[metric, "std"]
-    return f"{100 * mean:.1f}" + (rf" $\pm$ {100 * std:.1f}" if pd.notna(std) else "")

@@ -67,6 +67,9 @@ def assemble(
     typed = {name: value for name, value in given.items() if value is not None and name not in NESTED}
     filed = read_settings(config, cls, typed, inner) if config is not None else {}
     values: dict[str, Any] = {**filed, **typed}
+    if isinstance(metrics := values.get("metrics"), (str, list)):  # `--metrics a,b`, `--metrics a --metrics b`
+        texts = [metrics] if isinstance(metrics, str) else metrics
+        values["metrics"] = [name.strip() for text in texts for name in str(text).split(",") if name.strip()]
     for name in NESTED:
         pairs = dict(pair(text) for text in given.get(name) or ())
         if name == "options":

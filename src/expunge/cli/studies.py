@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -114,19 +114,35 @@ def export(
     csv: Annotated[Path | None, typer.Option("--csv", help="The tidy table: one row per cell and metric.")] = None,
     parquet: Annotated[Path | None, typer.Option("--parquet", help="The same table as Parquet.")] = None,
     latex: Annotated[
-        Path | None, typer.Option("--latex", help="Mean and deviation over seeds, one tabular each.")
+        Path | None, typer.Option("--latex", help="Methods by metrics over seeds, a booktabs table per scenario.")
     ] = None,
+    typst: Annotated[Path | None, typer.Option("--typst", help="The same for Typst.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="The same as Markdown.")] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metrics", help="Columns of these tables: a,b,c; default: accuracies and gaps."),
+    ] = None,
+    spread: Annotated[
+        str, typer.Option("--spread", help="sd (sample standard deviation) or interval (95 %, of the mean).")
+    ] = "sd",
     time: Annotated[bool, typer.Option("--time/--no-time", help="With seconds; without, byte-comparable.")] = True,
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Write the cells that MLflow does not have yet.")] = False,
 ) -> None:
-    """Write the table of a study as CSV, Parquet or LaTeX, or its cells as runs of MLflow."""
+    """Write the tables of a study: tidy (CSV, Parquet), for a paper (LaTeX, Typst, Markdown), or runs of MLflow."""
+    from expunge.bench.paper_tables import Spread
     from expunge.bench.run import export as write
 
-    files = [file for file in (csv, parquet, latex) if file is not None]
+    targets = {"csv": csv, "parquet": parquet, "latex": latex, "typst": typst, "markdown": markdown}
+    files = [file for file in targets.values() if file is not None]
     if not files and not mlflow:
-        raise UsageError("nothing to write: give --csv, --parquet or --latex with a file, or --mlflow.")
+        raise UsageError(
+            "nothing to write: give --csv, --parquet, --latex, --typst or --markdown with a file, or --mlflow."
+        )
+    if spread not in get_args(Spread):
+        raise unknown("spread", spread, get_args(Spread))
     if files:
-        write(folder, csv=csv, parquet=parquet, latex=latex, time=time)
+        columns = [name for text in metrics or () for name in text.split(",") if name]
+        write(folder, **targets, metrics=columns, spread=cast(Spread, spread), time=time)
         console.say(f"written: {', '.join(map(str, files))}")
     if mlflow:
         from expunge.bench.tracking import export_mlflow
@@ -210,9 +226,10 @@ def reproduce(
 ) -> None:
     """Run a study that comes with Expunge, such as a paper's."""
     if show:
-        from expunge.bench.library import recipes
+        from expunge.bench.library import titles
 
-        console.out().print("\n".join(recipes()))
+        for recipe, title in titles().items():
+            console.out().print(f"{recipe:28}  {title}", soft_wrap=True)
     elif not name:
         raise UsageError("which one? `expunge reproduce --list` has the names.")
     else:

@@ -187,4 +187,22 @@ SETTINGS: dict[str, Settings] = {
     ),
     "head-distillation": Settings(options={"lr": 0.05, "batch_size": 32}),
     "confidence-masking": Settings(values={"confidence": 0.8}),
+    "delete": Settings(
+        options={"epochs": 5, "lr": 0.02, "batch_size": 8},
+        inert={"mask": "the toy answers each sample with its label; see methods/test_delete.py"},
+        forget_class=None,
+    ),
+    "pour-p": Settings(options={"direction": "mean"}),
+    "pour-d": Settings(options={"epochs": 10, "lr": 0.02, "batch_size": 8}),
+    "esc": Settings(options={"p": 20.0}),
+    "lotus": Settings(
+        options={"epochs": 4, "lr": 0.01, "batch_size": 16, "target": "none"},
+        contexts={"tolerance": {"target": "validation", "lr": 0.05, "epochs": 8}},
+        values={"tolerance": 0.9, "batch_size": 7},
+    ),
+    "jit": Settings(options={"epochs": 20, "lr": 0.05, "batch_size": 8, "copies": 2}),
+    "mu-mis": Settings(
+        options={"epochs": 6, "lr": 0.02, "batch_size": 8, "until": 0.0}, values={"clip": 0.01, "until": 0.99}
+    ),
+    "scar": Settings(options={"epochs": 3, "lr": 0.01, "batch_size": 16}, values={"until": 1.0}),
 }

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from expunge.core.errors import UsageError
 from expunge.methods import METHODS
-from expunge.methods.controls import ConfidenceMasking, HeadDistillation, masked_softmax
+from expunge.methods.controls import ConfidenceMasking, HeadDistillation
+from expunge.methods.steps import masked_softmax
 from expunge.testing.conformance import RECIPE, run, weights
 from expunge.testing.toys import ToyNet, toy_problem
 from expunge.training.inference import error_rate, predict
@@ -55,7 +56,7 @@ def test_masked_confidence_keeps_every_answer_and_tells_nothing_else() -> None:
 
 
 def test_no_plan_and_no_automatic_choice_names_a_control() -> None:
-    from expunge.requests.planning import choices
+    from expunge.api.planning import choices
 
     controls = {card.name for card in METHODS.cards() if "control" in card.tags}
     assert controls >= {"head-distillation", "confidence-masking"}

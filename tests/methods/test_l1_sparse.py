@@ -21,7 +21,7 @@ def test_the_penalty_fades_linearly() -> None:
 def test_two_epochs_against_the_penalty_in_the_loss() -> None:
     torch.manual_seed(0)
     problem = toy_problem(ToyNet(batchnorm=False))
-    chosen = L1Sparse(gamma=0.01, epochs=2, lr=0.05, batch_size=45)
+    chosen = L1Sparse(gamma=0.01, epochs=2, lr=0.05, batch_size=45, max_drop=None)
     made = run(chosen, problem, seed=2)
     model = problem.model
     model.requires_grad_(True)
@@ -42,6 +42,6 @@ def test_a_strong_penalty_makes_weights_small() -> None:
     problem = toy_problem()
     sizes = []
     for gamma in (0.0, 0.02):
-        model = run(L1Sparse(gamma=gamma, epochs=6, lr=0.05, batch_size=16), problem).model
+        model = run(L1Sparse(gamma=gamma, epochs=6, lr=0.05, batch_size=16, max_drop=None), problem).model
         sizes.append(float(sum(p.detach().abs().sum() for p in model.parameters())))
     assert sizes[1] < 0.7 * sizes[0]

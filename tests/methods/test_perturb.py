@@ -27,7 +27,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 
 def unhealed(problem: ToyProblem, **options: Any) -> dict[str, Tensor]:
-    return weights(run(PerturbAndHeal(epochs=0, **options), problem).model)
+    return weights(run(PerturbAndHeal(epochs=0, max_drop=None, **options), problem).model)
 
 
 def test_kernels_are_transposed_and_nothing_else() -> None:

@@ -50,7 +50,14 @@ def test_the_saliency_is_the_summed_gradient_of_the_forget_loss() -> None:
 @pytest.mark.parametrize("order", ["sequential", "mixed"])
 def test_restored_weights_do_not_move_and_masked_gradients_let_them_drift(order: Any) -> None:
     problem = plain()
-    settings: dict[str, Any] = {"order": order, "keep": 0.3, "epochs": 2, "lr": 0.05, "batch_size": 16}
+    settings: dict[str, Any] = {
+        "order": order,
+        "keep": 0.3,
+        "epochs": 2,
+        "lr": 0.05,
+        "batch_size": 16,
+        "max_drop": None,
+    }
     chosen = masks(problem, 0.3, 16)
     restored = moved(problem, run(SalUn(**settings), problem).model)
     assert not any(bool((m & ~mask).any()) for m, mask in zip(restored, chosen, strict=True))
@@ -63,7 +70,11 @@ def test_restored_weights_do_not_move_and_masked_gradients_let_them_drift(order:
 
 def test_one_sequential_epoch_against_a_plain_loop() -> None:
     problem = plain()
-    made = run(SalUn(order="sequential", epochs=1, lr=0.05, momentum=0.0, keep=0.4, batch_size=64), problem, seed=5)
+    made = run(
+        SalUn(order="sequential", epochs=1, lr=0.05, momentum=0.0, keep=0.4, batch_size=64, max_drop=None),
+        problem,
+        seed=5,
+    )
     model = plain().model
     model.requires_grad_(True)
     chosen = masks(problem, 0.4, 64)

@@ -71,6 +71,39 @@ SHOKRI = Paper(
     cite="Shokri, Stronati, Song, Shmatikov: Membership Inference Attacks against Machine Learning Models, S&P 2017",
     url="arXiv:1610.05820",
 )
+ZHOU = Paper(
+    cite="Zhou et al.: Decoupled Distillation to Erase: A General Unlearning Method for Any Class-centric Tasks, "
+    "CVPR 2025",
+    url="arXiv:2503.23751",
+)
+POUR_PAPER = Paper(
+    cite="Le, Peng, Liu, Noble: POUR: A Provably Optimal Method for Unlearning Representations via Neural Collapse, "
+    "CVPR 2026",
+    url="arXiv:2511.19339",
+)
+ESC_PAPER = Paper(
+    cite="Lee, Park, Jeon, Hwang, Park: ESC: Erasing Space Concept for Knowledge Deletion, CVPR 2025",
+    url="arXiv:2504.02199",
+)
+LOTUS_PAPER = Paper(
+    cite="Spartalis, Semertzidis, Gavves, Daras: LoTUS: Large-Scale Machine Unlearning with a Taste of Uncertainty, "
+    "CVPR 2025",
+    url="arXiv:2503.18314",
+)
+JIT_PAPER = Paper(
+    cite="Foster, Fogarty, Schoepf, Dugue, Oztireli, Brintrup: An Information Theoretic Approach to Machine "
+    "Unlearning, 2024",
+    url="arXiv:2402.01401",
+)
+MU_MIS_PAPER = Paper(
+    cite="Cheng, Huang, Zhou, He, Yang, Wu, Huang: Remaining-data-free Machine Unlearning by Suppressing Sample "
+    "Contribution, ICLR 2026",
+    url="arXiv:2402.15109",
+)
+SCAR_PAPER = Paper(
+    cite="Bonato, Cotogni, Sabetta: Is Retain Set All You Need in Machine Unlearning?, ECCV 2024",
+    url="arXiv:2404.12922",
+)
 
 METHODS = Registry(
     "method",
@@ -290,6 +323,70 @@ METHODS = Registry(
             target="expunge.methods.perturb:PerturbAndHeal",
             needs=Needs(retain="labels"),
             paper=CADET,
+            tags=("iterative",),
+        ),
+        Card(
+            name="delete",
+            summary="imitate the trained model with the class of each sample to forget masked",
+            target="expunge.methods.delete:DELETE",
+            needs=Needs(forget="labels"),
+            paper=ZHOU,
+            tags=("iterative", "forget-set-only", "class"),
+        ),
+        Card(
+            name="pour-p",
+            summary="project the directions of the forgotten classes out of the head; closed form",
+            target="expunge.methods.pour:POURP",
+            needs=Needs(forget="labels"),
+            paper=POUR_PAPER,
+            tags=("closed-form", "forget-set-only", "class"),
+        ),
+        Card(
+            name="pour-d",
+            summary="teach the extractor representations without the directions of the forgotten classes",
+            target="expunge.methods.pour:POURD",
+            needs=Needs(forget="labels"),
+            paper=POUR_PAPER,
+            tags=("iterative", "forget-set-only", "class"),
+        ),
+        Card(
+            name="esc",
+            summary="drop the directions in which representations of the forget set are largest; closed form, no label",
+            target="expunge.methods.esc:ESC",
+            needs=Needs(forget="inputs"),
+            paper=ESC_PAPER,
+            tags=("closed-form", "label-free", "forget-set-only", "class"),
+        ),
+        Card(
+            name="lotus",
+            summary="distil softer on the forget set, until it is answered like held-out samples",
+            target="expunge.methods.lotus:LoTUS",
+            needs=Needs(forget="labels", retain="inputs"),
+            paper=LOTUS_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="jit",
+            summary="make the model flat around each sample to forget; no label",
+            target="expunge.methods.jit:JIT",
+            needs=Needs(forget="inputs"),
+            paper=JIT_PAPER,
+            tags=("iterative", "label-free", "forget-set-only"),
+        ),
+        Card(
+            name="mu-mis",
+            summary="lower the input sensitivity of each sample's own class and raise another's",
+            target="expunge.methods.mu_mis:MUMis",
+            needs=Needs(forget="labels"),
+            paper=MU_MIS_PAPER,
+            tags=("iterative", "forget-set-only"),
+        ),
+        Card(
+            name="scar",
+            summary="move the forget set onto the nearest other class (Mahalanobis), distil the rest",
+            target="expunge.methods.scar:SCAR",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=SCAR_PAPER,
             tags=("iterative",),
         ),
         Card(

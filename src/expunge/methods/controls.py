@@ -24,19 +24,11 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
 from expunge.methods.problem import Problem
+from expunge.methods.steps import masked_softmax
 from expunge.models.anatomy import anatomy, set_trainable
 from expunge.training.inference import predict
 from expunge.training.loop import step
 from expunge.training.recipe import make_optimizer
-
-
-def masked_softmax(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax over all classes but each row's own, whose probability is 0; logits (n, C), labels (n,).
-
-    >>> masked_softmax(torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([0]))
-    tensor([[0.0000, 0.5000, 0.5000]])
-    """
-    return logits.scatter(1, labels[:, None], -torch.inf).softmax(1)
 
 
 @method("head-distillation")

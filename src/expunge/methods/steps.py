@@ -1,15 +1,18 @@
-"""Small pieces that several methods share: endless batches, and a distillation distance."""
+"""Small pieces that several methods share: endless batches, distances and targets of a distillation, a linear head."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from expunge.core.errors import UsageError
 from expunge.core.run import Run
 from expunge.data.split import Batch, Split
+from expunge.models.anatomy import Anatomy, anatomy
 
 
 def endless(split: Split, size: int, run: Run, purpose: str) -> Iterator[Batch]:
@@ -42,3 +45,28 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
 def with_decay(values: Mapping[str, Any], strength: float = 5e-4) -> dict[str, Any]:
     """Settings of a plain fine-tuning baseline with the weight decay its training had; L2-SP settings stay as is."""
     return dict(values) if "l2_reference" in values else {"weight_decay": strength, **values}
+
+
+def masked_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax over all classes but each row's own, whose probability is 0; logits (n, C), labels (n,).
+
+    >>> masked_softmax(torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([0]))
+    tensor([[0.0000, 0.5000, 0.5000]])
+    """
+    return logits.scatter(1, labels[:, None], -torch.inf).softmax(1)
+
+
+def linear_head(model: nn.Module, forget: Split, run: Run, name: str) -> tuple[Anatomy, nn.Linear]:
+    """The anatomy of `model` whose head is the one linear layer that gives the logits; `UsageError` without such."""
+    sample = next(iter(forget.batches(2, device=run.device))).x
+    parts = anatomy(model, sample)
+    layers = [n for n, m in parts.head_module.named_modules(prefix=parts.head) if isinstance(m, nn.Linear)]
+    if layers and layers[-1] != parts.head:
+        parts = anatomy(model, sample, head=layers[-1])
+    head = parts.head_module
+    if not isinstance(head, nn.Linear) or not parts.head_suffices:
+        raise UsageError(
+            f"{name} projects what enters the last linear layer, but `{parts.head}` ({type(head).__name__}) gives the "
+            "logits of this model; choose a method that trains."
+        )
+    return parts, head

@@ -148,7 +148,7 @@ class SCAR(IterativeMethod):
         found = [(c, t[labels == c]) for c in labels.unique().tolist() if int((labels == c).sum()) > 1]
         if len(found) < 2:
             raise UsageError(
-                f"scar needs two samples of two other classes, but the {self.source} samples have them of {len(found)}; "
+                f"scar needs two samples of two classes, but the {self.source} samples have them of {len(found)}; "
                 "pass more of them."
             )
         means = torch.stack([rows.mean(0) for _, rows in found])

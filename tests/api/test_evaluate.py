@@ -74,14 +74,12 @@ def test_gaps_need_a_model_named_retrained(toy: ToyProblem, names: list[str], me
 
 
 def test_predictions_are_made_once_per_model_and_split(toy: ToyProblem) -> None:
-    for spy in toy.spies.values():
-        spy.fetched.clear()
+    toy.clear()
     evaluate(toy, {"original": toy.model, "retrained": ToyNet()})
     for name in ("forget", "retain", "test"):
-        spy = toy.spies[name]
         looks = 4 if name == "forget" else 2  # at the outputs of each model, and whether the data fit it
-        assert len(spy.fetched) == 2 * (len(spy) + looks), name
-    assert not toy.spies["validation"].fetched
+        assert toy.read(name) == 2 * (len(toy.split(name)) + looks), name
+    assert not toy.read("validation")
 
 
 def test_models_and_random_state_are_left_alone(toy: ToyProblem) -> None:

@@ -162,13 +162,12 @@ def test_what_a_result_tells(toy: ToyProblem) -> None:
 
 
 def test_validation_is_for_those_who_need_it(toy: ToyProblem) -> None:
-    spy = toy.spies["validation"]
-    spy.fetched.clear()
+    toy.clear()
     quiet = {"validation": toy.validation, "measure": False}
     unlearn(toy, **quiet, max_drop=None)
-    assert len(spy.fetched) == 2  # the look at two samples, to see that they fit the model
+    assert toy.read("validation") == 2  # the look at two samples, to see that they fit the model
     result = unlearn(toy, **quiet, rewind=True)
-    assert len(spy.fetched) > 40
+    assert toy.handed("validation") >= 40
     assert result.needs.validation == "labels"
     assert set(result.details["rewind"]["errors"]) == {0, 1, 2}
     for name in ("validation", "forget"):
@@ -293,13 +292,12 @@ def test_a_label_budget_shows_so_many_labels_and_no_other(
         expunge.unlearn(toy.model, retain=toy.retain, method=reader(), seed=seed, device="cpu")
     few = seen[0]
     assert len(few) == 9
-    assert torch.equal(few.y, toy.retain.y[few.index])
-    hidden = torch.ones(len(toy.retain), dtype=torch.bool)
-    hidden[few.index] = False
+    rows = torch.tensor([int(name.split()[1]) for name in few.ids])  # of the toy's one store
+    assert torch.isin(rows, toy.retain.index).all()
+    assert torch.equal(few.y, toy.store.labels[rows])
     assert few.labels is not None
-    assert not few.labels[hidden].any()  # zeros, whatever the truth
-    assert torch.equal(seen[1].index, few.index)
-    assert not torch.equal(seen[2].index, few.index)
+    assert len(few.labels) == 9  # there are no others in its store
+    assert seen[1].ids.tolist() == few.ids.tolist() != seen[2].ids.tolist()
 
 
 def test_without_labels_a_method_that_needs_none_works_and_another_says_so(toy: ToyProblem) -> None:

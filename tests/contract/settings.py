@@ -20,7 +20,7 @@ _LAF: dict[str, Any] = {
     "contexts": {
         "drop_short": {"batch_size": 7},
         "vae_views": {"augment": "crop-flip"},
-        "ue_patience": {"epochs": 12, "lr_ue": 0.3},
+        "ue_patience": {"epochs": 12, "lr_ue": 0.15},
         # Without L_UE nothing has moved when L_RA starts, which is what `skip_noise` is about.
         "skip_noise": {"use_ue": False},
         "rewind": {"epochs": 12, "lr_ue": 3e-2},

@@ -17,6 +17,7 @@ from expunge.core.errors import DivergedError, ExpungeError
 from expunge.core.needs import Needs
 from expunge.core.options import Field
 from expunge.core.run import Run
+from expunge.data.split import Split
 from expunge.methods import METHODS
 from expunge.methods.base import IterativeMethod, Method, method
 from expunge.methods.problem import Problem
@@ -180,3 +181,74 @@ def test_trained_weights_that_leak_are_found(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(home, "restrict", careless)
     expect(conformance.check_ignores_trained_weights, METHODS.load("retrain"), "trained weights leaked")
+
+
+def test_reaching_past_the_own_split_is_found() -> None:
+    @method("toy-thief", summary="s", needs=Needs(retain="labels"))
+    class Thief(Method):
+        def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+            caller = sys._getframe()
+            while "splits" not in caller.f_locals:  # no object leads there, but Python hides no caller
+                assert caller.f_back is not None
+                caller = caller.f_back
+            student, forget = problem.student(), caller.f_locals["splits"]["forget"]
+            optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+            for batch in (*problem.retain.batches(16), *forget.batches(8)):
+                optimizer.zero_grad()
+                F.cross_entropy(student(batch.x), batch.y).backward()
+                optimizer.step()
+            return student
+
+    expect(conformance.check_reads_only_declared, Thief, "30 samples of the forget split were read")
+    expect(conformance.check_sealed, Thief, "leaked into the result")
+
+
+@pytest.mark.parametrize("kept", ["whole split", "labels", "bound method", "closure"])
+def test_any_path_out_of_a_sealed_split_is_found(kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = sys.modules["expunge.api.unlearn"]
+    sound = home.restrict
+
+    def careless(model: nn.Module, splits: dict[str, Split], *rest: Any) -> Problem:
+        retain = splits["retain"]
+        made: Problem = sound(model, splits, *rest)
+        inner = made.retain.store
+        if kept == "whole split":
+            return replace(made, _splits={"retain": retain})
+        if kept == "labels":
+            inner.truth = retain.store.labels
+        elif kept == "bound method":
+            inner.again = retain.store.fetch
+        else:
+            inner.again = lambda: retain
+        return made
+
+    monkeypatch.setattr(home, "restrict", careless)
+    expect(conformance.check_sealed, METHODS.load("finetune"), "leads to undeclared data: .*labels of the validation")
+
+
+def test_refusing_everything_is_found() -> None:
+    @method("toy-refuser", summary="s", needs=BOTH)
+    class Refuser(Method):
+        def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+            raise ExpungeError("toy-refuser does not work on this model; choose another method.")
+
+    with pytest.raises(ConformanceError, match="refuses tied and frozen weights"):
+        conformance.check_odd_models(Refuser, Settings())
+    with pytest.raises(ConformanceError, match="refuses an ordinary model too"):
+        conformance.check_odd_models(Refuser, Settings(refuses_odd_models="does not work"))
+
+
+def test_options_that_only_show_in_the_history_are_found() -> None:
+    @method("toy-talker", summary="s", needs=BOTH)
+    class Talker(Method):
+        lr: float = Field(0.01, gt=0, description="logged, and not used")
+
+        def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+            student = problem.student()
+            run.details["lr"] = self.lr
+            for epoch in run.epochs(student, 1):
+                epoch.log(lr=self.lr)
+            return scrub_like(student, problem.model, torch.optim.SGD(student.parameters(), lr=0.1), problem, run)
+
+    with pytest.raises(ConformanceError, match=r"`lr`.*is it ever read"):
+        conformance.check_option(Talker, Settings(), "lr")

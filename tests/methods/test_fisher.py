@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import expunge
-from expunge.api.unlearn import restrict
 from expunge.core.run import Run
 from expunge.data.split import ResidentStore, Split
 from expunge.methods import METHODS
 from expunge.methods.fisher import Fisher, posterior, whole_classes
+from expunge.methods.problem import restrict
 from expunge.numerics.curvature import all_classes, fisher_diagonal
 from expunge.numerics.gradient_capture import Scratch, Tapped, patches
 from expunge.testing.toys import TiedNet, toy_problem

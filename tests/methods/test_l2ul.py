@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import expunge
-from expunge.api.unlearn import restrict
 from expunge.core.errors import AccessError, UsageError
 from expunge.core.run import Run
 from expunge.methods import METHODS
+from expunge.methods.problem import restrict
 from expunge.numerics.attack import L2PGD, PixelSpace, wrong_targets
 from expunge.numerics.importance import ImportancePull, importance, scaled
 from expunge.testing.conformance import same, weights

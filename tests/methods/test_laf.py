@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import expunge
 from expunge.api import evaluate, scenario
-from expunge.api.unlearn import restrict, some_labels, unlearn
+from expunge.api.unlearn import unlearn
 from expunge.core.errors import AccessError, UsageError
 from expunge.core.run import Run
 from expunge.core.seeds import derive
@@ -25,6 +25,7 @@ from expunge.data.sources import load_pair
 from expunge.data.split import Batch, Split
 from expunge.methods.base import make_method
 from expunge.methods.laf import LAF, LAFBase, LAFRepair, alignment, phi
+from expunge.methods.problem import label_budget, restrict
 from expunge.models.build import build_model
 from expunge.numerics.vae import VAE, train_vae, vae_loss
 from expunge.testing.conformance import run, same, weights
@@ -387,13 +388,14 @@ def test_repair_moves_the_head_alone() -> None:
 def test_repair_uses_exactly_its_budget_of_labels() -> None:
     options = LAFRepair(**SMALL, labels=20, repair_lr=1e-2)
     base = run(options, toy_problem())
-    chosen = some_labels(toy_problem().retain, 20, 0).index
-    outside = torch.ones(90, dtype=torch.bool)
-    outside[chosen] = False
+    budget = label_budget(toy_problem().retain, 20, 0)
+    chosen = torch.tensor([int(name.split()[1]) for name in budget.ids])
+    kept = toy_problem().retain.index
+    outside = kept[~torch.isin(kept, chosen)]
     assert len(chosen) == 20
-    for touched, equal in ((outside.nonzero()[:, 0], True), (chosen[:1], False)):
+    for touched, equal in ((outside, True), (chosen[:1], False)):
         problem = toy_problem()
-        labels = problem.spies["retain"].labels
+        labels = problem.store.labels
         labels[touched] = torch.where(labels[touched] == 0, 2, 0)
         assert same(weights(run(options, problem).model), weights(base.model)) is equal
 

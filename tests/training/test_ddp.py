@@ -298,12 +298,12 @@ def test_each_process_reads_its_rows_only() -> None:
     whole = list(problem.retain.batches(31, shuffle=True, seed=5))
     for rank in (0, 1):
         world = World(rank, 2)
-        problem.spies["retain"].fetched.clear()
+        problem.clear()
         for batch, all_rows in zip(problem.retain.batches(31, shuffle=True, seed=5, world=world), whole, strict=True):
             assert torch.equal(batch.x, all_rows.x[world.rows(len(batch))])
             assert torch.equal(batch.y, all_rows.y)
             assert torch.equal(batch.index, all_rows.index)
-        assert len(problem.spies["retain"].fetched) == sum(len(range(len(b))[world.rows(len(b))]) for b in whole)
+        assert problem.read("retain") == sum(len(range(len(b))[world.rows(len(b))]) for b in whole)
 
 
 def test_alone_nothing_changes() -> None:

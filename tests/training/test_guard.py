@@ -94,14 +94,13 @@ def unlearn(toy: ToyProblem, method: Any, **more: Any) -> Any:
 
 
 def test_a_method_that_ruins_the_model_is_stopped(toy: ToyProblem) -> None:
-    spy = toy.spies["validation"]
     result = unlearn(toy, "neggrad", lr=0.5, clip=1.0, epochs=40)
     assert result.status == "stopped: utility"
     assert len(result.history) < 40
     assert result.effect.label != "damaged"
-    spy.fetched.clear()
+    toy.clear()
     free = unlearn(toy, "neggrad", lr=0.5, clip=1.0, epochs=40, max_drop=None)
-    assert len(spy.fetched) == 2 + 2 * len(toy.validation)  # nobody but the check of shapes and the effect looked
+    assert toy.read("validation") == 2 + 2 * len(toy.validation)  # nobody but the check of shapes and the effect looked
     assert (free.status, free.effect.label) == ("finished", "damaged")
 
 

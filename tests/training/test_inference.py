@@ -21,7 +21,7 @@ def test_predictions_are_in_the_order_of_the_split_whatever_the_batches(size: in
     problem = toy_problem()
     split = problem.retain.take(torch.tensor([5, 0, 33, 2, 71, 40, 6, 8, 9]))
     with torch.no_grad():
-        expected = problem.model(problem.spies["retain"].samples[split.index])
+        expected = problem.model(problem.store.samples[split.index])
     assert torch.allclose(predict(problem.model, split, batch_size=size), expected, atol=1e-5)
 
 

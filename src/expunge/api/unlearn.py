@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from expunge.api.effect import measure_effect
@@ -34,14 +32,12 @@ from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.options import to_dict
 from expunge.core.run import Precision, Progress, Run
-from expunge.core.seeds import derive
 from expunge.core.version import versions
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
-from expunge.methods.problem import Problem
-from expunge.models.anatomy import reset_parameters
+from expunge.methods.problem import restrict
 from expunge.models.checkpoint import weights_hash
-from expunge.models.contract import parameter_names, returned
+from expunge.models.contract import returned
 from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe, make_recipe
 
@@ -204,54 +200,6 @@ def _informed(trained: TrainedModel, recipe: Recipe | None, initial: Mapping[str
     if (trained.recipe is None and recipe is not None) or (trained.initial is None and initial is not None):
         return replace(trained, recipe=trained.recipe or recipe, initial=trained.initial or initial)
     return trained
-
-
-def restrict(
-    model: nn.Module,
-    splits: Mapping[str, Split],
-    needs: Needs,
-    num_classes: int,
-    recipe: Recipe | None,
-    initial: Mapping[str, Tensor] | None,
-    seed: int,
-) -> Problem:
-    """The problem with exactly what is declared: no other split, no label, no trained weight is reachable from it."""
-    handed = {}
-    for name in ("forget", "retain", "validation"):
-        access = getattr(needs, name)
-        if access != "none" and name in splits:
-            handed[name] = splits[name] if access == "labels" else splits[name].without_labels()
-    if needs.labelled:
-        handed["labelled"] = some_labels(splits["retain"], needs.labelled, seed)
-    if not needs.weights:
-        model = copy.deepcopy(model)
-        if initial is not None:
-            model.load_state_dict(initial)
-        else:
-            reset_parameters(model, seed=seed)
-    some = next(iter(splits.values()))
-    return Problem(
-        model=model,
-        num_classes=num_classes,
-        input_shape=some.input_shape,
-        needs=needs,
-        forgotten=len(splits["forget"]) if "forget" in splits else 0,
-        _splits=handed,
-        _recipe=recipe if needs.recipe else None,
-        _initial=parameter_names(model, initial) if initial and (needs.initial or not needs.weights) else None,
-    )
-
-
-def some_labels(retain: Split, amount: float, seed: int) -> Split:
-    """A random part of the retained samples with labels; no other label is reachable from it."""
-    count = max(1, int(amount * len(retain))) if amount < 1 else int(amount)
-    if count > len(retain):
-        raise UsageError(f"labels of {count} retained samples are asked for, but there are only {len(retain)}.")
-    order = torch.randperm(len(retain), generator=torch.Generator().manual_seed(derive(seed, "label budget")))
-    chosen = retain.index[order[:count]].sort().values
-    labels = torch.zeros(len(retain.store), dtype=torch.long)
-    labels[chosen] = retain.take(chosen).y
-    return replace(retain.without_labels().take(chosen, "labelled"), labels=labels)
 
 
 def _check_given(chosen: Method, needs: Needs, splits: Mapping[str, Split]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from expunge.core.distributed import ALONE, World
 from expunge.core.errors import Cancelled, DivergedError, UsageError
+from expunge.core.opaque import opaque
 from expunge.core.seeds import derive
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ class Run:
         if self.precision == "auto":
             raise UsageError("the precision of a run is float32 or bfloat16; decide `auto` by `resolve_precision`.")
         self.started = time.perf_counter()
+        # A method holds the run: the caller's functions, and whatever they refer to, must not be reachable from it.
+        self.progress, self.cancelled = opaque(self.progress), opaque(self.cancelled)
 
     def seed_for(self, *purpose: object) -> int:
         return derive(self.seed, *purpose)

@@ -37,7 +37,9 @@ READINGS = 4  # a random flip passes for deterministic with probability 8^-8
 def as_split(
     data: Any, *, name: str = "data", normalisation: Normalisation | None = None, num_classes: int | None = None
 ) -> Split:
-    """A split over `data`. Samples keep their shape; uint8 is read as pixels 0..255, everything else as numbers.
+    """A split over `data`. Samples keep their shape; uint8 is read as pixels 0..255, floats as numbers (float32).
+
+    Any other integers (tokens, categories) stay integers of their type, and reach the model as such.
 
     data: a `Split` (returned as it is), a `Store`, a pair (X, y) of arrays or tensors with X (N, ...) and whole class
     numbers y (N,), a `TensorDataset`, any map-style PyTorch data set of (sample, label) items (also a `Subset`), or a
@@ -117,9 +119,10 @@ def _from_arrays(samples: Any, labels: Any, name: str, normalisation: Normalisat
 
 
 def _tensor(samples: Any, name: str) -> Tensor:
-    """uint8 or finite float32 on the CPU."""
+    """Integers of their type, or finite float32, on the CPU."""
     if isinstance(samples, Tensor):
-        array = samples.detach().cpu().to(torch.float32 if samples.dtype != torch.uint8 else torch.uint8).numpy()
+        numbers = samples.dtype == torch.bool or samples.dtype.is_floating_point
+        array = samples.detach().cpu().to(torch.float32 if numbers else samples.dtype).numpy()
     else:
         try:
             array = np.asarray(samples)
@@ -172,7 +175,7 @@ def _from_items(data: Dataset[Any], name: str) -> Split:
     stable = all(
         torch.equal(a[0], b[0]) and a[1] == b[1] for other in readings[1:] for a, b in zip(first, other, strict=True)
     )
-    bytes_each = max(x.numel() * (1 if x.dtype == torch.uint8 else 4) for x, _ in first)
+    bytes_each = max(x.numel() * (4 if x.is_floating_point() else x.element_size()) for x, _ in first)
     if stable and count * bytes_each <= resident_limit():
         with _untouched_generators():
             items = [_item(data, i, name) for i in range(count)]
@@ -192,7 +195,9 @@ class _CheckedStream(StreamingStore):
         for chunk, samples in zip(chunks, super().fetch(chunks, device), strict=True):
             if samples.is_floating_point() and not bool(torch.isfinite(samples).all()):
                 row = int((~torch.isfinite(samples).flatten(1).all(1)).nonzero()[0])
-                raise DataError(f"{self.name}, item {int(chunk[row])}: the sample holds NaN or infinite values.")
+                raise DataError(
+                    f"{self.name}, item {self.position(int(chunk[row]))}: the sample holds NaN or infinite values."
+                )
             yield samples
 
 

@@ -123,10 +123,17 @@ def _image_store(
 
 
 def as_samples(array: np.ndarray, name: str, where: Callable[[int], str] | None = None) -> torch.Tensor:
-    """Samples as uint8 (images) or float32; `DataError` naming the first row that is not finite."""
+    """Samples as integers of their own type, or as float32; `DataError` naming the first row that is not finite.
+
+    torch computes with few unsigned types: uint16 becomes int32, and uint32 and uint64 become int64.
+    """
     if array.dtype.kind not in "biuf":
         raise DataError(f"{name}: samples must be numbers, got {array.dtype}.")
-    if array.dtype == np.uint8:
+    if array.dtype.kind in "iu":
+        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+            if array.size and int(array.max()) > np.iinfo(np.int64).max:
+                raise DataError(f"{name}: {int(array.max())} does not fit a 64-bit signed integer.")
+            array = array.astype(np.int32 if array.dtype.itemsize == 2 else np.int64)
         return torch.from_numpy(np.require(array, requirements=["C", "W"]))
     with np.errstate(over="ignore"):
         samples = np.require(array.astype(np.float32, copy=False), requirements=["C", "W"])

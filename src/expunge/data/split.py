@@ -1,16 +1,21 @@
-"""Splits: views of a data set through an index array. Everything above this room reads data through `Split.batches`.
+"""Splits: rows of a data set. All packages above this one read data through `Split.batches`.
 
-A `Store` holds the samples (resident tensors or a streaming loader); a `Split` is a store, the positions it may
-show, and whether labels are visible. Methods cannot tell the two backends apart.
+A `Store` holds the samples (resident tensors or a streaming loader); a `Split` is a store, the positions of its rows in
+the store, and their labels. Methods cannot tell the two backends apart.
+
+A split is a window: its store has all the other samples too. What a method is given is *sealed* (`Split.sealed`): a
+store of its own that holds the rows of that split and nothing else.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +23,7 @@ from torch import Tensor
 
 from expunge.core.distributed import ALONE, World
 from expunge.core.errors import AccessError, DataError, UsageError
+from expunge.core.opaque import Opaque, resolve
 from expunge.core.seeds import derive
 from expunge.data.hashing import content_ids
 from expunge.data.resize import resize_images
@@ -29,9 +35,10 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 class Batch:
     """Samples of one step.
 
-    x: float tensor (B, *input_shape), normalised, on the device. y: long tensor (B,), on the device; reading it
-    raises `AccessError` where labels are withheld. index: long CPU tensor (B,), positions in the *parent* data set,
-    so anything cached per sample (teacher logits, features, losses) is looked up instead of recomputed.
+    x: tensor (B, *input_shape) on the device, as `Store.prepare` makes it. y: long tensor (B,), on the device; reading
+    it raises `AccessError` where labels are withheld. index: long CPU tensor (B,), the row of each sample within the
+    split that gave the batch, so anything cached per sample (teacher logits, features, losses) is looked up instead of
+    recomputed (`PerSample`).
 
     Shared by several processes (`world`), x holds the rows of this one, everything else is of the whole batch.
     """
@@ -83,39 +90,83 @@ class Normalisation:
 class Store(ABC):
     """All samples of one data set and what is known about them.
 
-    labels: long CPU tensor (N,). classes: the class names, so len(classes) is the number of classes.
-    ids: N distinct strings that stay the same when the data are downloaded again. columns: metadata, N values each.
-    resize: side of the square that images (C, H, W) are brought to on the device, or None.
+    labels: long CPU tensor (N,); `AccessError` where they are withheld. classes: the class names, so len(classes) is
+    the number of classes. ids: N distinct strings that stay the same when the data are downloaded again. columns:
+    metadata, N values each. resize: side of the square that images (C, H, W) are brought to on the device, or None.
+    identity: of a sealed store, the content hash of the split that it holds.
     """
 
-    labels: Tensor
     classes: tuple[str, ...]
     columns: dict[str, np.ndarray]
     normalisation: Normalisation | None
     name: str
     resize: int | None = None
+    identity: str | None = None
+    _labels: Tensor | None
+    _ids: np.ndarray | None
+
+    @property
+    def labels(self) -> Tensor:
+        if self._labels is None:
+            raise AccessError("this data set carries no labels: the method declared that it does not need them.")
+        return self._labels
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Given ids, or those that `_own_ids` makes. `AccessError` where labels are withheld: ids may tell them."""
+        if self._labels is None:
+            raise AccessError("sample ids are not handed to a method that declared no labels.")
+        if self._ids is None:
+            self._ids = self._own_ids()
+        return self._ids
 
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]: ...
 
     @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
     def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-        """Raw samples of each index chunk, in order: uint8 in [0, 255] or float, on `device`."""
+        """Raw samples of each index chunk, in order, on `device`: uint8 in [0, 255], or numbers of any type."""
 
     @abstractmethod
     def content_hash(self) -> str:
         """Hex sha256 that changes whenever a sample, a label or the order changes."""
 
-    @property
     @abstractmethod
-    def ids(self) -> np.ndarray: ...
+    def _own_ids(self) -> np.ndarray:
+        """Ids of samples that came without."""
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @abstractmethod
+    def _seal_samples(self, sealed: Any, index: Tensor) -> None:
+        """Give `sealed`, a shallow copy of this store, the samples at these positions in place of all."""
+
+    def sealed(self, index: Tensor, labels: Tensor | None, identity: str) -> Store:
+        """A store with the rows at `index`, in this order, that no attribute of the result leads beyond.
+
+        labels: those of the rows, long (len(index),), or None to withhold them, and ids and columns with them.
+        identity: content hash of the split that is sealed.
+        """
+        sealed = copy.copy(self)
+        sealed._labels = None if labels is None else labels.clone()
+        rows = index.numpy()
+        sealed._ids = None if labels is None or self._ids is None else self._ids[rows].copy()
+        sealed.columns = {} if labels is None else {name: values[rows].copy() for name, values in self.columns.items()}
+        sealed.identity = identity
+        self._seal_samples(sealed, index)
+        return sealed
 
     def prepare(self, raw: Tensor) -> Tensor:
-        """Raw samples to what the model sees: uint8 becomes [0, 1], then resizing, then normalisation, in float32."""
+        """Raw samples to what the model sees.
+
+        uint8 are pixels and become [0, 1]; floating point numbers become float32; both are resized and normalised where
+        the store says so. Other integers are token or category numbers and reach the model as they are, unless there is
+        a normalisation for them: that makes them measurements, which are treated like floating point numbers.
+        """
+        if raw.dtype != torch.uint8 and not raw.is_floating_point() and self.normalisation is None:
+            return raw
         x = raw.to(torch.float32).mul_(1 / 255) if raw.dtype == torch.uint8 else raw.to(torch.float32)
         if self.resize is not None:
             x = resize_images(x, self.resize)
@@ -144,16 +195,20 @@ class ResidentStore(Store):
         content_hash: str | None = None,
     ) -> None:
         self.samples = samples
-        self.labels = check_labels(labels, len(samples), name)
-        self.classes = tuple(classes) if classes is not None else default_classes(self.labels)
+        labels = check_labels(labels, len(samples), name)
+        self._labels = labels
+        self.classes = tuple(classes) if classes is not None else default_classes(labels)
         self.columns = dict(columns or {})
         self.normalisation = normalisation
         self.name = name
         self._hash = content_hash
-        self._ids = None if ids is None else check_ids(np.asarray(ids).astype(str), len(self.labels), name)
+        self._ids = None if ids is None else check_ids(np.asarray(ids).astype(str), len(labels), name)
         self._on_device: dict[torch.device, Tensor] = {}
-        if len(self.labels) and int(self.labels.max()) >= len(self.classes):
-            raise DataError(f"{name}: a label is {int(self.labels.max())}, but there are {len(self.classes)} classes.")
+        if len(labels) and int(labels.max()) >= len(self.classes):
+            raise DataError(f"{name}: a label is {int(labels.max())}, but there are {len(self.classes)} classes.")
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -172,6 +227,8 @@ class ResidentStore(Store):
         return self._on_device[device]
 
     def content_hash(self) -> str:
+        if self.identity is not None:
+            return self.identity
         if self._hash is None:
             digest = hashlib.sha256(f"{self.samples.dtype}{tuple(self.samples.shape)}".encode())
             digest.update(self.samples.contiguous().numpy().tobytes())
@@ -179,12 +236,20 @@ class ResidentStore(Store):
             self._hash = digest.hexdigest()
         return self._hash
 
-    @property
-    def ids(self) -> np.ndarray:
-        """Given ids, or 16 hexadecimal digits of a hash of the content, with `-2`, `-3` ... behind repeated content."""
-        if self._ids is None:
-            self._ids = content_ids(self.samples.numpy())
-        return self._ids
+    def _own_ids(self) -> np.ndarray:
+        """16 hexadecimal digits of a hash of the content, with `-2`, `-3` ... behind repeated content."""
+        return content_ids(self.samples.numpy())
+
+    def _seal_samples(self, sealed: Any, index: Tensor) -> None:
+        """Rows are copied, on the CPU and on each device that has the samples; a whole tensor is shared instead."""
+        # A tensor may be a view: its storage would lead to the rows that the view leaves out.
+        view = self.samples.untyped_storage().nbytes() > self.samples.numel() * self.samples.element_size()
+        share = not view and torch.equal(index, torch.arange(len(self)))
+        sealed.samples = self.samples if share else self.samples.index_select(0, index)
+        sealed._on_device = {
+            device: samples if share else samples.index_select(0, index.to(device))
+            for device, samples in self._on_device.items()
+        }
 
 
 class StreamingStore(Store):
@@ -206,13 +271,18 @@ class StreamingStore(Store):
         workers: int = 0,
     ) -> None:
         self.dataset = dataset
-        self.labels = check_labels(labels, len(labels), name)
-        self.classes = tuple(classes) if classes is not None else default_classes(self.labels)
+        labels = check_labels(labels, len(labels), name)
+        self._labels = labels
+        self._count = len(labels)
+        self.classes = tuple(classes) if classes is not None else default_classes(labels)
         self.columns = dict(columns or {})
         self.normalisation = normalisation
         self.name = name
         self.workers = workers
-        self._ids = None if ids is None else check_ids(np.asarray(ids).astype(str), len(self.labels), name)
+        self._ids = None if ids is None else check_ids(np.asarray(ids).astype(str), len(labels), name)
+
+    def __len__(self) -> int:
+        return self._count
 
     @cached_property
     def _shape(self) -> tuple[int, ...]:
@@ -233,25 +303,53 @@ class StreamingStore(Store):
         for samples in loader:
             yield samples.to(device, non_blocking=True)
 
+    def position(self, row: int) -> int:
+        """Where a row lies in the data set as it was given, for messages."""
+        return self.dataset.positions[row] if isinstance(self.dataset, SealedRows) else row
+
     def content_hash(self) -> str:
         """Over the labels, the ids and a spread of 64 samples: hashing all of a large set would read all of it."""
+        if self.identity is not None:
+            return self.identity
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         digest.update("\n".join(self.ids.tolist()).encode())
         for position in np.linspace(0, len(self) - 1, min(64, len(self)), dtype=int).tolist():
             digest.update(to_sample(self.dataset[position]).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    @property
-    def ids(self) -> np.ndarray:
-        """Given ids, or positions: content ids would read every sample."""
-        if self._ids is None:
-            self._ids = np.arange(len(self)).astype(str)
-        return self._ids
+    def _own_ids(self) -> np.ndarray:
+        """Positions: content ids would read every sample."""
+        return np.arange(len(self)).astype(str)
+
+    def _seal_samples(self, sealed: Any, index: Tensor) -> None:
+        """Nothing is copied: the data set is read through a handle that shows the samples of these rows alone."""
+        sealed._count = len(index)
+        if sealed._labels is not None and sealed._ids is None:
+            sealed._ids = index.numpy().astype(str)
+        sealed.dataset = SealedRows(self.dataset, index)
+
+
+class SealedRows(torch.utils.data.Dataset[Tensor]):
+    """Some rows of a map-style data set, without labels.
+
+    The data set itself is behind a handle (`core.opaque`): no attribute, bound method or closure of this object leads
+    to it, or to a row that is not in `index`. That is as far as Python goes for data that have to be read later.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset[object], index: Tensor) -> None:
+        self._source = Opaque(dataset)
+        self.positions: list[int] = index.tolist()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return to_sample(resolve(self._source)[self.positions[row]])
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A view of `store` through `index` (long CPU tensor, positions in the store, in this order).
+    """Rows of `store`: those at `index` (long CPU tensor, positions in the store), in this order.
 
     labels: long CPU tensor over the *store* (N,), or None where labels are withheld; they may differ from the
     store's own (label noise) and the store's stay the true ones.
@@ -264,7 +362,7 @@ class Split:
 
     @classmethod
     def whole(cls, store: Store, name: str | None = None) -> Split:
-        return cls(store, torch.arange(len(store)), store.labels, name or store.name)
+        return cls(store, torch.arange(len(store)), store._labels, name or store.name)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -297,8 +395,20 @@ class Split:
         index = torch.as_tensor(positions, dtype=torch.long).reshape(-1)
         return replace(self, index=index, name=name or self.name)
 
+    def sealed(self, *, labels: bool = True) -> Split:
+        """The same rows in a store of their own, so that nothing leads from the result to any other sample or label.
+
+        labels: whether labels come with them; ids and columns, which may tell them, do so too. Resident samples are
+        copied once, in memory and on the device (a split of a whole data set shares them instead); a streaming data set
+        is read through a handle (`SealedRows`). `content_hash` stays the same.
+        """
+        y = self.y if labels and self.labels is not None else None
+        identity = replace(self, labels=self.labels if labels else None).content_hash()
+        return Split.whole(self.store.sealed(self.index, y, identity), self.name)
+
     def without_labels(self) -> Split:
-        return replace(self, store=_Unlabelled(self.store), labels=None)
+        """The same rows, sealed, without their labels."""
+        return self.sealed(labels=False)
 
     def with_labels(self, labels: Tensor) -> Split:
         """The same samples with other labels (N,) over the whole store; the store's own stay the true ones."""
@@ -329,15 +439,15 @@ class Split:
         if size < 1:
             raise UsageError(f"the batch size must be at least 1, got {size}.")
         target = torch.device(device)
-        order = self.index
+        order = torch.arange(len(self))
         if shuffle:
-            order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         chunks = [chunk for chunk in order.split(size) if len(chunk) == size or not drop_last]
         if shuffle and size > 1 and len(chunks) > 1 and len(chunks[-1]) == 1:
             chunks[-2:] = [torch.cat(chunks[-2:])]
         noise = torch.Generator().manual_seed(derive(seed, "augment"))
-        labels = None if self.labels is None else self.labels.to(target)
-        own = [chunk[world.rows(len(chunk))] for chunk in chunks]
+        labels = None if self.labels is None else self.y.to(target)
+        own = [self.index[chunk[world.rows(len(chunk))]] for chunk in chunks]
         for chunk, raw in zip(chunks, self.store.fetch(own, target), strict=True):
             if augment is not None:
                 raw = _augmented(raw, augment, noise, len(chunk), world)
@@ -349,7 +459,14 @@ class Split:
         return torch.cat(parts) if parts else torch.empty(0, *self.input_shape, device=device)
 
     def content_hash(self) -> str:
-        """Hex sha256 over the store's content, its normalisation and resizing, the positions and the labels shown."""
+        """Hex sha256 over the store's content, its normalisation and resizing, the positions and the labels shown.
+
+        A sealed split has the hash of the one that was sealed.
+        """
+        store = self.store
+        sealed, all_labels = store.identity, self.labels is store._labels
+        if sealed is not None and all_labels and torch.equal(self.index, torch.arange(len(store))):
+            return sealed
         digest = hashlib.sha256(self.store.content_hash().encode())
         digest.update(repr((self.store.normalisation, self.store.resize)).encode())
         digest.update(self.index.numpy().tobytes())
@@ -368,58 +485,16 @@ def _augmented(raw: Tensor, augment: Augment, noise: torch.Generator, count: int
     return augment(batch, noise)[world.rows(count)]
 
 
-class _Unlabelled(Store):
-    """A store stripped of its labels, so that a label-free method holds no path to them."""
-
-    def __init__(self, inner: Store) -> None:
-        self.classes = inner.classes
-        self.columns = {}
-        self.normalisation = inner.normalisation
-        self.resize = inner.resize
-        self.name = inner.name
-        self._count = len(inner)
-        self._shape = inner.input_shape
-        self._fetch = inner.fetch
-        self._content_hash = inner.content_hash
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name == "labels":
-            raise AccessError("this data set carries no labels: the method declared that it does not need them.")
-        raise AttributeError(name)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    @property
-    def ids(self) -> np.ndarray:
-        raise AccessError("sample ids are not handed to a method that declared no labels.")
-
-    def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-        return self._fetch(chunks, device)
-
-    def content_hash(self) -> str:
-        return self._content_hash()
-
-
 class PerSample:
-    """Values cached per sample of one split, looked up by `Batch.index`.
-
-    values: (len(split), ...) in the split's order. The lookup table is one long per sample of the parent.
-    """
+    """Values cached per sample of one split, looked up by `Batch.index`. values: (len(split), ...) in its order."""
 
     def __init__(self, split: Split, values: Tensor) -> None:
         if len(values) != len(split):
             raise UsageError(f"{len(values)} cached values for the {len(split)} samples of the {split.name} split.")
         self.values = values
-        self._row = torch.full((len(split.store),), -1, dtype=torch.long)
-        self._row[split.index] = torch.arange(len(split))
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        return self.values[self._row[index].to(self.values.device)]
+        return self.values[index.to(self.values.device)]
 
 
 def check_labels(labels: Tensor, count: int, name: str) -> Tensor:

@@ -286,6 +286,7 @@ class LAFRepair(LAFBase):
         body = anatomy(student, sample)  # what enters the head, wherever the representation was taken
         labelled = problem.labelled
         e = PerSample(labelled, features(body, labelled, run))
+        y = labelled.y.to(run.device)
         head = body.head_module
         optimizer = torch.optim.Adam(head.parameters(), lr=self.repair_lr)
         losses = []
@@ -293,9 +294,8 @@ class LAFRepair(LAFBase):
             total = 0.0
             seed = run.seed_for("repair", "shuffle", epoch)
             order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))
-            for rows in labelled.index[order].split(self.batch_size):
-                target = labelled.take(rows).y.to(run.device)
-                loss = F.cross_entropy(body.classify(e[rows]).float(), target)
+            for rows in order.split(self.batch_size):
+                loss = F.cross_entropy(body.classify(e[rows]).float(), y[rows.to(run.device)])
                 _adam_step(optimizer, loss)
                 total += float(loss.detach()) * len(rows)
             losses.append(total / len(labelled))

@@ -110,7 +110,7 @@ class SCRUB(IterativeMethod):
         with run.stage("teacher"):
             on_forget = PerSample(problem.forget, predict(problem.model, problem.forget, run.device, world=run.world))
             on_retain = PerSample(problem.retain, predict(problem.model, problem.retain, run.device, world=run.world))
-        teacher_error = error_rate(on_retain[problem.retain.index], problem.retain.y)
+        teacher_error = error_rate(on_retain.values, problem.retain.y)
         optimizer = make_optimizer(
             self.optimizer, student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from expunge.core.errors import UsageError
 from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.models.checkpoint import weights_hash
@@ -51,7 +52,15 @@ class PixelSpace:
 
     @classmethod
     def of(cls, x: Tensor, normalisation: tuple[Tensor, Tensor] | None) -> PixelSpace:
-        """x: samples as the model sees them. Pixels in [0, 1] have that box, other data the range they span."""
+        """x: samples as the model sees them. Pixels in [0, 1] have that box, other data the range they span.
+
+        Raises `UsageError` for integers, which have no neighbours to move to.
+        """
+        if not x.is_floating_point():
+            raise UsageError(
+                f"samples of {str(x.dtype).removeprefix('torch.')} cannot be changed along a gradient, as this method "
+                "has to; choose one that does not attack its inputs, such as scrub or finetune."
+            )
         mean, std = normalisation if normalisation is not None else (x.new_zeros(()), x.new_ones(()))
         pixels = x * std + mean
         low, high = float(pixels.min()), float(pixels.max())

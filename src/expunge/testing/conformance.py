@@ -16,10 +16,11 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,10 +28,13 @@ from torch import Tensor, nn
 from expunge.api.result import Result
 from expunge.api.unlearn import unlearn
 from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.needs import Needs
 from expunge.core.options import build, option_names, to_dict
-from expunge.core.run import Progress
+from expunge.core.run import Progress, Run
 from expunge.methods.base import Method
-from expunge.testing.toys import TiedNet, ToyNet, ToyProblem, toy_problem
+from expunge.methods.problem import Problem
+from expunge.testing.reachable import leaks
+from expunge.testing.toys import CLASSES, TiedNet, ToyNet, ToyProblem, toy_problem
 from expunge.training.inference import predict
 
 RECIPE = {"epochs": 3, "batch_size": 30, "optimizer": "adam", "lr": 0.02, "weight_decay": 0.0, "schedule": "constant"}
@@ -46,7 +50,8 @@ class Settings:
 
     options: make it small and make it work. contexts: option -> the other options under which changing it shows.
     values: option -> the value to change it to, where the automatic one does not fit. inert: option -> why changing
-    it changes neither weights nor history on the toy problem (e.g. it only trades memory for speed).
+    it changes neither weights nor what is read on the toy problem (e.g. it only trades memory for speed).
+    refuses_odd_models: words of the sentence that refuses tied or frozen weights; none: the method works on them.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -56,6 +61,7 @@ class Settings:
     identity_at_zero_epochs: bool = True
     forgets: bool = True
     forget_class: int | None = 1
+    refuses_odd_models: str | None = None
 
 
 def run(method: Method, problem: ToyProblem, *, seed: int = 0, **more: Any) -> Result:
@@ -132,18 +138,71 @@ def check_reads_only_declared(cls: type[Method], settings: Settings) -> None:
     """(c) Undeclared splits are never fetched, declared ones are."""
     problem = toy_problem(forget_class=settings.forget_class)
     chosen = make(cls, settings)
-    for spy in problem.spies.values():
-        spy.fetched.clear()
-    run(chosen, problem)
-    # The entry point itself shows the model two samples of each split, to check that they fit together.
-    looked = {name: len(spy.fetched) - 2 for name, spy in problem.spies.items() if name != "test"}
-    require(not problem.spies["test"].fetched, cls, "the test split was read.")
-    for name, count in looked.items():
-        declared = getattr(chosen.needs, name)
+    with _looking(cls, lambda *_: problem.clear()):  # what the entry point reads before is its own affair
+        run(chosen, problem)
+    require(not problem.read("test"), cls, "the test split was read.")
+    for name in ("forget", "retain", "validation"):
+        declared, count = getattr(chosen.needs, name), problem.read(name)
         if declared == "none":
-            require(count <= 0, cls, f"{count} samples of the {name} split were read, but none are declared.")
+            require(count == 0, cls, f"{count} samples of the {name} split were read, but none are declared.")
         else:
             require(count > 0, cls, f"declares {name}={declared} but never reads it.")
+
+
+def check_sealed(cls: type[Method], settings: Settings) -> None:
+    """(c) All splits lie in one store, and nothing that the method is handed leads to a sample or label beyond its own.
+
+    Everything reachable from its problem and its run is searched for undeclared samples, labels and ids. And with other
+    values in their place, the result is the same by every bit, whatever way a method may have thought of.
+    """
+    chosen = make(cls, settings)
+    clean, poisoned = (toy_problem(forget_class=settings.forget_class) for _ in range(2))
+    secrets = _poison(poisoned, chosen.needs)
+    met: list[str] = []
+    with _looking(cls, lambda *handed: met.extend(leaks(list(handed), secrets))):
+        second = run(chosen, poisoned, progress=lambda _: poisoned.store)
+    require(not met, cls, f"what it is handed leads to undeclared data: {', '.join(met)}.")
+    first = run(chosen, clean)
+    require(
+        same(weights(first.model), weights(second.model)), cls, "undeclared samples or labels leaked into the result."
+    )
+
+
+def _poison(problem: ToyProblem, needs: Needs) -> dict[str, Tensor | np.ndarray]:
+    """Other values in every sample, label and id that `needs` does not declare; returns them by name."""
+    generator = torch.Generator().manual_seed(4)
+    store = problem.store
+    secrets: dict[str, Tensor | np.ndarray] = {}
+    for name in ("forget", "retain", "validation", "test"):
+        access, rows = getattr(needs, name, "none"), problem.split(name).index
+        if access == "none":
+            store.samples[rows] = torch.rand(store.samples[rows].shape, generator=generator)
+            secrets[f"samples of the {name} split"] = store.samples[rows]
+        if access != "labels" and not (name == "retain" and needs.labelled):
+            store.labels[rows] = torch.randint(CLASSES, rows.shape, generator=generator)
+            secrets[f"ids of the {name} split"] = store.ids[rows.numpy()]
+        if access != "labels":
+            secrets[f"labels of the {name} split"] = store.labels[rows]
+    return secrets
+
+
+@contextlib.contextmanager
+def _looking(cls: type[Method], look: Callable[[Problem, Run], None]) -> Iterator[None]:
+    """Inside the block, `look` is called with what the algorithm of `cls` is handed, before it starts."""
+    own, algorithm = "unlearn" in vars(cls), cls.unlearn
+
+    def observed(self: Method, problem: Problem, run: Run) -> nn.Module:
+        look(problem, run)
+        return algorithm(self, problem, run)
+
+    cls.unlearn = observed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own:
+            cls.unlearn = algorithm  # type: ignore[method-assign]
+        else:
+            del cls.unlearn
 
 
 def check_forget_set_matters(cls: type[Method], settings: Settings) -> None:
@@ -156,7 +215,7 @@ def check_forget_set_matters(cls: type[Method], settings: Settings) -> None:
         torch.manual_seed(0)
         problem = toy_problem(ToyNet(batchnorm=False), forget_class=settings.forget_class)
         if other:
-            problem.spies["forget"].samples = problem.spies["forget"].samples.flip(-1, -2)
+            problem.store.samples[problem.forget.index] = problem.forget.inputs().flip(-1, -2)
         results.append(weights(run(chosen, problem).model))
     gap = max(float((results[0][k] - results[1][k]).abs().max()) for k in results[0])
     require(gap > 1e-6, cls, f"another forget set gave the same weights (largest difference {gap:.1e}).")
@@ -173,7 +232,7 @@ def check_forgets(cls: type[Method], settings: Settings) -> None:
 
 
 def check_options_have_effect(cls: type[Method], settings: Settings) -> None:
-    """(d) Changing any option changes the weights, the history or the cost."""
+    """(d) Changing any option changes the weights, or how many samples are read."""
     for info in dataclasses.fields(cls):  # type: ignore[arg-type]
         if info.name in settings.inert:
             continue
@@ -187,13 +246,11 @@ def check_option(cls: type[Method], settings: Settings, name: str) -> None:
     seen = []
     for chosen in (base, dataclasses.replace(base, **{name: value})):  # type: ignore[type-var]
         problem = toy_problem(forget_class=settings.forget_class)
-        for spy in problem.spies.values():
-            spy.fetched.clear()
-        result = run(chosen, problem)
-        fetched = {split: len(spy.fetched) for split, spy in problem.spies.items()}
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in result.history]
-        seen.append((weights(result.model), fetched, rows, json.dumps(dict(result.details), default=str)))
-    changed = not same(seen[0][0], seen[1][0]) or seen[0][1:3] != seen[1][1:3]
+        with _looking(cls, lambda *_, problem=problem: problem.clear()):
+            result = run(chosen, problem)
+        # An option that only shows in the history or the details was copied there, and changes nothing else.
+        seen.append((weights(result.model), [problem.read(split) for split in ("forget", "retain", "validation")]))
+    changed = not same(seen[0][0], seen[1][0]) or seen[0][1] != seen[1][1]
     require(changed, cls, f"option `{name}` ({getattr(base, name)!r} -> {value!r}) changed nothing: is it ever read?")
 
 
@@ -286,13 +343,20 @@ def check_json_round_trip(cls: type[Method], settings: Settings) -> None:
 
 
 def check_odd_models(cls: type[Method], settings: Settings) -> None:
-    """(i) Tied and frozen weights: the method works or says in one sentence why it cannot; ties stay tied."""
+    """(i) Tied and frozen weights: the method works and ties stay tied, or it refuses in words that `Settings` has."""
     torch.manual_seed(0)
     problem = toy_problem(TiedNet(), forget_class=settings.forget_class)
+    words = settings.refuses_odd_models
     try:
         result = run(make(cls, settings), problem)
-    except ExpungeError:
+    except ExpungeError as error:
+        require(words is not None and words in str(error), cls, f"refuses tied and frozen weights: {error}")
+        try:
+            run(make(cls, settings), toy_problem(forget_class=settings.forget_class))
+        except ExpungeError as again:
+            require(False, cls, f"refuses an ordinary model too: {again}")
         return
+    require(words is None, cls, f"works on tied and frozen weights, but its settings say that it refuses: {words}")
     for model in [m for m in result.model.modules() if isinstance(m, TiedNet)]:
         require(model.first.weight is model.second.weight, cls, "tied weights came apart.")
 
@@ -320,6 +384,7 @@ CHECKS: list[Callable[[type[Method], Settings], None]] = [
     check_weights_move,
     check_deterministic,
     check_reads_only_declared,
+    check_sealed,
     check_forget_set_matters,
     check_forgets,
     check_options_have_effect,

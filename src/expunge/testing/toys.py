@@ -6,13 +6,14 @@ Four classes of 8 x 8 images: a bright quadrant in noise. Any sound classifier l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expunge.data.split import ResidentStore, Split
+from expunge.data.split import ResidentStore, Split, Store
 from expunge.models.modes import training_mode
 
 CLASSES = 4
@@ -51,16 +52,33 @@ class TiedNet(nn.Module):
 
 
 class SpyStore(ResidentStore):
-    """Counts the samples that were fetched and remembers their positions."""
+    """Counts the samples that were fetched, and remembers their positions.
+
+    fetched: positions in order, of this store. handed: positions fetched from stores sealed from it, which is what
+    methods read.
+    """
 
     def __init__(self, samples: Tensor, labels: Tensor) -> None:
-        super().__init__(samples, labels, classes=[str(c) for c in range(CLASSES)], name="toy")
+        ids = [f"sample {i}" for i in range(len(samples))]
+        classes = [str(c) for c in range(CLASSES)]
+        super().__init__(samples, labels, classes=classes, ids=ids, columns={"row": np.array(ids)}, name="toy")
         self.fetched: list[int] = []
+        self.handed: list[int] = []
+        self._positions: list[int] | None = None
 
     def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         for chunk, samples in zip(chunks, super().fetch(chunks, device), strict=True):
-            self.fetched.extend(chunk.tolist())
+            if self._positions is None:
+                self.fetched.extend(chunk.tolist())
+            else:
+                self.handed.extend(self._positions[row] for row in chunk.tolist())
             yield samples
+
+    def sealed(self, index: Tensor, labels: Tensor | None, identity: str) -> Store:
+        sealed = super().sealed(index, labels, identity)
+        own, rows = self._positions, index.tolist()
+        sealed._positions = rows if own is None else [own[row] for row in rows]  # type: ignore[attr-defined]
+        return sealed
 
 
 def toy_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -76,7 +94,7 @@ def toy_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class ToyProblem:
-    """Splits over separate stores, so that a spy sees which split was read, and a trained model."""
+    """A trained model, and splits of one store, as those of a real data set are."""
 
     model: nn.Module
     forget: Split
@@ -84,21 +102,41 @@ class ToyProblem:
     validation: Split
     test: Split
     initial: dict[str, Tensor]
-    spies: dict[str, SpyStore] = field(default_factory=dict)
+    store: SpyStore
+
+    def split(self, name: str) -> Split:
+        split: Split = getattr(self, name)
+        return split
+
+    def read(self, name: str) -> int:
+        """How many samples of a split were fetched, by whomever."""
+        return self._count(name, self.store.fetched) + self.handed(name)
+
+    def handed(self, name: str) -> int:
+        """How many samples of a split a method has fetched."""
+        return self._count(name, self.store.handed)
+
+    def _count(self, name: str, positions: list[int]) -> int:
+        members = set(self.split(name).index.tolist())
+        return sum(position in members for position in positions)
+
+    def clear(self) -> None:
+        """Forget what was fetched so far."""
+        self.store.fetched.clear()
+        self.store.handed.clear()
+
+
+TRAIN, VALIDATION, TEST = 120, 40, 80
 
 
 def toy_problem(model: nn.Module | None = None, *, epochs: int = 6, forget_class: int | None = 1) -> ToyProblem:
     """A trained toy model and its splits: one class to forget, or a mixed handful (`forget_class=None`)."""
-    images, labels = toy_images(120, seed=0)
-    gone = torch.arange(120) < 24 if forget_class is None else labels == forget_class
-    held_x, held_y = toy_images(40, seed=1)
-    test_x, test_y = toy_images(80, seed=2)
-    spies = {
-        "forget": SpyStore(images[gone], labels[gone]),
-        "retain": SpyStore(images[~gone], labels[~gone]),
-        "validation": SpyStore(held_x, held_y),
-        "test": SpyStore(test_x, test_y),
-    }
+    parts = [toy_images(count, seed) for seed, count in enumerate((TRAIN, VALIDATION, TEST))]
+    images, labels = parts[0]
+    chosen = torch.arange(TRAIN) < 24 if forget_class is None else labels == forget_class
+    store = SpyStore(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
+    rows = torch.arange(len(store)).split([TRAIN, VALIDATION, TEST])
+    index = {"forget": rows[0][chosen], "retain": rows[0][~chosen], "validation": rows[1], "test": rows[2]}
     if model is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -107,10 +145,11 @@ def toy_problem(model: nn.Module | None = None, *, epochs: int = 6, forget_class
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
     training_mode(model)
     for _ in range(epochs):
-        for part in torch.arange(120).split(30):
+        for part in torch.arange(TRAIN).split(30):
             optimizer.zero_grad()
             F.cross_entropy(model(images[part]), labels[part]).backward()
             optimizer.step()
     model.eval()
-    splits = {name: Split.whole(store, name) for name, store in spies.items()}
-    return ToyProblem(model=model, initial=initial, spies=spies, **splits)
+    whole = Split.whole(store)
+    splits = {name: whole.take(positions, name) for name, positions in index.items()}
+    return ToyProblem(model=model, initial=initial, store=store, **splits)

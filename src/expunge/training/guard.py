@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.distributed import ALONE, World
+from expunge.core.opaque import Opaque, resolve
 from expunge.data.split import Split
 from expunge.training.inference import predict
 
@@ -24,10 +25,14 @@ BETWEEN = 4  # a look within a pass after so many times as many samples as it re
 
 
 class Guard:
-    """max_drop: accuracy that may be lost, in [0, 1]. data: held-out samples of the classes that stay, with labels."""
+    """max_drop: accuracy that may be lost, in [0, 1]. data: held-out samples of the classes that stay, with labels.
+
+    They are kept behind a handle: a method holds the run, the run holds the guard, and nothing may lead on from there.
+    """
 
     def __init__(self, data: Split, max_drop: float, device: torch.device | str = "cpu", world: World = ALONE) -> None:
-        self.data, self.max_drop, self.device, self.world = data, max_drop, device, world
+        self._data, self._count = Opaque(data), len(data)
+        self.max_drop, self.device, self.world = max_drop, device, world
         self.before = self.now = 0.0
         self._last_within: Mapping[str, Tensor] = {}
         self._point = ""
@@ -42,19 +47,20 @@ class Guard:
         self._since, self._worse, self._lowest_rise = 0, 0, 0.0
 
     def accuracy(self, model: nn.Module) -> float:
-        right = predict(model, self.data, self.device, world=self.world).argmax(1).cpu() == self.data.y
+        data = resolve(self._data)
+        right = predict(model, data, self.device, world=self.world).argmax(1).cpu() == data.y
         return float(right.double().mean())
 
     @property
     def beyond(self) -> bool:
         # Half a sample of slack: 1 - 0.97 is a little more than 0.03.
         lost = self.before - self.now - self.max_drop
-        return self.world.any(lost > 0.5 / len(self.data))
+        return self.world.any(lost > 0.5 / self._count)
 
     def trained(self, model: nn.Module, samples: int, point: str) -> None:
         """Called after every step, with the samples that it read."""
         self._since += samples
-        if self._since >= BETWEEN * len(self.data):
+        if self._since >= BETWEEN * self._count:
             self._look(model, point)
 
     def passed(self, model: nn.Module, number: int, *, last: bool) -> bool:

@@ -32,8 +32,8 @@ def nudge():
             student = problem.student()
             SEEN.append(
                 {
-                    "forget": problem.forget.index.tolist(),
-                    "retain": problem.retain.index.tolist(),
+                    "forget": problem.forget.ids.tolist(),
+                    "retain": problem.retain.ids.tolist(),
                     "start": float(student.head.bias[0].detach()),
                     "seed": run.seed,
                 }
@@ -65,10 +65,10 @@ def test_each_request_starts_where_the_last_one_ended_and_retains_what_nobody_na
     kept, gone = data.take(range(20, 80)), torch.arange(20).tensor_split(3)
     requests = [data.take(part) for part in gone]
     result = expunge.unlearn_stream(toy.model, requests=requests, retain=kept, method="nudge", device="cpu")
-    parts = [part.tolist() for part in gone]
+    parts = [request.ids.tolist() for request in requests]
     assert [one["forget"] for one in SEEN] == parts
     later = [parts[1] + parts[2], parts[2], []]
-    assert [sorted(one["retain"]) for one in SEEN] == [sorted(kept.index.tolist() + rest) for rest in later]
+    assert [sorted(one["retain"]) for one in SEEN] == [sorted(kept.ids.tolist() + rest) for rest in later]
     start = float(toy.model.head.bias[0].detach())
     assert [one["start"] for one in SEEN] == pytest.approx([start, start + 1, start + 2])
     assert len({one["seed"] for one in SEEN}) == 3

@@ -164,8 +164,8 @@ def test_every_preset_with_milestones_has_its_rates_here() -> None:
 def tiny() -> ToyProblem:
     """So few samples that whole schedules run in a moment."""
     problem = toy_problem(epochs=1)
-    problem.retain = problem.retain.take(range(8))
-    problem.forget = problem.forget.take(range(4))
+    problem.retain = problem.retain.take(problem.retain.index[:8])
+    problem.forget = problem.forget.take(problem.forget.index[:4])
     return problem
 
 

@@ -32,7 +32,7 @@ from expunge.testing.conformance import run, same, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_problem
 from expunge.training.recipe import Recipe
 
-SMALL: dict[str, Any] = {"epochs": 2, "lr_ue": 1e-2, "lr_ra": 1e-3, "batch_size": 8, "vae_epochs": 2}
+SMALL: dict[str, Any] = {"max_drop": None, "epochs": 2, "lr_ue": 1e-2, "lr_ra": 1e-3, "batch_size": 8, "vae_epochs": 2}
 
 
 # -- equations ---------------------------------------------------------------------------------------------------------
@@ -203,6 +203,7 @@ def test_no_label_is_needed_read_or_reachable(monkeypatch: pytest.MonkeyPatch) -
         retain=problem.retain.without_labels(),
         method=LAF(**SMALL),
         device="cpu",
+        precision="float32",
     )
     with_labels = run(LAF(**SMALL), problem)
     assert same(weights(bare.model), weights(with_labels.model))

@@ -150,8 +150,8 @@ def test_wrong_labels_are_never_right(classes: int, seed: int) -> None:
     assert int(wrong.max()) < classes
 
 
-def test_lookup_by_position_in_the_parent() -> None:
+def test_lookup_by_row_of_the_split() -> None:
     problem = toy_problem()
-    part = problem.retain.take([5, 2, 9])
+    part = problem.retain.take(problem.retain.index[[5, 2, 9]])
     table = PerSample(part, torch.tensor([[50.0], [20.0], [90.0]]))
-    assert table[torch.tensor([9, 5])].flatten().tolist() == [90.0, 50.0]
+    assert table[torch.tensor([2, 0])].flatten().tolist() == [90.0, 50.0]

@@ -94,8 +94,8 @@ def shifted(net: ToyNet) -> ToyNet:
 
 
 def relabelled(data: Split) -> Split:
-    labels = data.y.clone()
-    labels[0] = (labels[0] + 1) % 4
+    labels = data.store.labels.clone()
+    labels[data.index[0]] = (labels[data.index[0]] + 1) % 4
     return data.with_labels(labels)
 
 

@@ -77,7 +77,7 @@ def run(method: Method, problem: ToyProblem, *, seed: int = 0, **more: Any) -> R
         seed=seed,
         device="cpu",
         measure=False,  # what is read is to be the method's own
-        **more,
+        **{"precision": "float32", **more},  # "auto" decides by timing
     )
 
 

@@ -117,9 +117,11 @@ FORMS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
 def test_in_whatever_form_the_data_come_the_result_is_the_same(form: str) -> None:
     torch.manual_seed(0)
     net = ToyNet()
-    first = expunge.unlearn(net, forget=(X[:8], Y[:8]), retain=(X[8:], Y[8:]), epochs=1, device="cpu")
+    first = expunge.unlearn(net, forget=(X[:8], Y[:8]), retain=(X[8:], Y[8:]), method="scrub", epochs=1, device="cpu")
     make = FORMS[form]
-    second = expunge.unlearn(net, forget=make(X[:8], Y[:8]), retain=make(X[8:], Y[8:]), epochs=1, device="cpu")
+    second = expunge.unlearn(
+        net, forget=make(X[:8], Y[:8]), retain=make(X[8:], Y[8:]), method="scrub", epochs=1, device="cpu"
+    )
     assert first.facts["method"] == "scrub"
     assert same(weights(first.model), weights(second.model))
 
@@ -127,7 +129,7 @@ def test_in_whatever_form_the_data_come_the_result_is_the_same(form: str) -> Non
 def test_a_scenario_and_an_earlier_result_can_be_passed_on() -> None:
     found = expunge.scenario("class", (X, Y), target=3)
     trained = expunge.train(ToyNet(), found.train, recipe={"epochs": 1}, device="cpu")
-    result = expunge.unlearn(trained, forget=found.forget, retain=found.retain, epochs=1, device="cpu")
+    result = expunge.unlearn(trained, forget=found.forget, retain=found.retain, method="scrub", epochs=1, device="cpu")
     assert result.facts["sizes"] == {"forget": 10, "retain": 30}
     assert result.facts["original"] == trained.record()["weights"]
 
@@ -357,5 +359,7 @@ def test_one_store_shared_by_both_sets_is_compared_by_position() -> None:
         expunge.unlearn(ToyNet(), forget=whole.take([5, 7]), retain=whole.take([7, 8, 9]), device="cpu")
     twins = (X[:1].expand(8, -1, -1, -1), Y[:1].expand(8))  # equal content at different positions of one store
     same_store = expunge.scenario("random", twins, amount=4)
-    result = expunge.unlearn(ToyNet(), forget=same_store.forget, retain=same_store.retain, epochs=1, device="cpu")
+    result = expunge.unlearn(
+        ToyNet(), forget=same_store.forget, retain=same_store.retain, method="scrub", epochs=1, device="cpu"
+    )
     assert result.status == "finished"

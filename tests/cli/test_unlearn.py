@@ -216,3 +216,17 @@ def test_a_stream_of_requests(expunge, rows, trained, tmp_path):
     again = expunge(*words(rows, trained, tmp_path / "run", *more))
     assert again.code == 0, again.err
     assert "already holds this result" in again.err
+
+
+def test_without_a_method_the_planner_chooses_and_says_why(expunge, rows, trained, tmp_path):
+    base = ["unlearn", "--model", "mlp", "--checkpoint", trained / "model.safetensors", "--data", rows]
+    result = expunge(*base, "--forget", "random:0.2", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "method: retrain (exact); exact: the new weights never saw" in result.err
+    assert "retrain: about " in result.err
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["method"] == "retrain"
+    assert expunge(*base, "--forget", "random:0.2", "--lr", "0.1", "--out", tmp_path / "b").code == 2
+    named = expunge(*base, "--forget", "random:0.2", "--method", "neggrad", "--out", tmp_path / "c")
+    assert named.code == 0, named.err
+    assert "of a retraining; `retrain` would take" in named.err

@@ -46,11 +46,15 @@ def test_a_model_that_does_not_stays_as_it_is(net: nn.Module) -> None:
 def test_a_model_that_views_its_feature_maps_can_be_trained_and_can_forget() -> None:
     x, y = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
     trained = expunge.train(Viewing(), (x, y), recipe={"epochs": 1}, device="cpu")
-    result = expunge.unlearn(trained.model, forget=(x[:8], y[:8]), retain=(x[8:], y[8:]), epochs=1, device="cpu")
+    result = expunge.unlearn(
+        trained.model, forget=(x[:8], y[:8]), retain=(x[8:], y[8:]), method="finetune", epochs=1, device="cpu"
+    )
     assert result.status == "finished"
 
 
 def test_results_have_the_default_layout() -> None:
     problem = toy_problem(ToyNet(), forget_class=1)
-    result = expunge.unlearn(problem.model, forget=problem.forget, retain=problem.retain, epochs=1, device="cpu")
+    result = expunge.unlearn(
+        problem.model, forget=problem.forget, retain=problem.retain, method="finetune", epochs=1, device="cpu"
+    )
     assert all(p.is_contiguous() for p in result.model.parameters())

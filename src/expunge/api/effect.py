@@ -461,7 +461,7 @@ def _true_labels(
     labels = forget.y
     if wrong is False:
         return labels, ""
-    stated = _stated_labels(forget)
+    stated = stated_labels(forget)
     if stated is not None and float((stated != labels).double().mean()) > thresholds.wrong:
         return stated, "their true labels are in the data"
     ways = [looks_like(own, labels, other, held_out.y) for own, other in zip(early, others, strict=True)]
@@ -474,12 +474,18 @@ def _true_labels(
     return found, f"{agreement:.0%} of them look as they are called, of held-out samples {usual:.0%}"
 
 
-def _stated_labels(forget: Split) -> Tensor | None:
+def stated_labels(forget: Split) -> Tensor | None:
     """Labels of the store where they differ from those that were learnt: a scenario spoilt them and knows."""
-    if not isinstance(forget.store, ResidentStore) or forget.labels is forget.store.labels:
+    if not isinstance(forget.store, ResidentStore) or forget.labels is None or forget.labels is forget.store.labels:
         return None
     own = forget.store.labels[forget.index]
     return None if torch.equal(own, forget.y) else own
+
+
+def stated_wrong(forget: Split) -> bool:
+    """Whether the data say that the labels of the forget set are wrong."""
+    own = stated_labels(forget)
+    return own is not None and float((own != forget.y).double().mean()) > THRESHOLDS.wrong
 
 
 def looks_like(points: Tensor, labels: Tensor, others: Tensor, classes: Tensor) -> tuple[Tensor, float, float]:

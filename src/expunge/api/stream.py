@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from expunge.api.effect import measure_effect
+from expunge.api.planning.automatic import choose, situation
 from expunge.api.prepare import as_classifier, as_splits, check_disjoint, pick_device
 from expunge.api.result import Result
 from expunge.api.saved import as_trained
@@ -35,6 +36,7 @@ from expunge.methods.base import Method, make_method
 from expunge.metrics.base import Evaluation
 from expunge.metrics.distance import relative_distance
 from expunge.scenarios.base import Forgetting
+from expunge.training.recipe import make_recipe
 
 _WORST_FIRST = ("stopped: utility", "budget", "limit", "stopped", "finished", "reached", "already")
 
@@ -45,7 +47,7 @@ def unlearn_stream(
     requests: Any,
     retain: Any = None,
     test: Any = None,
-    method: str | Method = "scrub",
+    method: str | Method = "auto",
     seed: int = 0,
     device: str = "auto",
     **more: Any,
@@ -74,7 +76,6 @@ def unlearn_stream(
         DataError: If requests share samples, or as `unlearn`.
     """
     trained, target = as_trained(model), pick_device(device)
-    chosen = make_method(method, **{name: more.pop(name) for name in list(more) if name in _options(method)})
     parts, kept = _requested(trained, requests, retain)
     names = [f"request {i + 1}" for i in range(len(parts))]
     unseen = trained.test if test is None else test
@@ -84,6 +85,7 @@ def unlearn_stream(
         check_disjoint({"forget": splits[name], **{k: v for k, v in splits.items() if k != name}})
     held_out = as_splits({"validation": trained.held_out if more.get("validation") is None else more["validation"]})
     first, _ = as_classifier(trained.model, splits, target, trains=True)
+    chosen = _chosen(method, more, replace(trained, model=first), splits[names[0]], {**splits, **held_out}, target)
     results: list[Result] = []
     rows: list[dict[str, float]] = []
     current: TrainedModel = trained
@@ -153,6 +155,29 @@ def accuracies(model: nn.Module, splits: Mapping[str, Split], device: torch.devi
     )
     labelled = [name for name, split in splits.items() if split.has_labels]
     return {f"{name}_accuracy": float(seen.correct("now", name).double().mean()) for name in labelled}
+
+
+def _chosen(
+    method: str | Method,
+    more: dict[str, Any],
+    trained: TrainedModel,
+    forget: Split,
+    splits: Mapping[str, Split],
+    device: torch.device,
+) -> Method:
+    """The method with its options, which are taken out of `more`; "auto" is decided once, by the first request."""
+    if method != "auto":
+        return make_method(method, **{name: more.pop(name) for name in list(more) if name in _options(method)})
+    parts = {"forget": forget, **{name: splits[name] for name in ("retain", "validation") if name in splits}}
+    recipe, initial = more.get("recipe"), more.get("initial")
+    at = situation(
+        trained.model,
+        parts,
+        recipe=trained.recipe if recipe is None else make_recipe(recipe),
+        initial=initial is not None or trained.initial is not None,
+        budget_seconds=more.get("budget_seconds"),
+    )
+    return choose(trained.model, parts, at, device).made()
 
 
 def _options(method: str | Method) -> Sequence[str]:

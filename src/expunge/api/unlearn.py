@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from expunge.api.effect import measure_effect
+from expunge.api.planning.automatic import choose, situation
 from expunge.api.prepare import (
     as_classifier,
     as_splits,
@@ -47,7 +48,7 @@ def unlearn(
     *,
     forget: Any = None,
     retain: Any = None,
-    method: str | Method = "scrub",
+    method: str | Method = "auto",
     validation: Any = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
     initial: Mapping[str, Tensor] | nn.Module | None = None,
@@ -60,6 +61,7 @@ def unlearn(
     cancelled: Callable[[], bool] | None = None,
     cache: Path | None = None,
     measure: bool = True,
+    wrong_labels: bool | None = None,
     **options: Any,
 ) -> Result:
     """Return a new model that has forgotten `forget`; the given model is never changed.
@@ -72,7 +74,8 @@ def unlearn(
             `expunge.ids([...])`, a scenario such as "class:3" (drawn with seed 0), what `expunge.scenario` returns, or
             data: a split, a map-style data set, (X, y).
         retain: Data to retain; default: what the model was trained on and does not forget, where that is known.
-        method: A name ("scrub"), a preset ("scrub/small-rb") or an instance.
+        method: "auto" (chosen by what is at hand and by what was measured, the first of `notes` says why), a name
+            ("scrub"), a preset ("scrub/small-rb") or an instance.
         validation: Held-out samples, needed by `rewind` and by tuning rules; default: the model's `held_out`.
         recipe: How the model was trained, for methods that need it (retraining); default: what the model knows.
         initial: The weights its training started from, a state dict or a module; default: what the model knows.
@@ -86,6 +89,8 @@ def unlearn(
         cancelled: Asked between steps; the run ends with `Cancelled` once it returns true.
         cache: Folder where retrained references are kept by content.
         measure: Whether to measure `effect`, on the held-out samples, by one forward pass.
+        wrong_labels: Whether the labels of the samples to forget are wrong; None: found out. It decides what `auto`
+            weighs, and what `effect` compares with.
         options: Options of the method.
 
     Returns:
@@ -98,8 +103,6 @@ def unlearn(
         DataError: For rows, masks, ids or data that do not fit the training data or the model.
         DivergedError: If the weights become infinite.
     """
-    chosen = make_method(method, **options)
-    needs = chosen.needs
     target = pick_device(device)
     trained = as_trained(model)
     source = trained.model
@@ -110,15 +113,32 @@ def unlearn(
     doubles = check_disjoint(splits)
     if selected.forget is None and retain is None:
         raise UsageError(f"nothing to forget: pass forget=... ({WAYS}).")
-    _check_given(chosen, needs, splits)
     known_recipe = trained.recipe if recipe is None else make_recipe(recipe)
+    start = trained.initial if initial is None else initial_state(initial, source)
+    source, remarks = as_classifier(source, splits, target, trains=True)
+    why: tuple[str, ...] = ()
+    if method == "auto":
+        if options:
+            raise UsageError(f"options ({', '.join(sorted(options))}) belong to a method; name it with method=...")
+        at = situation(
+            source,
+            splits,
+            recipe=known_recipe,
+            initial=start is not None,
+            wrong_labels=wrong_labels,
+            budget_seconds=budget_seconds,
+        )
+        plan = choose(source, splits, at, target)
+        chosen, why = plan.made(), (f"{plan.method} was chosen:", *plan.why)
+    else:
+        chosen = make_method(method, **options)
+    needs = chosen.needs
+    _check_given(chosen, needs, splits)
     if needs.recipe and known_recipe is None:
         raise UsageError(
             f"{chosen.card.name} needs the recipe that the model was trained with; pass recipe=..., or a model that "
             "knows it (expunge.train, expunge.TrainedModel.of)."
         )
-    start = trained.initial if initial is None else initial_state(initial, source)
-    source, remarks = as_classifier(source, splits, target, trains=True)
     classes = check_fit(source, splits, target)
     check_compile(compile, current())
     some = next(iter(splits.values()))
@@ -132,7 +152,7 @@ def unlearn(
         progress=progress,
         cancelled=cancelled,
         cache=cache,
-        notes=[*doubles, *remarks],
+        notes=[*([" ".join(why)] if why else []), *doubles, *remarks],
         world=current(),
     )
     if start is None and (needs.initial or not needs.weights):
@@ -154,6 +174,7 @@ def unlearn(
             forget=splits.get("forget"),
             retain=splits.get("retain"),
             held_out=splits.get("validation"),
+            wrong_labels=wrong_labels,
             device=target,
             seed=seed,
         )

@@ -50,6 +50,17 @@ def say(text: str) -> None:
         err().print(text, soft_wrap=True)
 
 
+def interactive() -> bool:
+    """Whether somebody can answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty() and not settings.quiet
+
+
+def asked(question: str) -> bool:
+    """Yes or no from the terminal; anything but yes is no."""
+    err().print(f"{question} [y/N] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,31 @@ from torch import nn
 from expunge import api
 from expunge.api.effect import Effect
 from expunge.api.evaluate import check_metrics
+from expunge.api.planning.automatic import announce, choose, situation
+from expunge.api.planning.situation import Situation
+from expunge.api.prepare import as_classifier, pick_device
 from expunge.api.result import Result, versions
 from expunge.cli import console, inputs, tables
 from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
 from expunge.cli.folder import STATE, WEIGHTS, claim, finished
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
+from expunge.cli.work import method_class
 from expunge.core import distributed
 from expunge.core.errors import DivergedError, UsageError, nearest
 from expunge.core.files import csv_for_people, write_text
 from expunge.core.options import option_names, to_dict
 from expunge.core.run import Progress
 from expunge.data.cache import cache_root
+from expunge.data.split import Split
 from expunge.evidence import audit as evidence
 from expunge.evidence.verdict import Margins
 from expunge.methods import METHODS
 from expunge.methods.base import Method, check_parallel, make_method
 from expunge.scenarios.base import Forgetting
 from expunge.training.recipe import Recipe
+
+LONG = 3600.0  # seconds beyond which a person is asked first
 
 
 def train(job: Train) -> None:
@@ -89,30 +96,29 @@ def train(job: Train) -> None:
 
 def unlearn(job: Unlearn) -> None:
     """Unlearn, measure, report; parts that an earlier, interrupted call finished are not done again."""
-    base = job.method.partition("/")[0]
-    given = typed_options(METHODS.load(base), job.options, commands=option_names(Unlearn))
-    method = make_method(job.method, **given)
-    if not method.same_tensors:
-        raise UsageError(
-            f"{method.card.name} returns another kind of model, which cannot be saved like {job.checkpoint}; "
-            "list it in a study (`expunge run`), or train in shards from Python."
-        )
-    job = dataclasses.replace(job, options=to_dict(method))
+    named = None if job.method == "auto" and not job.options else _named(job)
     training = inputs.Training.beside(job.checkpoint)
     recipe = training.recipe(job.recipe)
     world = distributed.current()
-    check_parallel(method, world)
-    world.from_first(lambda: claim(job))
     data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
     split = inputs.split_data(job, data.train)
     original = inputs.build(job, data.train, weights=job.checkpoint)
+    start = training.start(job, data.train)
+    parts = {"forget": split.forget, "retain": split.retain, "validation": data.validation}
+    splits = {name: one for name, one in parts.items() if one is not None}
+    at = situation(original, splits, recipe=recipe, initial=start is not None, budget_seconds=job.budget_seconds)
+    answering, _ = as_classifier(original, splits, pick_device(job.device))
+    method = named or _planned(answering, splits, at, job.device)
+    job = dataclasses.replace(job, method=job.method if named else method.card.name, options=to_dict(method))
+    check_parallel(method, world)
+    world.from_first(lambda: claim(job))
     _check_first(job, method, recipe, data, split, original)
     if not training.matches(split.train):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
-    start = training.start(job, data.train)
     common: dict[str, Any] = {"recipe": recipe, "device": job.device, "seed": job.seed, "precision": job.precision}
     record = world.from_first(lambda: finished(job))
     if record is None:
+        _announce(answering, method, at, split, job)
         with console.progress() as progress:
             how = (
                 functools.partial(api.unlearn_stream, requests=split.requests(), test=data.test)
@@ -170,6 +176,36 @@ def unlearn(job: Unlearn) -> None:
             console.say(f"note on {name}: {note}")
     _report([job.out], job.out / "report.html")
     _print_effect(record)
+
+
+def _named(job: Unlearn) -> Method:
+    """The method that was asked for, with its options."""
+    given = typed_options(method_class({"method": job.method}), job.options, commands=option_names(Unlearn))
+    method = make_method(job.method, **given)
+    if not method.same_tensors:
+        raise UsageError(
+            f"{method.card.name} returns another kind of model, which cannot be saved like {job.checkpoint}; "
+            "list it in a study (`expunge run`), or train in shards from Python."
+        )
+    return method
+
+
+def _planned(original: nn.Module, splits: Mapping[str, Split], at: Situation, device: str) -> Method:
+    """The planner's choice, with its reasons for the person who waits."""
+    plan = choose(original, splits, at, pick_device(device))
+    claim = "exact" if plan.exact else "approximate"
+    console.say(f"method: {plan.method} ({claim}); " + " ".join(plan.why))
+    return plan.made()
+
+
+def _announce(original: nn.Module, method: Method, at: Situation, split: Forgetting, job: Unlearn) -> None:
+    """Say what it will take; in a terminal, ask before more than an hour."""
+    cost = announce(original, method, at, split.forget, pick_device(job.device))
+    console.say(f"{method.card.name}: {cost.sentence}")
+    if cost.seconds is None or cost.seconds < LONG or job.yes or not console.interactive():
+        return
+    if not console.asked("Begin?"):
+        raise UsageError(f"{method.card.name} was not begun; pass --yes to begin it without this question.")
 
 
 def evaluate(job: Evaluate) -> None:

@@ -24,7 +24,7 @@ def claim(job: Train | Unlearn | Repair) -> None:
 
     Raises `UsageError` if the folder holds work with other settings, `ExpungeError` if it cannot be written.
     """
-    settings = {key: value for key, value in to_dict(job).items() if key != "overwrite"}
+    settings = {key: value for key, value in to_dict(job).items() if key not in ("overwrite", "yes")}
     before = read_json(job.out / SETTINGS)
     present = [name for name in _OURS if (job.out / name).exists()]
     changed = _difference(before, settings)

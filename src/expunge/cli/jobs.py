@@ -53,7 +53,9 @@ class Unlearn:
     data: str = Field(..., description=f"what the model was trained on: {_DATA}")
     data_options: dict[str, Any] = Field(default_factory=dict, description=_DATA_OPTIONS)
     forget: str = Field(..., description=_FORGET)
-    method: str = Field("scrub", description="name or name/preset (`expunge list methods`)")
+    method: str = Field(
+        "auto", description="name or name/preset (`expunge list methods`); `auto`: by what is at hand and was measured"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="method options, see `expunge show method NAME`")
     out: Path = Field(..., description="folder for weights, facts, scores and the report")
     test: str | None = Field(None, description=_TEST)
@@ -70,6 +72,7 @@ class Unlearn:
     )
     compile: bool = Field(False, description="compile the passes: takes a minute, pays in long runs only")
     budget_seconds: float | None = Field(None, gt=0, description="stop after the epoch that exceeds it")
+    yes: bool = Field(False, description="begin what takes more than an hour without asking")
     overwrite: bool = Field(False, description="replace a result made with other settings")
 
 

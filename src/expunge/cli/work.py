@@ -10,6 +10,7 @@ import typer
 
 from expunge.cli.fields import Inner, job_command
 from expunge.cli.jobs import Audit, Evaluate, Memorise, Repair, Train, Unlearn
+from expunge.core.errors import UsageError
 
 
 def recipe_class(values: Mapping[str, Any]) -> type:
@@ -22,7 +23,10 @@ def method_class(values: Mapping[str, Any]) -> type:
     """The options class of the method that the settings name."""
     from expunge.methods import METHODS
 
-    loaded: type = METHODS.load(str(values.get("method", "scrub")).partition("/")[0])
+    name = str(values.get("method", "auto")).partition("/")[0]
+    if name == "auto":
+        raise UsageError("options belong to a method, and none is named; give --method (`expunge list methods`).")
+    loaded: type = METHODS.load(name)
     return loaded
 
 
@@ -40,6 +44,7 @@ UNLEARN = """Options of the method are written the same way or with --set (`expu
 
 Examples:\n
   expunge unlearn --model cnn --checkpoint run/model.safetensors --data mnist --forget class:3 --out forgot/\n
+  expunge unlearn ... --forget ids:requests.csv --out forgot/\n
   expunge unlearn ... --method scrub --alpha 0.1 --rewind --retrain\n
   expunge unlearn ... --method neggrad/small -s epochs=2 --forget ids:requests.csv\n
   expunge unlearn --config job.yaml --seed 1 --out forgot-1/\n

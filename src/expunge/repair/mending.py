@@ -82,6 +82,7 @@ def mend(
         stages.append(
             _kept(state, source, lambda: api.unlearn(
                 trained, forget=correction.doubtful, retain=correction.trusted, validation=validation, method=method,
+                wrong_labels=True,
                 recipe=recipe, initial=initial, seed=seed, device=device, progress=progress, **options,
             ))
         )  # fmt: skip

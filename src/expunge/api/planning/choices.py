@@ -1,8 +1,9 @@
-"""What `auto` knows: per kind of request the methods in order of preference, their settings, and what speaks for them.
+"""Which methods `auto` weighs for a kind of request, in what order, and with what options.
 
-Evidence is what results/README.md reports, on small data: CIFAR-5 (500 images), CIFAR-10 (1,200 to 10,000) and MNIST
-(6,000). Settings are those of these studies; what grows with the forget set are batches, so that the number of ascent
-steps stays what it was there. A method that is handed less data stands behind those that need more and did better.
+The order is that of the measurements (`ranks`): more good results first, then the smaller gap. Where a method was not
+measured it stands behind those that were, in the order documented here: methods of ours, then those that read more,
+then those that do with less. Measured methods run with their defaults, as they were measured; the others with settings
+whose batches grow with the forget set, so that the number of ascent steps stays what it is on small ones.
 """
 
 from __future__ import annotations
@@ -11,20 +12,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from expunge.api.planning.ranks import Rank, Ranks, rank_of
 from expunge.api.planning.situation import Kind, Situation
+from expunge.methods import METHODS
 from expunge.methods.scrub import FAMILIES, SCRUB
 
 Settings = Callable[[Situation], dict[str, Any]]
+NEVER = ("reference", "control")  # tags of what is no answer to a request
+EXACT = ("retrain", "sisa")  # planned for by rules of their own
 
 
 @dataclass(frozen=True)
 class Choice:
-    """method: a registered name. settings: its options in a situation. evidence, warning: a sentence, or none."""
+    """method: a registered name. options: of this method in this situation. rank: what was measured, if anything."""
 
     method: str
-    settings: Settings
-    evidence: str
-    warning: str = ""
+    options: dict[str, Any]
+    rank: Rank | None
+
+    @property
+    def evidence(self) -> str:
+        """A sentence without its stop."""
+        if self.rank is None:
+            return f"{self.method} is next in the documented order; nothing was measured of it for such a request"
+        return self.rank.sentence(self.method)
 
 
 def ascent_batch(at: Situation, passes: int, steps: int) -> int:
@@ -35,46 +46,42 @@ def ascent_batch(at: Situation, passes: int, steps: int) -> int:
     return min(max(-(-at.forget * passes // steps), 16), 512)
 
 
-def scrub_class(at: Situation) -> dict[str, Any]:
-    """About ten ascent steps: MNIST made 10 (one pass), CIFAR-5 made 6 (three)."""
-    return {"lr": 4.5e-4, "msteps": 1, "forget_batch_size": ascent_batch(at, 1, 10)}
-
-
-def scrub_samples(at: Situation) -> dict[str, Any]:
-    """The stream's settings: three passes of one step each; one pass less where a request is a handful of samples."""
-    return {"epochs": 3, "msteps": 2 if at.forget <= 8 else 3, "forget_batch_size": ascent_batch(at, 3, 3)}
-
-
-def scrub_labels(at: Situation) -> dict[str, Any]:
-    """The notebooks' reading for confused labels, with the eight ascent steps that it made on 100 samples."""
-    values = SCRUB.presets["small-rc/faithful"]
-    return {**values, "forget_batch_size": ascent_batch(at, int(FAMILIES["small-rc"]["msteps"]), 8)}
+def scrub(at: Situation) -> dict[str, Any]:
+    """About ten ascent steps for a class, three for samples, eight for wrong labels, in the notebooks' reading."""
+    if at.kind == "class":
+        return {"lr": 4.5e-4, "msteps": 1, "forget_batch_size": ascent_batch(at, 1, 10)}
+    if at.kind == "samples":
+        return {"epochs": 3, "msteps": 2 if at.forget <= 8 else 3, "forget_batch_size": ascent_batch(at, 3, 3)}
+    steps = int(FAMILIES["small-rc"]["msteps"])
+    return {**SCRUB.presets["small-rc/faithful"], "forget_batch_size": ascent_batch(at, steps, 8)}
 
 
 def neggrad_plus(at: Situation) -> dict[str, Any]:
+    if at.kind == "labels":
+        return {"epochs": 10, "clip": 1.0, "batchnorm": "frozen", "l2_reference": 0.1}
     return {"epochs": 3, "clip": 1.0}
 
 
-def laf(task: str) -> Settings:
+def laf(at: Situation) -> dict[str, Any]:
     """The authors' settings of a task, for their CNN or, with BatchNorm, their ResNet."""
+    from expunge.methods.laf import LAF
 
-    def settings(at: Situation) -> dict[str, Any]:
-        from expunge.methods.laf import LAF
-
-        return dict(LAF.presets[f"{task}-{'resnet' if at.batchnorm else 'cnn'}"])
-
-    return settings
+    task = {"samples": "random", "class": "class", "labels": "noise"}[at.kind]
+    return dict(LAF.presets[f"{task}-{'resnet' if at.batchnorm else 'cnn'}"])
 
 
-def laf_repair(task: str) -> Settings:
-    def settings(at: Situation) -> dict[str, Any]:
-        return {**laf(task)(at), "repair_epochs": 5, "repair_lr": 1e-3}
+def laf_repair(at: Situation) -> dict[str, Any]:
+    return {**laf(at), "repair_epochs": 5, "repair_lr": 1e-3}
 
-    return settings
+
+def bad_teacher(at: Situation) -> dict[str, Any]:
+    if at.kind == "class":
+        return {"epochs": 4, "lr": 5.2e-4}
+    return {"epochs": 4, "lr": 4.4e-5, "forget": 0.3}
 
 
 def relabel(at: Situation) -> dict[str, Any]:
-    """`l2ul/fast`. Above 32 samples without the importance pull, which held a fifth of 64 images back."""
+    """`l2ul/fast`. Above 32 samples without the importance pull, which holds many of them back."""
     from expunge.methods.l2ul import L2UL
 
     return {
@@ -86,121 +93,42 @@ def relabel(at: Situation) -> dict[str, Any]:
     }
 
 
-_RELABEL = (
-    "l2ul, relabelling: of the methods that read the samples to forget alone it cost least on CIFAR-10, test accuracy "
-    "47.6 to 43.5 for 16 images, and all of them were answered otherwise"
-)
-_SHRINK = "boundary-shrink: on MNIST it forgot a class at a gap of 0.3 to retraining, in 3 of retraining's 123 seconds"
-_EXPAND = Choice(
-    "boundary-expand",
-    lambda at: {"epochs": 2, "lr": 1.7e-4},
-    "boundary-expand: it reads the samples to forget alone and no label; on MNIST the class was gone (0.1 % right)",
-    "its damage depends on the seed: accuracy on the other classes fell from 96 to 69 +- 24 on MNIST.",
-)
-_T_S_CLASS = "bad-t: on MNIST, without labels, it left a class at 4.6 % right, with a gap of 1.8 to retraining"
-
-CHOICES: Mapping[Kind, tuple[Choice, ...]] = {
-    "samples": (
-        Choice(
-            "scrub",
-            scrub_samples,
-            "scrub: of the methods that change a model it was nearest to retraining on 32 images of CIFAR-10 at once "
-            "(gap 6.2, where the original has 18.2), at a test accuracy of 47.0 (original 47.6)",
-            "over a stream of requests it forgets more than retraining would (9 % right where retraining has 46).",
-        ),
-        Choice(
-            "neggrad+",
-            neggrad_plus,
-            "neggrad+: on 32 images of CIFAR-10 at once it came second (gap 8.2, original 18.2)",
-        ),
-        Choice(
-            "laf+r",
-            laf_repair("random"),
-            "laf+r: with labels of a tenth of the samples that stay it halved the gap on MNIST (1.5 to 0.7)",
-            "without those labels LAF itself forgot nothing on random samples.",
-        ),
-        Choice(
-            "bad-t",
-            lambda at: {"epochs": 4, "lr": 4.4e-5, "forget": 0.3},
-            "bad-t: it reads no label, and was nearest to retraining on a fifth of MNIST (gap 0.4, original 1.5)",
-            "on CIFAR-10, with other settings, it left 16 to 24 % of retained samples wrong and membership visible.",
-        ),
-        Choice("l2ul", relabel, _RELABEL, "the samples are all wrong afterwards, so an attack can see them."),
-    ),
-    "class": (
-        Choice(
-            "scrub",
-            scrub_class,
-            "scrub: it forgot a whole class at the smallest gap to retraining on CIFAR-5 (1.5) and at 0.3 on MNIST",
-        ),
-        Choice(
-            "laf",
-            laf("class"),
-            "laf: it reads no label, and forgot a class of MNIST at the smallest gap to retraining of all (0.2)",
-            "its features stay far from a retrained model's (CKA 84), and on CIFAR-10 its default settings did little.",
-        ),
-        Choice(
-            "boundary-shrink",
-            lambda at: {"epochs": 5, "lr": 1.1e-4},
-            _SHRINK,
-            "all forgotten samples are pushed into few classes, which an attack can see.",
-        ),
-        Choice("bad-t", lambda at: {"epochs": 4, "lr": 5.2e-4}, _T_S_CLASS),
-        _EXPAND,
-    ),
-    "labels": (
-        Choice(
-            "scrub",
-            scrub_labels,
-            "scrub, in the notebooks' reading: on 100 swapped labels of CIFAR-5 it took the confusion (IC-ERR) from "
-            "57.5 to 41.0, retraining to 38.7, at a retain error of 0.8",
-        ),
-        Choice(
-            "neggrad+",
-            lambda at: {"epochs": 10, "clip": 1.0, "batchnorm": "frozen", "l2_reference": 0.1},
-            "neggrad+: on 100 swapped labels of CIFAR-5 it took the confusion (IC-ERR) from 57.5 to 49.5",
-        ),
-        Choice(
-            "laf",
-            laf("noise"),
-            "laf: it needs no label, and noisy labels are one of its paper's tasks",
-            "there is no measurement of ours for this kind of request.",
-        ),
-        Choice(
-            "l2ul", relabel, _RELABEL, "it was measured on right labels; the new class is the next most likely one."
-        ),
-    ),
+SETTINGS: Mapping[str, Settings] = {
+    "scrub": scrub,
+    "neggrad+": neggrad_plus,
+    "laf": laf,
+    "laf+r": laf_repair,
+    "bad-t": bad_teacher,
+    "l2ul": relabel,
+    "boundary-shrink": lambda at: {"epochs": 5, "lr": 1.1e-4},
+    "boundary-expand": lambda at: {"epochs": 2, "lr": 1.7e-4},
 }
 
-_NOT_HERE = "there is no measurement of ours for this kind of request"
-
-# Registered methods that `auto` never takes, and why; what stands under a kind holds for that kind alone.
-AVOIDED: Mapping[str, str] = {
-    "finetune": "it left 99 % of single images right, and 31 % of a class",
-    "neggrad": "it forgot nothing at a low rate, and at a higher one it cost 24 points of retained accuracy",
-    "random-label": "it teaches confident wrong answers, which an attack can see, and was not measured here",
-    "cf-k": "it changed as little as fine-tuning",
-    "eu-k": "it left a quarter to a third of the retained samples wrong",
-    "fisher": "it left 27 to 30 % of the retained samples wrong, or forgot nothing",
-    "ntk": "it forgot as little as fine-tuning at the cost of a retraining, and fits small data alone",
-    "unrolling": "it left 31 +- 27 % of a class right, and nearly all of single samples",
-    "l2ul-plain": "it cost 25 points of test accuracy for 16 images",
-    "l2ul-oracle": "it cost 10 points of test accuracy for 16 images, and needs the samples that stay",
-}
-_AVOIDED_FOR: Mapping[Kind, Mapping[str, str]] = {
-    "samples": {
-        "laf": "without labels it forgot nothing on random samples",
-        "boundary-shrink": "it moved nothing on random samples",
-        "boundary-expand": "it moved nothing on random samples",
-    },
-    "class": {
-        "neggrad+": "it left 15 to 16 % of the retained samples wrong",
-        "laf+r": "the few labels added nothing to laf for a class",
-    },
-    "labels": {"bad-t": "it sent the samples to other classes, and confusion (IC-ERR) rose from 57.5 to 64.5"},
+# Where nothing is measured. `unsee` changes the model, `retrain-short` never sees the forgotten samples.
+DOCUMENTED: Mapping[Kind, tuple[str, ...]] = {
+    "samples": ("unsee", "retrain-short", "scrub", "neggrad+", "laf+r", "bad-t", "l2ul"),
+    "class": ("unsee", "retrain-short", "scrub", "laf", "boundary-shrink", "bad-t", "boundary-expand"),
+    "labels": ("unsee", "retrain-short", "scrub", "neggrad+", "laf", "l2ul"),
 }
 
 
-def avoided(kind: Kind, method: str) -> str:
-    """Why `auto` does not take a registered method that is not among the choices for this kind of request."""
-    return _AVOIDED_FOR[kind].get(method) or AVOIDED.get(method) or _NOT_HERE
+def choices(at: Situation, ranks: Ranks) -> list[Choice]:
+    """What `auto` weighs in this situation, best first."""
+    documented = [name for name in DOCUMENTED[at.kind] if name in METHODS.names()]
+    known = {name: rank for name in METHODS.names() if _weighed(name) and (rank := rank_of(name, at, ranks))}
+    order = sorted(known, key=lambda name: (-known[name].good, known[name].gap or 0.0, name))
+    return [
+        Choice(name, options(name, at, ranks), known.get(name))
+        for name in (*order, *(name for name in documented if name not in known))
+    ]
+
+
+def options(method: str, at: Situation, ranks: Ranks) -> dict[str, Any]:
+    """Of a method that was measured: its defaults, as measured; else those that fit the size of the request."""
+    if rank_of(method, at, ranks) is not None or method not in SETTINGS:
+        return {}
+    return SETTINGS[method](at)
+
+
+def _weighed(name: str) -> bool:
+    return name not in EXACT and not set(METHODS.card(name).tags) & set(NEVER)

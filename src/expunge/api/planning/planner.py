@@ -2,8 +2,8 @@
 
 1. Exact where it can be had: a model that was trained in shards forgets by training again what saw the samples; any
    other is retrained. Within the budget, or beyond it if the drift of the model says "retrain now".
-2. Else the first method of `choices` for this kind of request whose needs are at hand and allowed, and that fits the
-   budget.
+2. Else the first method of `choices`, by what was measured, whose needs are at hand and allowed, and that fits the
+   budget; the next one that could run is named beside it, an exact one first.
 3. Else a refusal in one sentence that says what to provide.
 
 Seconds are counted work (`work`) times measured pace (`pace`): right within a factor of about three, other load aside.
@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.api.planning.advice import Advice
-from expunge.api.planning.choices import AVOIDED, CHOICES, Choice, avoided
+from expunge.api.planning.choices import NEVER, Choice, choices, options
 from expunge.api.planning.pace import Pace
 from expunge.api.planning.plan import KINDS, Alternative, Plan, duration
+from expunge.api.planning.ranks import Ranks, measured
 from expunge.api.planning.situation import Situation, provide
 from expunge.api.planning.work import count_work
 from expunge.core.errors import UsageError
@@ -33,16 +34,19 @@ def make_plan(
     given: Mapping[str, Any] | None = None,
     pace: Pace | None = None,
     advice: Advice | None = None,
+    ranks: Ranks | None = None,
+    exact: bool = True,
 ) -> Plan:
     """The plan. method: "auto", or a registered name or preset, which is taken if it can run at all.
 
     given: options that replace those of the plan; only for a named method. pace: of this model on this machine; without
-    it there are no seconds, and a budget cannot be kept. advice: on the version that is to be changed.
+    it there are no seconds, and a budget cannot be kept. advice: on the version that is to be changed. ranks: what was
+    measured of the methods; default: what is packaged. exact: whether rule 1 may train everything again.
     Raises `UsageError` where nothing fits.
     """
     if situation.budget_seconds is not None and pace is None:
         raise UsageError("a budget in seconds needs the pace of the model on this machine; pass pace=measure_pace(..).")
-    planner = _Planner(situation, pace, advice)
+    planner = _Planner(situation, pace, advice, measured() if ranks is None else ranks, exact)
     if method != "auto":
         return planner.named(method, dict(given or {}))
     if given:
@@ -51,8 +55,11 @@ def make_plan(
 
 
 class _Planner:
-    def __init__(self, situation: Situation, pace: Pace | None, advice: Advice | None) -> None:
-        self.at, self.pace, self.advice = situation, pace, advice
+    def __init__(
+        self, situation: Situation, pace: Pace | None, advice: Advice | None, ranks: Ranks, exact: bool
+    ) -> None:
+        self.at, self.pace, self.advice, self.ranks, self.may_retrain = situation, pace, advice, ranks, exact
+        self.choices = choices(situation, ranks)
         self.rejected: list[Alternative] = []
 
     @property
@@ -63,8 +70,8 @@ class _Planner:
 
     def named(self, name: str, given: dict[str, Any]) -> Plan:
         base, _, preset = name.partition("/")
-        choice = next((one for one in CHOICES[self.at.kind] if one.method == base), None)
-        settings = choice.settings(self.at) if choice is not None and not preset else {}
+        choice = next((one for one in self.choices if one.method == base), None)
+        settings = {} if preset else options(base, self.at, self.ranks)
         chosen = make_method(name, **{**settings, **given})
         absent = self.obstacles(chosen)
         if absent:
@@ -74,8 +81,6 @@ class _Planner:
         why = [f"{base} was asked for."]
         if choice is not None and not preset and not given:
             why.append(f"{choice.evidence}.")
-        if base in AVOIDED:
-            why.append(f"beware: `auto` would not take it, because {AVOIDED[base]}.")
         if "exact" in chosen.card.tags:
             why.append(_EXACT)
         if budget is not None and seconds is not None and seconds > budget:
@@ -91,9 +96,11 @@ class _Planner:
         name, urged = exact.card.name, self.urged
         if not absent:
             fits = budget is None or seconds is None or seconds <= budget
-            if fits or urged:
+            if (fits and self.may_retrain) or urged:
                 return self.exact(exact, seconds, fits=fits, urged=urged)
             reason = f"exact, but its estimate is above the budget of {duration(budget or 0.0)}."
+            if fits:
+                reason = "exact, but a whole training; name it, or set a budget for it, to have that."
             self.rejected.append(Alternative(method=name, why_not=reason, seconds=seconds))
         else:
             self.rejected.append(Alternative(method=name, why_not=f"{_joined(absent)}."))
@@ -141,13 +148,25 @@ class _Planner:
     # rule 2
 
     def approximate(self, urged: bool) -> Plan:
-        for choice in CHOICES[self.at.kind]:
-            chosen = _method(choice, self.at)
+        for place, choice in enumerate(self.choices):
+            chosen = _method(choice)
             reason, seconds = self.why_not(chosen)
             if not reason:
-                return self.plan(chosen, self.reasons(choice, urged), self.at.budget_seconds, rest=True)
+                why = [*self.reasons(choice, urged), *self.second(self.choices[place + 1 :])]
+                return self.plan(chosen, why, self.at.budget_seconds, rest=True)
             self.rejected.append(Alternative(method=choice.method, why_not=reason, seconds=seconds))
         raise UsageError(self.refusal())
+
+    def second(self, rest: list[Choice]) -> list[str]:
+        """The next choice that could run, in a sentence; one that never sees the samples comes first."""
+        able = [choice for choice in rest if not self.why_not(_method(choice))[0]]
+        able.sort(key=lambda choice: "exact" not in METHODS.card(choice.method).tags)
+        if not able:
+            return []
+        seconds = self.seconds(_method(able[0]))
+        cost = "" if seconds is None else f", about {duration(seconds)}"
+        exact = " It never sees the samples, so no attack can find them." if _is_exact(able[0].method) else ""
+        return [f"second choice: {able[0].method}{cost}. {able[0].evidence}.{exact}"]
 
     def why_not(self, chosen: Method) -> tuple[str, float | None]:
         absent = self.obstacles(chosen)
@@ -161,8 +180,6 @@ class _Planner:
     def reasons(self, choice: Choice, urged: bool) -> list[str]:
         why = [f"{choice.evidence}."]
         why += [f"{one.method} is not taken: {one.why_not}" for one in self.rejected[:1]]
-        if choice.warning:
-            why.append(f"beware: {choice.warning}")
         if self.advice is not None and self.advice.word == "retrain soon":
             why.append("drift says retrain soon.")
         if urged:
@@ -181,7 +198,7 @@ class _Planner:
                 f"{fastest.method}, takes about {duration(fastest.seconds or 0.0)}; raise the budget."
             )
         ways: dict[str, list[str]] = {}
-        lacking = {choice.method: self.at.lacking(_method(choice, self.at).needs) for choice in CHOICES[self.at.kind]}
+        lacking = {choice.method: self.at.lacking(_method(choice).needs) for choice in self.choices}
         for name, missing in lacking.items():
             if not any(set(other) < set(missing) for other in lacking.values()):
                 ways.setdefault(provide(missing), []).append(name)
@@ -208,8 +225,8 @@ class _Planner:
 
     def list_others(self) -> None:
         """The approximate methods that could have run, with their cost."""
-        for choice in CHOICES[self.at.kind]:
-            chosen = _method(choice, self.at)
+        for choice in self.choices:
+            chosen = _method(choice)
             absent = self.obstacles(chosen)
             reason = f"{_joined(absent)}." if absent else "approximate, where exact can be had."
             seconds = None if absent else self.seconds(chosen)
@@ -219,17 +236,16 @@ class _Planner:
         name, work = chosen.card.name, count_work(chosen, self.at)
         if rest:
             seen = {name, *(one.method for one in self.rejected)}
-            for choice in CHOICES[self.at.kind]:
+            for choice in self.choices:
                 if choice.method not in seen:
-                    other = _method(choice, self.at)
-                    reason, seconds = self.why_not(other)
-                    why_not = reason or f"{name} did better for this kind of request."
+                    reason, seconds = self.why_not(_method(choice))
+                    why_not = reason or f"{name} comes first. {choice.evidence}."
                     self.rejected.append(Alternative(method=choice.method, why_not=why_not, seconds=seconds))
             seen |= {"original", "sisa", "retrain", *(one.method for one in self.rejected)}
             self.rejected += [
-                Alternative(method=other, why_not=f"{avoided(self.at.kind, other)}.", weighed=False)
+                Alternative(method=other, why_not=_UNMEASURED, weighed=False)
                 for other in METHODS.names()
-                if other not in seen
+                if other not in seen and not set(METHODS.card(other).tags) & set(NEVER)
             ]
         return Plan(
             method=name,
@@ -249,8 +265,15 @@ class _Planner:
 _EXACT = "exact: the new weights never saw the samples, by construction, given the stated data and code."
 
 
-def _method(choice: Choice, at: Situation) -> Method:
-    return make_method(choice.method, **choice.settings(at))
+_UNMEASURED = "there is no measurement of ours for this kind of request."
+
+
+def _method(choice: Choice) -> Method:
+    return make_method(choice.method, **choice.options)
+
+
+def _is_exact(method: str) -> bool:
+    return "exact" in METHODS.card(method).tags
 
 
 def _joined(phrases: list[str]) -> str:

@@ -146,6 +146,31 @@ def l2ul_oracle(method: Oracle, at: Situation) -> Work:
     return learning + looking(at, count + 1) + Work(bound="at most")
 
 
+def dampening(method: Any, at: Situation) -> Work:
+    work = steps(at.retain + at.forget, method.batch_size) + steps(at.forget, method.batch_size)
+    rounds = getattr(method, "rounds", 0)
+    return work + looking(at, rounds) + Work(bound="at most") if rounds else work
+
+
+def salun(method: Any, at: Situation) -> Work:
+    return steps(at.forget, method.batch_size) + steps(at.retain + at.forget, method.batch_size, method.epochs)
+
+
+def head_distillation(method: Any, at: Situation) -> Work:
+    everything = at.retain + at.forget
+    return answers(everything) + Work(small=method.epochs * batches(everything, method.batch_size))
+
+
+def part_of_training(method: Any, at: Situation) -> Work:
+    """Methods whose passes are a share of the training's; at most all of them where the share finds itself."""
+    if at.recipe is None:
+        return Work()
+    samples = at.retain * at.recipe.epochs
+    if isinstance(method.share, float):
+        return steps(round(method.share * samples), at.recipe.batch_size)
+    return steps(samples, at.recipe.batch_size) + Work(bound="at most")
+
+
 COUNTS: dict[str, Callable[[Any, Situation], Work]] = {
     "original": lambda method, at: Work(),
     "retrain": retrain,
@@ -156,6 +181,17 @@ COUNTS: dict[str, Callable[[Any, Situation], Work]] = {
     "random-label": beside,
     "bad-t": bad_teacher,
     "scrub": scrub,
+    "ssd": dampening,
+    "lfssd": dampening,
+    "assd": dampening,
+    "potion": dampening,
+    "salun": salun,
+    "l1-sparse": lambda method, at: steps(at.retain, method.batch_size, method.epochs),
+    "perturb": lambda method, at: steps(at.retain, method.batch_size, method.epochs),
+    "head-distillation": head_distillation,
+    "confidence-masking": lambda method, at: Work(),
+    "unsee": part_of_training,
+    "retrain-short": part_of_training,
     "cf-k": last_blocks,
     "eu-k": last_blocks,
     "fisher": fisher,

@@ -179,7 +179,7 @@ BAD[3, 1] = np.nan
         ((np.zeros((2, 2)), ["a", "b"]), "whole class numbers, got 'a'"),
         ((np.zeros((2, 2)), [0.5, 1]), "whole class numbers"),
         ((np.zeros((2, 2)), [0, -1]), "must be >= 0"),
-        ((np.zeros((2, 2)), np.eye(2)), "one per sample, got shape"),
+        ((np.zeros((2, 2)), np.ones((2, 2))), "no one-hot rows"),
         (([[1, 2], [3]], [0, 1]), "all samples must have one shape"),
         ((np.array([["a"], ["b"]]), [0, 1]), "samples must be numbers"),
         (TensorDataset(torch.zeros(2, 2)), "got 1 tensors"),

@@ -97,6 +97,14 @@ def class_names(parts: dict[str, Raw], name: str, order: tuple[str, ...] | None 
         return stated
     labels = {part: label_column(raw.labels) for part, raw in parts.items()}
     kinds = {kind_of(column) for column in labels.values() if len(column)}
+    for part, column in labels.items():
+        if kind_of(column) == "number":
+            row = int(
+                np.flatnonzero(~np.isnan(column) & (column != np.rint(column)) | np.isinf(column) | (column > 2**53))[0]
+            )
+            raise DataError(
+                f"{parts[part].where(row)}: label {column[row]} is no class; classes are whole numbers or names."
+            )
     if kinds & {"text"}:
         return _named(labels, name)
     if kinds == {"boolean"}:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from expunge.core.errors import DataError
 from expunge.data.cache import cache_root
-from expunge.data.classes import class_names
+from expunge.data.classes import class_names, from_one_hot
 from expunge.data.raw import Columns, as_samples, make_split, resident_limit
 from expunge.data.split import (
     Normalisation,
@@ -111,6 +111,11 @@ def _named(classes: tuple[str, ...]) -> bool:
 def _from_arrays(samples: Any, labels: Any, name: str, normalisation: Normalisation | None) -> Split:
     x = _tensor(samples, name)
     y = labels.detach().cpu() if isinstance(labels, Tensor) else _label_tensor(np.asarray(labels), name)
+    if y.dim() == 2:
+        try:
+            y = torch.from_numpy(from_one_hot(y.numpy()))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
     if x.dim() < 2:
         raise DataError(f"{name}: X must hold one sample per row, shape (N, ...), got {tuple(x.shape)}.")
     if len(x) != len(y):

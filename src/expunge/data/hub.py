@@ -69,7 +69,7 @@ def raw_from_hub(
     def where(row: int) -> str:
         return f"{name} ({split}), row {row}"
 
-    image = image_column(schema, columns.image, name)
+    image = image_column(schema, columns.image, name, lambda column: _first(plain, column))
     light = plain.select_columns([column for column in schema.names if column != image])[:]
     if image is None:
         return raws_from_table(light, schema, columns, split, where)[split]
@@ -95,6 +95,10 @@ def _cache_folders(hub: str) -> list[Path]:
         constants.HF_HUB_CACHE,
     ]
     return [*([Path(hub)] if Path(hub).is_dir() else []), *(Path(place) for place in places)]
+
+
+def _first(plain: Any, column: str) -> object:
+    return plain.select_columns([column])[:1].column(0)[0].as_py() if len(plain) else None
 
 
 @contextmanager

@@ -24,7 +24,8 @@ SMALL = 64  # pixels; measured: no gain from threads below
 PROBES = 256
 _GREY = {"1", "L", "LA"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
-_BROKEN = (
+# What Pillow raises on damaged files.
+BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, KeyError, IndexError, OverflowError,
     AttributeError, NotImplementedError, RuntimeError, ZeroDivisionError, MemoryError,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -125,7 +126,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF tag, 1 (upright) where there is none or it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except _BROKEN:
+    except BROKEN:
         return 1
     return value if value in _TURNS else 1
 
@@ -160,7 +161,7 @@ def _decode(images: Encoded, position: int, source: bytes | Path, plan: Plan) ->
             # Palettes with transparency go through RGBA, otherwise Pillow warns.
             opaque = upright.convert("RGBA") if upright.mode == "P" and "transparency" in upright.info else upright
             pixels = opaque if opaque.mode == plan.mode else opaque.convert(plan.mode)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise DataError(f"{images.where(position)}: damaged image ({error}).") from None
         if (pixels.height, pixels.width) != plan.size:
             if not plan.resize:
@@ -232,6 +233,6 @@ class ImageItems(torch.utils.data.Dataset[torch.Tensor]):
 def _open(images: Encoded, position: int, source: bytes | Path) -> Image.Image:
     try:
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except _BROKEN as error:
+    except BROKEN as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{images.where(position)}: cannot be opened ({reason}).") from None

@@ -9,10 +9,10 @@ import json
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+from PIL import Image
 
 from expunge.core.errors import DataError, nearest
 from expunge.data.cache import source_key
 from expunge.data.classes import from_one_hot
-from expunge.data.images import ChosenImages, Encoded
+from expunge.data.images import BROKEN, ChosenImages, Encoded
 from expunge.data.parts import PARTS, parts_of_values
 from expunge.data.raw import Columns, Raw
 from expunge.data.values import as_text, from_arrow, from_cells, ids_of_cells, is_missing, kind_of, whole_numbers
@@ -172,7 +173,9 @@ def read_parquet(files: Sequence[Path], part: str, columns: Columns, prefix: str
     schema = _guard(files[0], partial(pq.read_schema, files[0]))
     where = RowNames(files, [head.num_rows for head in heads])
     _check_names(schema.names, str(files[0]))
-    image = image_column(schema, columns.image, files[0])
+    image = image_column(
+        schema, columns.image, files[0], lambda name: _guard(files[0], partial(first_value, files[0], name))
+    )
     light = [name for name in schema.names if name != image]
     parts = [_guard(path, partial(pq.read_table, path, columns=light)) for path in files]
     try:
@@ -232,7 +235,7 @@ def read_cells(path: Path) -> pa.Table:
         )
     if not header or any("\n" in name for name in header):
         raise DataError(f"{path} has no header; its first line must name the columns.")
-    names = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
+    names = [name or next(new for new in _unnamed(place) if new not in header) for place, name in enumerate(header)]
     _check_names(names, str(path))
     if _is_data(names):
         raise DataError(
@@ -249,6 +252,12 @@ def read_cells(path: Path) -> pa.Table:
             convert_options=pa_csv.ConvertOptions(column_types=kinds),
         ),
     )
+
+
+def _unnamed(place: int) -> Iterator[str]:
+    """What pandas calls a column without a name, which is a saved index."""
+    yield f"Unnamed: {place}"
+    yield from (f"Unnamed: {place}.{number}" for number in count(1))
 
 
 def _check_names(names: Sequence[str], place: str) -> None:
@@ -488,8 +497,11 @@ def class_label_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if names else None
 
 
-def image_column(schema: pa.Schema, wanted: str | None, place: object) -> str | None:
-    """The wanted column, else the first that the Hub marks as image, else the first of bytes; None: there is none."""
+def image_column(schema: pa.Schema, wanted: str | None, place: object, first: Callable[[str], object]) -> str | None:
+    """The wanted column, else the first that the Hub marks as image, else the first of images; None: there is none.
+
+    first: gives the first value of a column, which tells images from text that is stored as bytes.
+    """
     if wanted is not None:
         if wanted not in schema.names:
             raise DataError(f"{place} has no image column `{wanted}`; {nearest(wanted, schema.names)}.")
@@ -501,8 +513,27 @@ def image_column(schema: pa.Schema, wanted: str | None, place: object) -> str | 
         kind = column.type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             return str(column.name)
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) and _is_image(first(str(column.name))):
             return str(column.name)
+    return None
+
+
+def _is_image(content: object) -> bool:
+    """Whether bytes begin like an image; text that was stored as bytes does not."""
+    if not isinstance(content, bytes):
+        return False
+    try:
+        Image.open(io.BytesIO(content)).close()
+    except BROKEN:
+        return False
+    return True
+
+
+def first_value(path: Path, column: str) -> object:
+    """The value of a column in the first row of a Parquet file; None if there is none."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1, columns=[column]):
+            return batch.column(0)[0].as_py() if len(batch) else None
     return None
 
 

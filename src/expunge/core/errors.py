@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 120  # characters of a text of the caller that a message repeats
+
 
 class ExpungeError(Exception):
     """A request that was understood and failed; exit code 1."""
@@ -53,11 +55,21 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     'did you mean `scrub`? Allowed: lau, scrub'
     """
     names = sorted(allowed)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    # The comparison takes quadratic time, and nothing is near to a text of that length.
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5) if len(str(name)) <= LONGEST else []
     hint = f"did you mean `{close[0]}`? " if close else ""
     return f"{hint}{'Allowed' if hint else 'allowed'}: {', '.join(names) or 'none'}"
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UsageError:
     """The one wording for a name that does not exist."""
-    return UsageError(f"unknown {kind} `{name}`; {nearest(name, allowed)}.")
+    return UsageError(f"unknown {kind} `{shorten(name)}`; {nearest(name, allowed)}.")
+
+
+def shorten(text: str, most: int = LONGEST) -> str:
+    """A text as messages show it: at most `most` characters.
+
+    >>> shorten("abcdefgh", 6)
+    'abc...'
+    """
+    return text if len(text) <= most else f"{text[: most - 3]}..."

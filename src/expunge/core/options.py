@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
-from expunge.core.errors import UsageError, nearest
+from expunge.core.errors import UsageError, nearest, shorten
 
 T = TypeVar("T")
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -66,14 +66,15 @@ def explain(error: ValidationError, label: str, allowed: list[str]) -> UsageErro
     """All of pydantic's findings in our one wording."""
     sentences = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"])
+        path = shorten(".".join(str(part) for part in item["loc"]))
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             sentences.append(f"{label} has no option `{path}`; {nearest(path, allowed)}.")
         elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             sentences.append(f"{label}: `{path}` is required and was not given.")
         else:
             message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            sentences.append(f"{label}: `{path}` {message[:1].lower()}{message[1:]}, got {item['input']!r}.")
+            got = shorten(repr(item["input"]))
+            sentences.append(f"{label}: `{path}` {message[:1].lower()}{message[1:]}, got {got}.")
     return UsageError(" ".join(sentences))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from expunge.core.errors import DataError
+from expunge.core.errors import DataError, shorten
 from expunge.data.classes import from_one_hot
 from expunge.data.parts import PARTS, Part
 from expunge.data.raw import Raw
@@ -19,7 +20,7 @@ ENDINGS: dict[Part, tuple[str, ...]] = {"train": ("_train", ""), "validation": (
 # NumPy's readers and zlib raise these on damaged files.
 BROKEN = (
     OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, OverflowError, NotImplementedError,
-    RuntimeError, RecursionError, IndexError, zipfile.BadZipFile, zlib.error,
+    RuntimeError, RecursionError, IndexError, zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
 SIDES = (("x", "y"), ("X", "y"), ("X", "Y"), ("images", "labels"))
 
@@ -42,7 +43,9 @@ def read_npz(path: Path) -> dict[str, Raw]:
     except BROKEN as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"cannot read {path}: {error}; expected plain arrays without pickled objects.") from None
+        raise DataError(
+            f"cannot read {path}: {shorten(str(error))}; expected plain arrays without pickled objects."
+        ) from None
     if "train" not in parts:
         raise DataError(f"{path} holds {', '.join(keys) or 'nothing'}; expected x and y, or x_train and y_train.")
     return parts
@@ -69,7 +72,7 @@ def _pair(path: Path) -> Raw:
     except BROKEN as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"cannot read {path} or {labels}: {error}.") from None
+        raise DataError(f"cannot read {path} or {labels}: {shorten(str(error))}.") from None
 
 
 def raw_from_arrays(samples: np.ndarray, labels: np.ndarray, place: str, ids: np.ndarray | None = None) -> Raw:

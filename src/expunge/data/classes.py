@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expunge.core.errors import DataError, UsageError, nearest
+from expunge.core.errors import DataError, UsageError, nearest, shorten
 from expunge.data.values import as_text, from_cells, is_missing, key, keys, kind_of, whole_numbers
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def chosen_order(given: str | Sequence[object] | None) -> tuple[str, ...] | None
     if isinstance(given, str) and (ends := _RANGE.fullmatch(given)):
         first, last = int(ends[1]), int(ends[2])
         if first >= last or last - first >= MOST:
-            raise UsageError(f"classes: `{given}` is not a range of classes; write for example classes=1..10.")
+            raise UsageError(f"classes: `{shorten(given)}` is not a range of classes; write for example classes=1..10.")
         names = [str(number) for number in range(first, last + 1)]
     else:
         names = [key(str(name)) for name in (given.split(",") if isinstance(given, str) else given)]
@@ -221,15 +221,15 @@ def class_index(split: Split, target: int | str) -> int:
         return _at_place(text, split, names)
     if re.fullmatch(r"\d+", text) and not unnamed and int(text) < len(names):
         raise UsageError(
-            f"no class of {split.name} is called `{text}`; its classes have names: class {text} is "
+            f"no class of {split.name} is called `{shorten(text)}`; its classes have names: class {text} is "
             f"`{names[int(text)]}` (or write {INDEX}{text})."
         )
-    raise UsageError(f"class `{text}` does not exist in {split.name}; {_allowed(text, names)}.")
+    raise UsageError(f"class `{shorten(text)}` does not exist in {split.name}; {_allowed(text, names)}.")
 
 
 def _at_place(text: str, split: Split, names: tuple[str, ...]) -> int:
     if not re.fullmatch(r"\d{1,9}", text) or int(text) >= len(names):
-        raise UsageError(f"class {text} does not exist in {split.name}; {_allowed(text, names)}.")
+        raise UsageError(f"class {shorten(text)} does not exist in {split.name}; {_allowed(text, names)}.")
     return int(text)
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from expunge.core.errors import DataError, UsageError
+from expunge.core.errors import DataError, UsageError, shorten
 from expunge.data.predicate import evaluate
 from expunge.data.split import Split
 from expunge.data.values import as_column, as_text, from_cells, keys, kind_of, whole_numbers
@@ -50,7 +50,9 @@ def rows_by_id(selection: Any, split: Split) -> Tensor:
         return _matching(values.astype(str).tolist(), split, "the selection")
     if values.dtype.kind in "UO" and all(isinstance(value, (str, int)) for value in values.tolist()):
         return _matching([str(value) for value in values.tolist()], split, "the selection")
-    raise UsageError(f"cannot select samples by values such as {values[0]!r}; give ids: text or whole numbers.")
+    raise UsageError(
+        f"cannot select samples by values such as {shorten(repr(values[0]))}; give ids: text or whole numbers."
+    )
 
 
 def rows_by_index(selection: Any, split: Split) -> Tensor:
@@ -66,7 +68,9 @@ def rows_by_index(selection: Any, split: Split) -> Tensor:
         words = read_ids(Path(text).expanduser()) if is_file else _words(text, "positions")
         wrong = next((word for word in words if not _POSITION.fullmatch(word)), None)
         if wrong is not None:
-            raise UsageError(f"`{wrong}` is not a position; positions are whole numbers from 0, as in index:3,17.")
+            raise UsageError(
+                f"`{shorten(wrong)}` is not a position; positions are whole numbers from 0, as in index:3,17."
+            )
         return _check_positions(np.array(words, dtype=np.int64), split)
     if isinstance(selection, (int, np.integer)) and not isinstance(selection, bool):
         return _check_positions(np.array([selection], dtype=np.int64), split)
@@ -76,7 +80,7 @@ def rows_by_index(selection: Any, split: Split) -> Tensor:
     if values.dtype == bool:
         return split.index[_mask(values, split, "the mask")]
     if values.dtype.kind not in "iu":
-        raise UsageError(f"`{values[0]}` is not a position; positions are whole numbers from 0.")
+        raise UsageError(f"`{shorten(str(values[0]))}` is not a position; positions are whole numbers from 0.")
     return _check_positions(values.astype(np.int64), split)
 
 
@@ -90,7 +94,7 @@ def rows_where(condition: Any, split: Split) -> Tensor:
         return split.index[_mask(condition(columns_of(split)), split, "the condition")]
     if not isinstance(condition, str):
         raise UsageError(f"a condition is an expression or a callable, got {type(condition).__name__}.")
-    return split.index[_mask(evaluate(condition, columns_of(split)), split, f"`{condition}`")]
+    return split.index[_mask(evaluate(condition, columns_of(split)), split, f"`{shorten(condition)}`")]
 
 
 def columns_of(split: Split) -> dict[str, np.ndarray]:
@@ -133,7 +137,7 @@ def _csv_ids(text: str, path: Path) -> list[str]:
     try:
         rows = [row for row in csv.reader(text.splitlines(), strict=True) if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise DataError(f"cannot read {path}: not valid CSV ({error}).") from None
+        raise DataError(f"cannot read {path}: not valid CSV ({shorten(str(error))}).") from None
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if "id" not in header and any(len(row) > 1 for row in rows):
         raise DataError(f"{path} has several columns and none is called `id`; name the column of the ids so.")
@@ -163,13 +167,22 @@ def _from_text(selection: str | Path, split: Split) -> Tensor:
     if text.startswith(INDEX):
         return rows_by_index(text.removeprefix(INDEX), split)
     names_file = isinstance(selection, Path) or text.lower().endswith(SUFFIXES)
-    if names_file or Path(text).is_file():
+    if names_file or _is_file(text):
         path = Path(text).expanduser()
         if not names_file and not _is_id(text, split):
-            raise UsageError(f"{text}: files of this type cannot be read as ids; allowed: {', '.join(SUFFIXES)}.")
+            raise UsageError(
+                f"{shorten(text)}: files of this type cannot be read as ids; allowed: {', '.join(SUFFIXES)}."
+            )
         if isinstance(selection, Path) or path.is_file() or not _is_id(text, split):
             return _matching(read_ids(path), split, str(path))
     return _matching(_words(text, "ids"), split, "the selection")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or no name a file can have
+        return False
 
 
 def _is_id(text: str, split: Split) -> bool:
@@ -228,6 +241,7 @@ def _as_floats(texts: np.ndarray) -> np.ndarray:
 
 
 def _unknown(absent: list[str], count: int, split: Split, source: str) -> str:
+    absent = [shorten(name, 40) for name in absent[:4]] + absent[4:]
     sentence = (
         f"{source}: {len(absent)} of {count} ids are not in {split.name}: {', '.join(absent[:3])}"
         f"{', ...' if len(absent) > 3 else ''}; ids there look like `{split.ids[0] if len(split) else ''}`"
@@ -256,7 +270,7 @@ def _refuse_repeats(values: np.ndarray, kind: str, source: str) -> None:
     unique, counts = np.unique(values, return_counts=True)
     repeated = unique[counts > 1]
     if len(repeated):
-        shown = ", ".join(map(str, repeated[:3]))
+        shown = ", ".join(shorten(str(value), 40) for value in repeated[:3])
         raise DataError(f"{source}: {_counted(len(repeated), kind)} given more than once: {shown}; name each once.")
 
 

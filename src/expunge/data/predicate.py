@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from expunge.core.errors import DataError, UsageError, nearest
+from expunge.core.errors import DataError, UsageError, nearest, shorten
 from expunge.data.values import is_missing, key, keys, kind_of
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -32,6 +32,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 _MIRRORED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
 # Quoted text, or a bare value that begins with a digit: `0005`, `2020-01-31`, `4f1c`.
 _TOKENS = re.compile(r"""'[^']*'|"[^"]*"|(?<![\w.])(?:\d+(?:\.\d*)?[eE]\+\d+(?!\w)|\d[\w.:-]*)""")
+MOST = 20_000  # characters of a condition
 _NUMBER = re.compile(r"(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"0|[1-9]\d*")
 
@@ -54,15 +55,17 @@ def evaluate(expression: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     >>> evaluate("age < 18 or city == Rome", {"age": np.array([10, 40]), "city": np.array(["Oslo", "Rome"])})
     array([ True,  True])
     """
+    if len(expression) > MOST:
+        raise UsageError(f"the condition has {len(expression):,} characters; at most {MOST:,} are read.")
     source = _TOKENS.sub(_quoted, expression.strip())
     try:
         tree = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UsageError(f"`{expression}` is not a condition; write for example `user == 4711`.") from None
+        raise UsageError(f"`{shorten(expression)}` is not a condition; write for example `user == 4711`.") from None
     try:
         return np.array(_Evaluator(expression, source, columns).truth(tree).yes)
     except RecursionError:
-        raise UsageError(f"`{expression[:80]}` is nested too deeply; write a simpler condition.") from None
+        raise UsageError(f"`{shorten(expression)}` is nested too deeply; write a simpler condition.") from None
 
 
 def _quoted(token: re.Match[str]) -> str:
@@ -111,7 +114,7 @@ class _Evaluator:
     def with_column(self, left: np.ndarray, op: type[ast.cmpop], right: np.ndarray) -> Truth:
         texts = [kind_of(column) == "text" for column in (left, right)]
         if texts[0] != texts[1]:
-            raise DataError(f"`{self.expression}` compares text with numbers.")
+            raise DataError(f"`{shorten(self.expression)}` compares text with numbers.")
         values = [keys(data) if texts[0] else data for data in map(np.ma.getdata, (left, right))]
         return _known(_COMPARE[op](*values), left, right)
 
@@ -122,7 +125,8 @@ class _Evaluator:
         if kind == "text":
             if op not in (ast.Eq, ast.NotEq) and not isinstance(value, str):
                 name = ast.unparse(where)
-                raise DataError(f"the column `{name}` holds text, but `{self.expression}` asks if it is {written}.")
+                asked = shorten(self.expression)
+                raise DataError(f"the column `{name}` holds text, but `{asked}` asks if it is {shorten(written)}.")
             return _known(_COMPARE[op](keys(data), key(written)), column)
         if kind == "boolean" and isinstance(value, str) and value.lower() in ("true", "false"):
             value = value.lower() == "true"
@@ -130,7 +134,8 @@ class _Evaluator:
             # An unknown name next to a numeric column is more likely a mistyped column than a text.
             holds = "whole numbers" if kind == "integer" else "true or false" if kind == "boolean" else "numbers"
             name = ast.unparse(where)
-            raise DataError(f"the column `{name}` holds {holds}, but `{self.expression}` compares it with `{value}`.")
+            asked = shorten(self.expression)
+            raise DataError(f"the column `{name}` holds {holds}, but `{asked}` compares it with `{shorten(value)}`.")
         if kind == "integer" and isinstance(value, float):
             return _known(_compare_whole(data, op, value), column)
         return _known(_COMPARE[op](data, value), column)
@@ -146,7 +151,7 @@ class _Evaluator:
         if not isinstance(name, str):
             raise self.refuse()
         if name not in self.columns:
-            raise DataError(f"there is no metadata column `{name}`; {nearest(name, self.columns)}.")
+            raise DataError(f"there is no metadata column `{shorten(name)}`; {nearest(name, self.columns)}.")
         return self.columns[name]
 
     def literal(self, node: ast.expr) -> tuple[str | int | float | bool, str]:
@@ -169,7 +174,7 @@ class _Evaluator:
 
     def refuse(self) -> UsageError:
         return UsageError(
-            f"`{self.expression}` is not understood; allowed: comparisons (== != < <= > >= in) of columns "
+            f"`{shorten(self.expression)}` is not understood; allowed: comparisons (== != < <= > >= in) of columns "
             f"({', '.join(self.columns) or 'none'}) with values, joined by and, or, not."
         )
 

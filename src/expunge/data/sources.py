@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from expunge.core.errors import DataError, UsageError, nearest
+from expunge.core.errors import DataError, UsageError, nearest, shorten
 from expunge.data import DATASETS
 from expunge.data.arrays import read_npy, read_npz
 from expunge.data.cache import cache_root
@@ -105,18 +105,17 @@ class DataOptions:
                 raise UsageError(f"data have no option `{name}`; {nearest(name, names)}.")
         values = {name: value for name, value in given.items() if value is not None}
         if (normalise := values.get("normalise", "standard")) not in NORMALISE:
-            raise UsageError(f"unknown normalisation `{normalise}`; {nearest(str(normalise), NORMALISE)}.")
+            raise UsageError(
+                f"unknown normalisation `{shorten(str(normalise))}`; {nearest(str(normalise), NORMALISE)}."
+            )
         if "image_size" in values:
             values["image_size"] = _whole(values["image_size"])
         if "mode" in values:
             values["mode"] = _mode(values["mode"])
         if "classes" in values:
-            values["classes"] = chosen_order(values["classes"])
+            values["classes"] = chosen_order(_listed("classes", values["classes"], whole=True))
         if "metadata" in values:
-            listed = values["metadata"]
-            values["metadata"] = tuple(
-                str(name).strip() for name in (listed.split(",") if isinstance(listed, str) else listed)
-            )
+            values["metadata"] = tuple(str(name).strip() for name in _listed("metadata", values["metadata"]))
         for name in ("id_column", "label_column", "image_column"):
             if name in values:
                 if isinstance(values[name], bool):
@@ -129,13 +128,22 @@ class DataOptions:
         return Columns(image=self.image_column, label=self.label_column, id=self.id_column, metadata=self.metadata)
 
 
+def _listed(name: str, value: Any, *, whole: bool = False) -> Any:
+    """A list, also from text with commas; with `whole`, text stays one text."""
+    if isinstance(value, str):
+        return value if whole else value.split(",")
+    if not isinstance(value, (list, tuple)):
+        raise UsageError(f"`{name}` must be names in a list or separated by commas, got {shorten(repr(value))}.")
+    return value
+
+
 def _whole(value: Any) -> int:
     try:
         number = int(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else 0
     except ValueError:
         number = 0
     if number < 1:
-        raise UsageError(f"image_size must be at least 1, got {value}.")
+        raise UsageError(f"image_size must be at least 1, got {shorten(str(value))}.")
     return number
 
 
@@ -144,7 +152,9 @@ def _mode(value: Any) -> Mode:
     for mode in get_args(Mode):
         if text == mode:
             return cast(Mode, mode)
-    raise UsageError(f"unknown mode `{value}`; allowed: L (grey, one channel), RGB (colour, three channels).")
+    raise UsageError(
+        f"unknown mode `{shorten(str(value))}`; allowed: L (grey, one channel), RGB (colour, three channels)."
+    )
 
 
 @dataclass(frozen=True, eq=False)

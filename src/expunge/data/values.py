@@ -254,4 +254,7 @@ def as_column(values: Any) -> np.ndarray:
 def _program_text(value: Any) -> str | None:
     if value is None or value != value:  # NaN
         return None
-    return value.decode("utf-8", "strict") if isinstance(value, bytes) else str(value)
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError:
+        raise DataError(f"a column holds bytes that are not UTF-8 text: {value[:20]!r}; give text.") from None

@@ -12,7 +12,7 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from expunge.core.errors import DataError, UsageError, nearest
+from expunge.core.errors import DataError, UsageError, nearest, shorten
 from expunge.core.options import Field, build, options, to_dict
 from expunge.core.registry import Card
 from expunge.core.seeds import torch_generator
@@ -156,13 +156,13 @@ def parse_scenario(text: str) -> Scenario:
         stray = next((part for part in parts[1:first] if re.match(r"\s*[a-z_]+=(?!=)", part)), None)
         if stray is not None and first == len(parts):
             key = stray.partition("=")[0].strip()
-            raise UsageError(f"{name} has no option `{key}`; {nearest(key, names)}.")
+            raise UsageError(f"{name} has no option `{shorten(key)}`; {nearest(key, names)}.")
         values[cls.primary] = ",".join(parts[:first])
         parts = parts[first:]
     for part in parts:
         key, equals, value = part.strip().partition("=")
         if not equals:
-            raise UsageError(f"{name}: expected option=value, got `{part}`; {nearest(key, names)}.")
+            raise UsageError(f"{name}: expected option=value, got `{shorten(part)}`; {nearest(key, names)}.")
         values[key] = value
     return build(cls, values, name)
 

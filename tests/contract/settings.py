@@ -205,4 +205,12 @@ SETTINGS: dict[str, Settings] = {
         options={"epochs": 6, "lr": 0.02, "batch_size": 8, "until": 0.0}, values={"clip": 0.01, "until": 0.99}
     ),
     "scar": Settings(options={"epochs": 3, "lr": 0.01, "batch_size": 16}, values={"until": 1.0}),
+    "amun": Settings(
+        options={"data": "adversarial", "epochs": 4, "lr": 0.05, "batch_size": 16, "steps": 10},
+        values={"batch_size": 7, "rounds": 6, "eps": 0.5, "steps": 3},
+        contexts={"decay": {"milestones": (1,)}},
+    ),
+    "regun": Settings(
+        options={"epochs": 3, "lr": 0.05, "retain_batch_size": 16, "forget_batch_size": 8, "reference": "uniform"}
+    ),
 }

@@ -104,6 +104,11 @@ SCAR_PAPER = Paper(
     cite="Bonato, Cotogni, Sabetta: Is Retain Set All You Need in Machine Unlearning?, ECCV 2024",
     url="arXiv:2404.12922",
 )
+AMUN_PAPER = Paper(
+    cite="Ebrahimpour-Boroojeny, Sundaram, Chandrasekaran: AMUN: Adversarial Machine UNlearning, ICML 2025",
+    url="arXiv:2503.00917",
+)
+REGUN_PAPER = Paper(cite="ReGUn: Reference-Guided Machine Unlearning, 2026", url="arXiv:2603.11210")
 
 METHODS = Registry(
     "method",
@@ -387,6 +392,22 @@ METHODS = Registry(
             target="expunge.methods.scar:SCAR",
             needs=Needs(forget="labels", retain="labels"),
             paper=SCAR_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="amun",
+            summary="train on the nearest adversarial examples of the forget set, with the wrong answers given there",
+            target="expunge.methods.amun:AMUN",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=AMUN_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="regun",
+            summary="answer the forget set as the trained model answers samples that it never saw",
+            target="expunge.methods.regun:ReGUn",
+            needs=Needs(forget="inputs", retain="labels", validation="inputs"),
+            paper=REGUN_PAPER,
             tags=("iterative",),
         ),
         Card(

@@ -22,6 +22,7 @@ Deviates   the attack climbs the margin, not the cross-entropy, whose slope vani
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch

@@ -55,7 +55,7 @@ SETTINGS: dict[str, Settings] = {
     ),
     "scrub": Settings(
         # BatchNorm in train mode on batches of one class can move the student towards *more* confidence: KL ascent
-        # asks only for distance. Frozen, the toy's answer is unambiguous, and the kick is exercised.
+        # asks only for distance. Frozen, the toy's answer is unambiguous, and the perturbation is exercised.
         options={
             "lr": 5e-3,
             "retain_batch_size": 16,
@@ -67,6 +67,7 @@ SETTINGS: dict[str, Settings] = {
         contexts={
             "momentum": _SGD,
             "smoothing_start": {"smoothing": 0.5, "smoothing_start": 2},
+            "smoothing_copies_first": {"smoothing": 0.5, "smoothing_start": 2},
             "decay": {"milestones": (1,)},
         },
         values={"clip": 0.01, "smoothing_start": 3, "smoothing": 0.5, "settle": 1.0},
@@ -143,7 +144,12 @@ SETTINGS: dict[str, Settings] = {
     "l2ul": Settings(
         options={"limit": 3, "lr": 0.02, "examples": 3, "iterations": 5, "step": 0.5, "batch_size": 32},
         values={"clip": 0.01, "targets": (0,) * 30, "forget_batch_size": 5, "eps": 0.5},
-        contexts={**_TARGETS, "limit": {"lr": 1e-4}, "early_stop": {"iterations": 30}},
+        contexts={
+            **_TARGETS,
+            "limit": {"lr": 1e-4},
+            "early_stop": {"iterations": 30},
+            "importance_summed": {"forget_batch_size": 5},
+        },
         inert={"attack_batch_size": "how many images at a time; the result is equal, see methods/test_l2ul.py"},
     ),
     "l2ul-plain": Settings(

@@ -137,7 +137,11 @@ EU_FAITHFUL = {
 }
 ALLCNN = ("small-rb", "small-rc", "large-rb", "large-rc")
 RATES: dict[str, dict[str, list[float]]] = {
-    "scrub": {**SCRUB_RATES, **{f"{family}/faithful": rates for family, rates in SCRUB_RATES.items()}},
+    "scrub": {
+        **SCRUB_RATES,
+        **{f"{family}/faithful": rates for family, rates in SCRUB_RATES.items()},
+        "sensitivity": [5e-4] * 7 + [5e-5, 5e-6, 5e-7],
+    },
     "cf-k": {f"{family}{reading}": [1e-2] * 10 for family in FAMILIES for reading in ("", "/faithful")},
     "eu-k": {
         **dict.fromkeys(FAMILIES, STEPS),
@@ -235,5 +239,5 @@ def test_faithful_eu_k_on_all_cnn_trains_the_last_convolution_and_its_norm() -> 
 
 def test_readings_differ_in_what_the_objective_does_not_have() -> None:
     clean, faithful = SCRUB.presets["small-rc"], SCRUB.presets["small-rc/faithful"]
-    assert {k for k in faithful if faithful[k] != clean.get(k)} == {"gamma", "smoothing"}
+    assert {k for k in faithful if faithful[k] != clean.get(k)} == {"gamma", "smoothing", "start_perturbation"}
     assert SCRUB.presets["large-rb/faithful"]["smoothing"] == 0

@@ -85,7 +85,8 @@ CASES = {
         },
     ),
     "scrub-kick": Case(
-        "scrub", {"epochs": 2, "batchnorm": "frozen", "kick": 0.1, "retain_batch_size": 17, "optimizer": "sgd"}
+        "scrub",
+        {"epochs": 2, "batchnorm": "frozen", "start_perturbation": 0.1, "retain_batch_size": 17, "optimizer": "sgd"},
     ),
     "laf": Case("laf", {"epochs": 2, "vae_epochs": 2, "batch_size": 29, "tau": 5.0, "lr_ue": 1e-3}),
     "laf-batchnorm": Case("laf", {"epochs": 2, "vae_epochs": 2, "batch_size": 7, "batchnorm": "train"}, Unbiased),

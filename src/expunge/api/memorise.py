@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import nn
 
 from expunge.api.prepare import as_classifier, as_splits, check_fit, check_trainable, pick_device, warm_up
@@ -15,6 +14,7 @@ from expunge.api.saved import as_trained
 from expunge.core.errors import UsageError, unknown
 from expunge.core.options import build, to_dict
 from expunge.core.run import Progress, Run
+from expunge.core.seeds import global_generators
 from expunge.core.version import versions
 from expunge.data.scores import SampleScores
 from expunge.data.split import Split
@@ -124,7 +124,6 @@ def _worst_case(
     source: nn.Module, split: Split, recipe: Recipe, run: Run, count: int, search: WorstCase
 ) -> SampleScores:
     """The original is trained first, or taken from the cache; it is the one that `expunge train` makes."""
-    devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with global_generators(run.device):
         original = train_cached(copy.deepcopy(source), split, recipe, run)
     return worst_case(original, split, recipe, run, count=count, search=search)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from expunge.api.prepare import (
     as_classifier,
     as_splits,
@@ -28,6 +26,7 @@ from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.options import to_dict
 from expunge.core.run import Precision, Progress, Run
+from expunge.core.seeds import global_generators
 from expunge.core.version import versions
 from expunge.models.checkpoint import state_hash
 from expunge.models.contract import returned
@@ -111,11 +110,11 @@ def train(
     assert start is not None  # noqa: S101  # a module was given
     warm_up()
     began = time.perf_counter()
-    devices = [torch.cuda.current_device()] if target.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), compiling():
+    with global_generators(target) as waited, compiling():
+        run.waited(waited)
         train_model(student, split, chosen, run, resume=resume)
         run.synchronize()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began + run.borrowed
     home = next((p.device for p in source.parameters()), target)
     student.to(home).train(source.training)
     return Result(

@@ -79,11 +79,20 @@ def explain(error: ValidationError, label: str, allowed: list[str]) -> UsageErro
 
 
 def build(cls: type[T], values: Mapping[str, Any], label: str | None = None) -> T:
-    """`cls(**values)`; exists so that callers with a mapping (YAML, command line) get the same errors."""
+    """`cls(**values)`; exists so that callers with a mapping (YAML, command line) get the same errors.
+
+    Former names of options (`cls.renamed`, old -> new) are still taken, as in results and recipes of earlier versions.
+    """
     bad = [key for key in values if not isinstance(key, str)]
     if bad:
         raise UsageError(f"{label or label_of(cls)}: option names must be text, got {bad[0]!r}.")
-    return cls(**values)
+    former: Mapping[str, str] = getattr(cls, "renamed", {})
+    for old in former.keys() & values.keys():
+        if former[old] in values:
+            raise UsageError(
+                f"{label or label_of(cls)}: `{old}` is the former name of `{former[old]}`; give one of them."
+            )
+    return cls(**{former.get(name, name): value for name, value in values.items()})
 
 
 def to_dict(instance: Any) -> dict[str, Any]:

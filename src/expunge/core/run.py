@@ -154,7 +154,8 @@ class Run:
         """
         if count < 0:
             raise UsageError(f"the number of epochs must be >= 0, got {count}.")
-        self.snapshot(0, model)
+        if len(self.history) not in self.snapshots:
+            self.snapshot(len(self.history), model)
         if self.compile:
             model.compile()
         try:
@@ -173,12 +174,14 @@ class Run:
             self.check_finite(model, values, number)
             row = {"epoch": float(len(self.history) + 1), **values, "seconds": time.perf_counter() - began}
             self.history.append(row)
-            self.snapshot(number, model)
+            self.snapshot(len(self.history), model)
             self.report(what, number, count, values)
             ends = self.world.any(epoch.stop)
             if self.guard is not None and self.guard.passed(model, number, last=ends or number == count):
                 return
             if ends:
+                if number < count and self.status == "finished":
+                    self.status = "stopped"
                 return
             if number < count and self.over_budget():
                 self.status = "budget"
@@ -196,7 +199,7 @@ class Run:
             self.notes.append(note)
 
     def snapshot(self, number: int, model: nn.Module) -> None:
-        """Keep the weights after epoch `number` in memory, if somebody will rewind."""
+        """Keep the weights of `number` rows of the history in memory, for `methods.rewind`; 0: before the first."""
         if self.keep_snapshots:
             self.snapshots[number] = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
@@ -217,6 +220,18 @@ class Run:
         self.borrowed += seconds
         if stage is not None:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    def waited(self, seconds: float) -> None:
+        """Leave out seconds that passed while another run of this process had to end first; a note from 1 s on."""
+        if seconds < 1e-3:
+            return
+        self.started += seconds
+        self.borrow(-seconds)
+        if seconds >= 1:
+            self.notes.append(
+                f"waited {seconds:.0f} s for another run of this process: they share PyTorch's random generators, so "
+                "that only one may draw from them at a time."
+            )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

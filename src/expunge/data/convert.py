@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from expunge.core.errors import DataError
+from expunge.core.seeds import global_generators
 from expunge.data.cache import cache_root
 from expunge.data.classes import class_names, from_one_hot
 from expunge.data.raw import Columns, as_samples, make_split, resident_limit
@@ -242,7 +243,7 @@ def _declared_labels(data: Any) -> Tensor | None:
 def _untouched_generators() -> Iterator[None]:
     """Reading a caller's items may run random transforms; their global generators are put back."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with global_generators():
         try:
             yield
         finally:

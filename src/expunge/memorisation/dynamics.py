@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from expunge.core.errors import CheckpointError, UsageError
 from expunge.core.run import Run
+from expunge.core.seeds import global_generators
 from expunge.data.scores import SampleScores
 from expunge.data.split import Split
 from expunge.training.cache import training_key
@@ -121,8 +121,7 @@ def _watch(student: nn.Module, data: Split, recipe: Recipe, outer: Run, rows: Ro
         rows.put(f"{key}-{epoch}", correct=correct, probability=probability)
         found[epoch] = (correct, probability)
 
-    devices = [torch.cuda.current_device()] if torch.device(outer.device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with global_generators(outer.device):
         try:
             train_model(student, data, recipe, _inner(outer), purpose=PURPOSE, resume=state, after_epoch=look)
         except CheckpointError:

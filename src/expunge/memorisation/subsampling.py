@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.core.run import Progress, Run
-from expunge.core.seeds import torch_generator
+from expunge.core.seeds import global_generators, torch_generator
 from expunge.data.scores import SampleScores
 from expunge.data.split import Split
 from expunge.models.initial import reset_parameters
@@ -155,8 +155,7 @@ class _Member:
 
     def row(self, student: nn.Module, run: Run) -> np.ndarray:
         """Bool (n,): which samples of all the data the model answers correctly."""
-        devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with global_generators(run.device):
             train_model(student, self.part, self.recipe, run, purpose=WHAT)
         return answers(student, self.data, run.device).numpy()
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from expunge.core.errors import UsageError
 from expunge.core.options import Field, build, options, to_dict
 from expunge.core.run import Run
+from expunge.core.seeds import global_generators
 from expunge.data.augment import make_augment
 from expunge.data.scores import SampleScores
 from expunge.data.split import PerSample, Split
@@ -75,9 +76,8 @@ def worst_case(
         raise UsageError(f"a worst-case set takes some, not all, of the {len(data)} samples, got {count}.")
     weight = torch.full((len(data),), count / len(data), dtype=torch.float64)
     loss = torch.zeros(len(data), dtype=torch.float64)
-    devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
     for number in range(chosen.rounds):
-        with torch.random.fork_rng(devices=devices):
+        with global_generators(run.device):
             unlearned = _unlearn(copy.deepcopy(original), data, 1 - weight, recipe, run, chosen, number)
         logits = predict(unlearned, data, run.device).cpu()
         loss = F.cross_entropy(logits.double(), data.y, reduction="none")  # in double: many are nearly 0

@@ -39,9 +39,10 @@ class BadTeacher(IterativeMethod):
     """Two-teacher distillation; defaults are those of the SCRUB paper's CIFAR-10 runs with All-CNN."""
 
     parallel: ClassVar[bool] = True
+    renamed: ClassVar[Mapping[str, str]] = {"keep": "retain_weight", "forget": "forget_weight"}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "small": {"lr": 5e-4, "weight_decay": 0.1, "keep": 0.5, "forget": 0.5, "temperature": 1.0, "epochs": 10,
-                  "retain_batch_size": 16, "forget_batch_size": 32, "milestones": (3, 6, 9)},
+        "small": {"lr": 5e-4, "weight_decay": 0.1, "retain_weight": 0.5, "forget_weight": 0.5, "temperature": 1.0,
+                  "epochs": 10, "retain_batch_size": 16, "forget_batch_size": 32, "milestones": (3, 6, 9)},
         "large": {"lr": 1e-3, "epochs": 1, "retain_batch_size": 128, "forget_batch_size": 512},
         "vgg": {"lr": 5e-5, "epochs": 10, "retain_batch_size": 128, "forget_batch_size": 16},
         "resnet50": {"lr": 5e-5, "epochs": 5, "retain_batch_size": 128, "forget_batch_size": 64},
@@ -49,8 +50,8 @@ class BadTeacher(IterativeMethod):
 
     epochs: int = Field(1, ge=0, description="passes over the retained samples")
     temperature: float = Field(4.0, gt=0, description="T of the distillation distance d")
-    keep: float = Field(1.0, ge=0, description="weight of the competent teacher on retained samples")
-    forget: float = Field(1.0, ge=0, description="weight of the incompetent teacher on the forget set")
+    retain_weight: float = Field(1.0, ge=0, description="weight of the competent teacher on retained samples")
+    forget_weight: float = Field(1.0, ge=0, description="weight of the incompetent teacher on the forget set")
     retain_batch_size: int = Field(128, ge=1, description="retained samples per step")
     forget_batch_size: int = Field(512, ge=1, description="samples to forget per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
@@ -88,9 +89,9 @@ class BadTeacher(IterativeMethod):
                 forgotten = next(forget_batches)
                 with run.autocast():
                     on_retain, on_forget = passes(retained), passes(forgotten)
-                stay = distillation(on_retain.float(), knows[retained.index], self.temperature)
-                leave = distillation(on_forget.float(), ignores[forgotten.index], self.temperature)
-                step(self.keep * stay + self.forget * leave, student, optimizer, self.clip)
-                epoch.add("retain_distance", stay, len(retained))
-                epoch.add("forget_distance", leave, len(forgotten))
+                retain_loss = distillation(on_retain.float(), knows[retained.index], self.temperature)
+                forget_loss = distillation(on_forget.float(), ignores[forgotten.index], self.temperature)
+                step(self.retain_weight * retain_loss + self.forget_weight * forget_loss, student, optimizer, self.clip)
+                epoch.add("retain_distance", retain_loss, len(retained))
+                epoch.add("forget_distance", forget_loss, len(forgotten))
         return student

@@ -21,9 +21,10 @@ from torch import nn
 from expunge.core.distributed import World
 from expunge.core.errors import DivergedError, ExpungeError, UsageError, unknown
 from expunge.core.needs import Needs
-from expunge.core.options import Field, build, options
+from expunge.core.options import Field, build, option_names, options
 from expunge.core.registry import Card, Paper
 from expunge.core.run import Run
+from expunge.core.seeds import global_generators
 from expunge.methods import METHODS
 from expunge.methods.problem import Problem
 from expunge.methods.rewind import rewind
@@ -34,11 +35,19 @@ from expunge.models.modes import lone_samples, without_lone_samples
 
 C = TypeVar("C", bound="Method")
 
+# Keywords of `expunge.unlearn`, which takes a method's options as further keywords, and the keys of a method in a
+# study: an option of that name could not be passed.
+RESERVED = frozenset(
+    {"budget_seconds", "cache", "cancelled", "compile", "device", "forget", "initial", "label", "measure", "method"}
+    | {"model", "name", "precision", "progress", "recipe", "retain", "seed", "validation"}
+)
+
 
 class Method(ABC):
     """A way to forget: frozen options (fields) and an algorithm.
 
     presets: named sets of option values, e.g. the settings of one table of the paper; users write `scrub/large-rb`.
+    renamed: former names of options, old -> new; recipes and results of earlier versions have them.
     same_tensors: the result has the tensors of the given model; only a method that trains in another way has others.
     parallel: several processes can share a run (`torchrun`): it draws batches with `world=run.world`, passes them
     through `training.ddp.Passes`, and decides nothing by what only one process knows.
@@ -48,6 +57,7 @@ class Method(ABC):
     same_tensors: ClassVar[bool] = True
     parallel: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     @property
     def needs(self) -> Needs:
@@ -76,8 +86,8 @@ class Method(ABC):
         channels_last(teacher, problem.input_shape)  # its students are copies
         run.label = self.card.name
         before = weights_hash(teacher)
-        devices = [torch.cuda.current_device()] if torch.device(run.device).type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with global_generators(run.device) as waited:
+            run.waited(waited)
             torch.manual_seed(run.module_seed("modules"))
             run.keep_snapshots = run.keep_snapshots or self.rewinds
             if run.guard is not None:
@@ -142,10 +152,18 @@ def method(
     """Class decorator: make the class a validated frozen dataclass and register it under `name`.
 
     Built-in methods have their card in the catalogue (`expunge.methods`) and give only the name.
+
+    Raises `ExpungeError` if an option has the name of a keyword of `expunge.unlearn` (`RESERVED`).
     """
 
     def decorate(cls: type[C]) -> type[C]:
         made = options(cls)
+        taken = sorted(RESERVED.intersection(option_names(made)))
+        if taken:
+            raise ExpungeError(
+                f"{name}: the option `{taken[0]}` has the name of a keyword of expunge.unlearn and could not be "
+                "passed; give it another name."
+            )
         if needs is None:
             made.card = METHODS.card(name)
         else:

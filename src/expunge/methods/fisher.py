@@ -3,10 +3,14 @@
 Paper      Golatkar, Achille, Soatto, CVPR 2020, arXiv:1911.04933; clamps and factors of the SCRUB authors' code
 Notation   F diagonal Fisher information on D_r at the trained weights w_o, N standard normal
 
-    v   = min(1 / (F + 1e-8), 1e3), in tensors whose first dimension is the number of classes min(., 1e2);  v <- alpha v
-    v  <- its mean over dimension 1 (tensors of two or more dimensions);  x 10 in those of the head and in 1-D tensors
-    w_u = mu + sqrt(v) N,   mu = w_o;  where a class goes whole: its rows in the head get mu = 0 and v = 1e-4, before
-          the factor. The head's are told by that shape, as in the code (it takes others along), or by `tensors=module`
+    v   = min(1 / (F + 1e-8), 1e3), in tensors of the head min(., 1e2);  v <- alpha v
+    v  <- its mean over dimension 1 (tensors of two or more dimensions);  x 10 in those of the head and of BatchNorm
+    w_u = mu + sqrt(v) N,   mu = w_o;  if an entire class is forgotten, its rows in the head get mu = 0 and v = 1e-4,
+          before the factor
+
+`tensors` decides which tensors are the head's and BatchNorm's. "module": those of the layer that gives the logits and
+of the BatchNorm layers of this model. "shape", as in the code and in the presets: every tensor whose first dimension is
+the number of classes counts as the head's (a hidden layer of that width too), every 1-D tensor as BatchNorm's.
 
 Cost       one forward and `classes` - 1 backward passes over D_r (`monte-carlo`: one), and a layer's weight gradients
 Limits     the noise is blind to the forget set unless a whole class goes; too little leaves it, too much ruins the rest
@@ -21,11 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
 from expunge.methods.problem import Problem
 from expunge.models.anatomy import anatomy
+from expunge.models.modes import evaluation_mode
 from expunge.numerics.curvature import fisher_diagonal
 
 
@@ -33,15 +39,19 @@ from expunge.numerics.curvature import fisher_diagonal
 class Fisher(Method):
     """Additive Gaussian noise shaped by the diagonal Fisher information of the retained samples."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"small": {"alpha": 1e-6}, "large": {"alpha": 1e-7}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": {"alpha": 1e-6, "tensors": "shape"},
+        "large": {"alpha": 1e-7, "tensors": "shape"},
+    }
 
     alpha: float = Field(1e-6, gt=0, description="scale of the noise variance")
     estimate: Literal["exact", "monte-carlo"] = Field(
         "exact", description="sum over all classes, or one class per sample drawn from the model: faster, noisier"
     )
     tensors: Literal["shape", "module"] = Field(
-        "shape",
-        description="how head and 1-D tensors are told: by shape, as published, or the head and BatchNorm alone",
+        "module",
+        description="how tensors of the head and of BatchNorm are recognised: by the model's layers, or, as published, "
+        "by their shape",
     )
     memory: float = Field(512.0, gt=0, description="MiB for per-sample gradients; trades memory for speed only")
 
@@ -64,10 +74,34 @@ class Fisher(Method):
     def _kinds(self, student: nn.Module, problem: Problem, run: Run) -> dict[str, tuple[bool, bool]]:
         """Parameter name -> (whether it counts as the head's, whether as BatchNorm's)."""
         if self.tensors == "shape":
-            return {name: (p.shape[0] == problem.num_classes, p.dim() == 1) for name, p in student.named_parameters()}
-        head = anatomy(student, next(iter(problem.retain.batches(2, device=run.device))).x).head
+            classes = problem.num_classes
+            return {name: (p.shape[:1] == (classes,), p.dim() == 1) for name, p in student.named_parameters()}
+        head = logit_module(student, next(iter(problem.retain.batches(2, device=run.device))).x, problem.num_classes)
         norms = tuple(f"{name}." for name, module in student.named_modules() if isinstance(module, _BatchNorm))
         return {name: (name.startswith(f"{head}."), name.startswith(norms)) for name, _ in student.named_parameters()}
+
+
+def logit_module(model: nn.Module, sample: Tensor, classes: int) -> str:
+    """Name of the module that gives the logits.
+
+    That is the head of the model's structure; where what follows it has weights of its own (a learned temperature), the
+    last layer that is passed and has one output per class. Raises `UsageError` if there is none.
+    """
+    try:
+        return anatomy(model, sample).head
+    except UsageError:
+        passed: list[str] = []
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        hooks = [m.register_forward_hook(lambda *_, name=name: passed.append(name)) for name, m in layers.items()]
+        try:
+            with evaluation_mode(model), torch.no_grad():
+                model(sample)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not passed or len(layers[passed[-1]].weight) != classes:
+            raise
+        return passed[-1]
 
 
 def whole_classes(retain: Tensor, classes: int) -> Tensor:

@@ -144,13 +144,16 @@ class L2UL(UntilForgotten):
         "vit": {"examples": 200, "batch_size": 512},
         "imagenet": {"examples": 200, "batch_size": 128, "forget_batch_size": 16, "limit": 100},
         "utkface": {"examples": 300, "eps": 2.0, "batch_size": 128, "forget_batch_size": 128},
-        "authors": {"examples": 20, "sampler": "authors"},
+        "authors": {"examples": 20, "sampler": "authors", "importance_summed": True},
         "fast": {"examples": 20, "iterations": 20, "step": 0.5, "early_stop": True},
     }
 
     examples: int = Field(20, ge=1, description="adversarial images per sample to forget, each with its own target")
     strength: float = Field(1.0, ge=0, description="weight of the importance pull; 0: adversarial examples alone")
     per_sample: bool = Field(False, description="importance with absolute gradients per sample instead of per batch")
+    importance_summed: bool = Field(
+        False, description="gradients pile up over the batches of the importance, as in the authors' code"
+    )
     batch_size: int = Field(256, ge=1, description="adversarial images per step")
     shuffle: bool = Field(False, description="draw a new order of the adversarial images in every pass")
     eps: float = Field(4.0, gt=0, description="radius of the attack, L2 in pixels of [0, 1]")
@@ -208,7 +211,7 @@ class L2UL(UntilForgotten):
         with run.stage("importance"):
             omega = importance(
                 copy.deepcopy(student), problem.forget, run, batch_size=self.forget_batch_size,
-                per_sample=self.per_sample, batchnorm=self.batchnorm,
+                per_sample=self.per_sample, batchnorm=self.batchnorm, summed=self.importance_summed,
             )  # fmt: skip
         return ImportancePull(student, omega, self.strength)
 

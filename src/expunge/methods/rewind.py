@@ -1,6 +1,6 @@
 """Rewinding (SCRUB+R): stop forgetting where the forget set looks like unseen data of the same kind.
 
-Paper      Kurmanji et al., NeurIPS 2023, section "Rewinding"; specs: reference set, target, closest snapshot
+Paper      Kurmanji et al., NeurIPS 2023, arXiv:2302.09880, section 3.2 (SCRUB+R)
 Rule       target = error of the *final* model on held-out samples, weighted by the forget set's class histogram;
            return the snapshot e in 0..E whose error on the forget set is closest to it, the earliest on ties
 """
@@ -46,18 +46,34 @@ def matched_error(logits: Tensor, labels: Tensor, like: Tensor) -> float:
 
 
 def rewind(problem: Problem, run: Run, final: nn.Module, snapshots: Mapping[int, Mapping[str, Tensor]]) -> nn.Module:
-    """Load the chosen snapshot into `final` and return it; adds forget errors to the history."""
+    """Load the chosen snapshot into `final` and return it; adds forget errors to the history.
+
+    What a method does after its last epoch, such as the repair of the head in LAF+R, is in none of its snapshots: the
+    final model is then one more candidate, "final", after all epochs. A note says so where it was not chosen.
+
+    Args:
+        problem: with validation data and a forget set, both labelled.
+        run: its history has one row per epoch.
+        final: the model as the method returned it; its weights are replaced.
+        snapshots: state dict after each epoch, 0 for the original.
+    """
     validation = problem.validation
     target = matched_error(predict(final, validation, run.device, world=run.world), validation.y, problem.forget.y)
-    epochs = sorted(snapshots)
-    errors = []
-    for epoch in epochs:
-        final.load_state_dict(snapshots[epoch])
-        errors.append(error_rate(predict(final, problem.forget, run.device, world=run.world), problem.forget.y))
-    chosen = epochs[closest(errors, target)]
-    final.load_state_dict(snapshots[chosen])
+    last = {name: value.detach().clone() for name, value in final.state_dict().items()}
+    candidates: dict[int | str, Mapping[str, Tensor]] = {epoch: snapshots[epoch] for epoch in sorted(snapshots)}
+    went_on = any(not torch.equal(value, snapshots[max(snapshots)][name]) for name, value in last.items())
+    if went_on:
+        candidates["final"] = last
+    errors: dict[int | str, float] = {}
+    for name, weights in candidates.items():
+        final.load_state_dict(weights)
+        errors[name] = error_rate(predict(final, problem.forget, run.device, world=run.world), problem.forget.y)
+    chosen = list(errors)[closest(list(errors.values()), target)]
+    final.load_state_dict(candidates[chosen])
     for row in run.history:
-        if int(row["epoch"]) in epochs:
-            row["forget_error"] = errors[epochs.index(int(row["epoch"]))]
-    run.details["rewind"] = {"target": target, "errors": dict(zip(epochs, errors, strict=True)), "chosen": chosen}
+        if int(row["epoch"]) in errors:
+            row["forget_error"] = errors[int(row["epoch"])]
+    run.details["rewind"] = {"target": target, "errors": errors, "chosen": chosen}
+    if went_on and chosen != "final":
+        run.notes.append(f"rewind chose epoch {chosen}: the result lacks what {run.label} did after its last epoch.")
     return final

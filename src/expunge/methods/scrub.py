@@ -1,4 +1,4 @@
-"""SCRUB: a student that leaves its teacher on the forget set and stays with it on the rest. SCRUB+R rewinds it.
+"""SCRUB: a student that diverges from its teacher on the forget set and matches it on the retain set; +R: rewinding.
 
 Paper      Kurmanji, Triantafillou, Hayes, Triantafillou, NeurIPS 2023, arXiv:2302.09880
 Notation   f(x; w) logits (B, C); w_o the trained weights (teacher, frozen, eval mode); w the student's, start w_o
@@ -10,10 +10,12 @@ Notation   f(x; w) logits (B, C); w_o the trained weights (teacher, frozen, eval
 One optimiser serves both phases. Labels of the forget set are never read.
 Cost       per min epoch one forward/backward pass over D_r, per max epoch over D_f; one teacher pass over both, cached
 Start      student = teacher makes the gradient of d exactly zero. With BatchNorm in train mode the student differs
-           from its teacher at once; without, the weights get a small `kick` up the cross-entropy with the teacher's own
-           answers before the first step, or a few epochs of max steps would go nowhere
-Deviates   from the public code: teacher logits cached (inputs are not augmented); `smoothing`, an undocumented pull
-           towards the running mean of the weights that the code had until 2024-08, is off by default
+           from its teacher at once; without, the weights are moved a little up the cross-entropy with the teacher's
+           own answers before the first step (`start_perturbation`), or a few max epochs would go nowhere
+Deviates   from the public code: teacher logits cached (inputs are not augmented); `start_perturbation`, which the
+           authors do not have and `/faithful` switches off; `smoothing`, an undocumented pull towards the running mean
+           of the weights that the code had until 2024-08, is off by default. There the mean was kept by PyTorch's
+           `AveragedModel`, whose first update copies the weights as they are (`smoothing_copies_first`)
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def _family(base: Mapping[str, Any], epochs: int, msteps: int, alpha: float, gam
             "retain_batch_size": retain, "forget_batch_size": forget, "milestones": milestones}  # fmt: skip
 
 
-# One row per experiment family of the authors' notebooks (specification, section 2.3).
+# One row per experiment family of the authors' notebooks (github.com/meghdadk/SCRUB).
 FAMILIES: dict[str, dict[str, Any]] = {
     "small-rb": _family(_ADAM, 10, 3, 0.5, 1.0, 2.0, (32, 64), (5, 8, 9)),
     "large-rb": _family(_SGD, 3, 2, 0.001, 0.99, 4.0, (256, 512), (3, 5, 9)),
@@ -60,11 +62,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "resnet50": _family({**_ADAM, "weight_decay": 5e-4}, 5, 5, 0.5, 1.0, 4.0, (128, 64), (5, 5, 9)),
 }
 # What the notebooks ran when the paper was published and the objective does not have: the pull to the mean of the
-# weights everywhere but in large RB, and a cross-entropy weight of 99 in small RC.
+# weights everywhere but in large RB, and a cross-entropy weight of 99 in small RC. No start is perturbed.
 _FAITHFUL: dict[str, dict[str, Any]] = {
-    name: {**values, "smoothing": 0.0 if name == "large-rb" else 0.5} for name, values in FAMILIES.items()
+    name: {**values, "smoothing": 0.0 if name == "large-rb" else 0.5, "start_perturbation": 0.0}
+    for name, values in FAMILIES.items()
 }
 _FAITHFUL["small-rc"]["gamma"] = 99.0
+# The authors' first notebook on the sensitivity to alpha and gamma, which it sweeps.
+_SENSITIVITY = {**_family(_ADAM, 10, 2, 0.5, 1.0, 8.0, (16, 32), (7, 8, 9)), "start_perturbation": 0.0}
 
 
 @method("scrub")
@@ -77,8 +82,10 @@ class SCRUB(IterativeMethod):
     """
 
     parallel: ClassVar[bool] = True
+    renamed: ClassVar[Mapping[str, str]] = {"kick": "start_perturbation"}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **FAMILIES,
+        "sensitivity": _SENSITIVITY,
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},
     }
 
@@ -86,7 +93,7 @@ class SCRUB(IterativeMethod):
     gamma: float = Field(1.0, ge=0, description="weight of the cross-entropy on retained samples")
     temperature: float = Field(4.0, gt=0, description="T of the distillation distance d")
     epochs: int = Field(5, ge=0, description="passes over the retained samples (min epochs)")
-    msteps: int = Field(3, ge=0, description="the first so many epochs begin with a max epoch on the forget set")
+    msteps: int = Field(3, ge=0, description="number of initial epochs that start with a max epoch on the forget set")
     retain_batch_size: int = Field(128, ge=1, description="retained samples per step")
     forget_batch_size: int = Field(256, ge=1, description="samples to forget per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule, one for both phases")
@@ -97,13 +104,21 @@ class SCRUB(IterativeMethod):
     decay: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
     smoothing: float = Field(0.0, ge=0, description="strength of the pull to the running mean of the weights")
     smoothing_start: int = Field(10, ge=1, description="epoch from which that mean follows the student (0.9/0.1)")
+    smoothing_copies_first: bool = Field(
+        False, description="the first update of that mean copies the weights, as PyTorch's AveragedModel does"
+    )
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm in both phases")
     reset_moments: bool = Field(False, description="forget the optimiser's moments between max and min epochs")
     settle: float | None = Field(
-        None, ge=0, le=1, description="stop after the max epochs once the retained error is so close to the teacher's"
+        None,
+        ge=0,
+        le=1,
+        description="after the max epochs, stop once the retain error is at most this above the teacher's",
     )
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
-    kick: float = Field(1e-3, ge=0, description="share of its size by which each tensor moves if the start is stuck")
+    start_perturbation: float = Field(
+        1e-3, ge=0, description="share of its norm by which each tensor moves where the first max step has no gradient"
+    )
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -115,7 +130,7 @@ class SCRUB(IterativeMethod):
             self.optimizer, student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         passes = Passes(student, run)
-        mean = WeightMean(student) if self.smoothing > 0 else None
+        mean = WeightMean(student, copies_first=self.smoothing_copies_first) if self.smoothing > 0 else None
         started = False
         for epoch in run.epochs(student, self.epochs):
             rate = learning_rate(
@@ -135,7 +150,7 @@ class SCRUB(IterativeMethod):
                     if not started:
                         started = True
                         if self._stuck(distance, student, run):
-                            self._kick(student, passes, batch, on_forget[batch.index], run)
+                            self._perturb(student, passes, batch, on_forget[batch.index], run)
                             distance, _ = self._distance(passes, batch, on_forget, run)
                     step(self._smoothed(-distance, mean, student), student, optimizer, self.clip)
                     epoch.add("forget_distance", distance, len(batch))
@@ -173,14 +188,14 @@ class SCRUB(IterativeMethod):
     def _stuck(self, distance: Tensor, student: nn.Module, run: Run) -> bool:
         """Whether the first ascent step has nowhere to go; the norm of its gradient is logged."""
         trained = [p for p in student.parameters() if p.requires_grad]
-        found = torch.autograd.grad(distance, trained, retain_graph=True, allow_unused=True)
-        norms = torch.stack([g.norm() for g in found if g is not None])
+        gradients = torch.autograd.grad(distance, trained, retain_graph=True, allow_unused=True)
+        norms = torch.stack([g.norm() for g in gradients if g is not None])
         norm = float(run.world.total(norms.square().sum()).sqrt())
         run.details["first_gradient_norm"] = norm
-        return norm < STUCK and self.kick > 0
+        return norm < STUCK and self.start_perturbation > 0
 
-    def _kick(self, student: nn.Module, passes: Passes, batch: Batch, teacher: Tensor, run: Run) -> None:
-        """Up the cross-entropy with the teacher's own answers, where d has no slope: each tensor by `kick` of its size.
+    def _perturb(self, student: nn.Module, passes: Passes, batch: Batch, teacher: Tensor, run: Run) -> None:
+        """Up the cross-entropy with the teacher's own answers: each tensor by a share of its norm.
 
         No label is read, and no step is counted.
         """
@@ -188,10 +203,10 @@ class SCRUB(IterativeMethod):
         with torch.no_grad():
             for p in student.parameters():
                 if p.grad is not None:
-                    p.add_(p.grad * (self.kick * p.norm() / p.grad.norm().clamp(min=1e-30)))
+                    p.add_(p.grad * (self.start_perturbation * p.norm() / p.grad.norm().clamp(min=1e-30)))
         student.zero_grad(set_to_none=True)
         norm = run.details["first_gradient_norm"]
-        run.notes.append(f"the first ascent step had no gradient ({norm:.1e}); the weights got a small kick.")
+        run.notes.append(f"the first ascent step had no gradient ({norm:.1e}); the weights got a small perturbation.")
 
     def _smoothed(self, loss: Tensor, mean: WeightMean | None, student: nn.Module) -> Tensor:
         return loss if mean is None else loss + self.smoothing * mean.distance(student)
@@ -201,13 +216,18 @@ STUCK = 1e-4  # gradient norm below which the max phase would not start; train-m
 
 
 class WeightMean:
-    """Running mean of the weights (starts at w_o) and the un-squared distance to it, summed over the tensors."""
+    """Running mean of the weights (starts at w_o) and the un-squared distance to it, summed over the tensors.
 
-    def __init__(self, model: nn.Module) -> None:
+    copies_first: whether the first update takes the weights as they are instead of a tenth of them.
+    """
+
+    def __init__(self, model: nn.Module, *, copies_first: bool = False) -> None:
         self._mean = [p.detach().clone() for p in model.parameters()]
+        self._rate = 1.0 if copies_first else 0.1
 
     def follow(self, model: nn.Module) -> None:
-        torch._foreach_lerp_(self._mean, [p.detach() for p in model.parameters()], 0.1)
+        torch._foreach_lerp_(self._mean, [p.detach() for p in model.parameters()], self._rate)
+        self._rate = 0.1
 
     def distance(self, model: nn.Module) -> Tensor:
         """sum over layers of ||w_l - mean_l||_F; its gradient at zero distance is taken as zero."""

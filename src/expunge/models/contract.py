@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from expunge.core.errors import DataError, UsageError
+from expunge.core.seeds import global_generators
 from expunge.models.modes import evaluation_mode, lone_samples
 
 _OUTPUT_KEYS = ("logits", "out", "output", "outputs", "prediction", "predictions")
@@ -203,8 +204,7 @@ def _trainable_type(weight: Tensor) -> bool:
 def _in_train_mode(model: nn.Module, x: Tensor) -> Any:
     """What a copy of the model returns in train mode; the global random state stays as it was."""
     probe = copied(model).train()
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), lone_samples(probe):
+    with global_generators(x.device), torch.no_grad(), lone_samples(probe):
         return probe(x.clone())
 
 

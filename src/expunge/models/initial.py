@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from expunge.core.errors import UsageError, unknown
-from expunge.core.seeds import derive
+from expunge.core.seeds import derive, global_generators
 
 
 @contextmanager
@@ -19,12 +19,9 @@ def drawing(seed: int) -> Iterator[None]:
 
     `torch.manual_seed` would reseed every GPU as well, and nothing would bring their state back.
     """
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(derive(seed, "init"))
-    try:
+    with global_generators():
+        torch.default_generator.manual_seed(derive(seed, "init"))
         yield
-    finally:
-        torch.set_rng_state(before)
 
 
 def reset_parameters(model: nn.Module, names: Iterable[str] | None = None, *, seed: int = 0) -> None:

@@ -7,6 +7,8 @@ Paper      Aljundi et al., ECCV 2018, arXiv:1711.09601 (MAS); used inverted by C
     penalty  (s/2) sum_p Omega_p (w_p - w_ref,p)^2        its gradient is added straight to the gradients
 
 Published: |.| per batch, in train mode of BatchNorm. `per_sample` takes |.| per sample, as MAS does, in eval mode.
+The authors' code never sets the gradients of its copy back to zero, so that batch b enters with the sum of the
+gradients of the batches 1..b; `summed` does that. With one batch (k <= batch size) it makes no difference.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from expunge.models.modes import evaluation_mode, training_mode
 
 
 def importance(
-    model: nn.Module, split: Split, run: Run, *, batch_size: int, per_sample: bool = False, batchnorm: str = "train"
+    model: nn.Module,
+    split: Split,
+    run: Run,
+    *,
+    batch_size: int,
+    per_sample: bool = False,
+    batchnorm: str = "train",
+    summed: bool = False,
 ) -> dict[str, Tensor]:
     """Omega per trainable parameter, in [0, 1]: 0 for the weights that matter most to `split`, 1 for those that do not.
 
@@ -31,14 +40,16 @@ def importance(
     model.requires_grad_(True)
     names = [name for name, _ in model.named_parameters()]
     total = [torch.zeros_like(p) for p in model.parameters()]
+    so_far = [torch.zeros_like(p) for p in model.parameters()] if summed else None
 
     def add(x: Tensor, weight: int) -> None:
         gradients = torch.autograd.grad(
             model(x).float().norm(dim=1).mean(), list(model.parameters()), allow_unused=True
         )
-        for sum_, gradient in zip(total, gradients, strict=True):
+        for number, gradient in enumerate(gradients):
             if gradient is not None:
-                sum_.add_(gradient.abs(), alpha=weight)
+                taken = gradient if so_far is None else so_far[number].add_(gradient)
+                total[number].add_(taken.abs(), alpha=weight)
 
     if per_sample:
         with evaluation_mode(model):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.run import Precision
+from expunge.core.seeds import global_generators
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.models.layout import channels_last
@@ -98,9 +99,8 @@ def measure(model: nn.Module, x: Tensor, num_classes: int, device: torch.device)
     student = copy.deepcopy(model).to(device).train()
     channels_last(student, x.shape[1:])
     labels = torch.arange(len(x), device=device) % num_classes
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     seconds: dict[str, float] = {}
-    with torch.random.fork_rng(devices=devices), lone_samples(student):
+    with global_generators(device), lone_samples(student):
         _step(student, x, labels, device, "float32")
         seconds["float32"] = min(_step(student, x, labels, device, "float32") for _ in range(2))
         if seconds["float32"] < SMALL_SECONDS:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from expunge.core.errors import UsageError
 from expunge.core.options import build, to_dict
 from expunge.core.run import Run
-from expunge.core.seeds import derive
+from expunge.core.seeds import derive, global_generators
 from expunge.data.split import Split
 from expunge.models.initial import reset_parameters
 from expunge.training.ensemble import Ensemble
@@ -124,11 +124,10 @@ class ShardedTraining:
     def train(self, run: Run | None = None) -> Ensemble:
         """Train every stage that has no checkpoint, and return the ensemble. A shard without samples has no model."""
         outer = run or self._run()
-        devices = [torch.cuda.current_device()] if torch.device(outer.device).type == "cuda" else []
         home = next((p.device for p in self._model.parameters()), torch.device(outer.device))
         samples = stages = 0
         models = []
-        with torch.random.fork_rng(devices=devices):
+        with global_generators(outer.device):
             for shard in range(len(self.shards)):
                 if not sum(len(part) for part in self.shards[shard]):
                     continue

@@ -17,6 +17,7 @@ from torch import nn
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
+from expunge.core.seeds import global_generators
 from expunge.data.split import Split
 from expunge.models.modes import training_mode
 from expunge.numerics.vae import VAE, vae_loss
@@ -88,8 +89,7 @@ def measure_pace(model: nn.Module, data: Split, device: torch.device | str = "cp
     if not len(data):
         raise UsageError("the pace of a model cannot be measured without samples; pass some.")
     target = torch.device(device)
-    devices = [torch.cuda.current_device()] if target.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with global_generators(target):
         student = copy.deepcopy(model).to(target).requires_grad_(True)
         optimizer = make_optimizer("adam", student.parameters(), lr=1e-6)
 

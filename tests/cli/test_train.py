@@ -29,7 +29,7 @@ def test_writes_weights_facts_and_history(expunge, rows, tmp_path):
     result = expunge("train", "--model", "mlp", "--data", rows, "--epochs", "2", "--lr", "0.05", "--out", out)
     assert result.code == 0, result.err
     names = {path.name for path in out.iterdir()}
-    assert names == {"model.safetensors", "result.json", "history.csv", "settings.json"}
+    assert names == {"model.safetensors", "result.json", "history.csv", "initial.safetensors", "settings.json"}
     record = json.loads((out / "result.json").read_text())
     assert record["training"]["recipe"]["lr"] == 0.05
     assert len((out / "history.csv").read_text().splitlines()) == 3

@@ -29,7 +29,8 @@ def forgot(rows: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_writes_everything(forgot):
     names = {path.name for path in forgot.iterdir()}
-    assert names == {"model.safetensors", "result.json", "history.csv", "settings.json", "cells.json", "report.html"}
+    written = {"model.safetensors", "result.json", "rows.json", "history.csv"}
+    assert names == written | {"settings.json", "cells.json", "report.html"}
     assert "<html" in (forgot / "report.html").read_text(encoding="utf-8").lower()
 
 

@@ -81,10 +81,13 @@ def load(
     place = place.parent if place.name == WEIGHTS else place
     record = _record(place)
     job = _settings(place)
-    known = _Data.of(job, record) if data is None and job is not None else None
+    training = record.get("training") or {}
+    described = _described(job, training) if data is None and job is not None else None
+    forgetting = None
     splits = as_splits({"train": data, "validation": held_out, "test": test})
-    if known is not None:
-        splits = {**known.splits(), **splits}
+    if described is not None:
+        splits = {**described[0].splits(), **splits}
+        forgetting = described[1]
     check_unseen(splits)
     module = _module(place, job, splits.get("train"), model)
     load_weights(module, place / WEIGHTS)
@@ -94,8 +97,7 @@ def load(
             "or damaged: restore the folder, or save the model again."
         )
     before = parent if parent is not None else _parent(job, record)
-    parts = _parts(place, record, splits, known)
-    training = record.get("training") or {}
+    parts = _parts(place, record, splits) if forgetting is None else _partition(record, forgetting)
     recipe = record.get("recipe") or training.get("recipe")
     common: dict[str, Any] = {
         "model": module,
@@ -108,7 +110,9 @@ def load(
         "parent": before,
         "given": splits["train"] if "held_out" in parts else None,
     }
-    return _made(record, common, parts, known)
+    if "forget" in parts:
+        common |= {"forget": parts["forget"], "forgetting": forgetting}
+    return _made(record, common)
 
 
 def load_result(folder: str | Path, **known: Any) -> Result:
@@ -122,9 +126,7 @@ def load_result(folder: str | Path, **known: Any) -> Result:
 _RUN = ("status", "seconds", "stages", "needs", "weights", "notes", "details", "effect", "history", "format")
 
 
-def _made(
-    record: Mapping[str, Any], common: dict[str, Any], parts: Mapping[str, Split], known: _Data | None
-) -> TrainedModel:
+def _made(record: Mapping[str, Any], common: dict[str, Any]) -> TrainedModel:
     facts = {name: value for name, value in record.items() if name not in _RUN}
     if "history" not in record:
         return TrainedModel(**common, facts=facts)
@@ -139,8 +141,6 @@ def _made(
         notes=list(record["notes"]),
         details=dict(record["details"]),
         effect=None if record.get("effect") is None else Effect.of_record(record["effect"]),
-        forget=parts.get("forget"),
-        forgetting=known.forgetting if known is not None and "forget" in parts else None,
     )
 
 
@@ -204,13 +204,22 @@ def _initial(
     """The weights training started from: kept beside the model, or drawn again and verified by their hash."""
     if (place / INITIAL).is_file():
         return read_weights(place / INITIAL)
-    if job is None or train is None or "start" not in training:
-        return None
-    return start_weights(job, training, train)
+    return None if job is None or train is None else start_weights(job, training, train)
 
 
 def start_weights(job: Mapping[str, Any], training: Mapping[str, Any], train: Split) -> dict[str, Tensor] | None:
-    """The start weights that `training` tells of, built again; None if they cannot be, or would be others."""
+    """The weights that a training of the command line started from, built again.
+
+    Args:
+        job: Settings that name the model.
+        training: What was written down of the training; empty for weights of other origin.
+        train: Data of the shape that the model takes.
+
+    Returns:
+        The state dict, or None if it is not known, cannot be built, or would be another one.
+    """
+    if "start" not in training:
+        return None
     checkpoint = training.get("checkpoint")
     if checkpoint is not None and not Path(checkpoint).is_file():
         return None
@@ -219,6 +228,12 @@ def start_weights(job: Mapping[str, Any], training: Mapping[str, Any], train: Sp
         load_weights(model, checkpoint)
     state = model.state_dict()
     return dict(state) if state_hash(state) == training["start"] else None
+
+
+def facts_beside(checkpoint: Path) -> dict[str, Any]:
+    """What the result.json beside a checkpoint tells; empty for weights of other origin."""
+    path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / RECORD
+    return read_mapping(path) if path.exists() else {}
 
 
 def _parent(job: Mapping[str, Any] | None, record: Mapping[str, Any]) -> TrainedModel | None:
@@ -232,16 +247,11 @@ def _parent(job: Mapping[str, Any] | None, record: Mapping[str, Any]) -> Trained
     return None
 
 
-def _parts(
-    place: Path, record: Mapping[str, Any], splits: Mapping[str, Split], known: _Data | None
-) -> dict[str, Split]:
+def _parts(place: Path, record: Mapping[str, Any], splits: Mapping[str, Split]) -> dict[str, Split]:
     """What the model was trained on or still knows, and what it forgot, checked by content."""
     train = splits.get("train")
     if train is None:
         return {}
-    if known is not None and known.forgetting is not None:
-        known.check(record)
-        return known.parts(record)
     written = record.get("data") or {}
     if (place / ROWS).is_file():
         rows = read_mapping(place / ROWS)
@@ -263,56 +273,92 @@ def _parts(
 
 
 @dataclass(frozen=True)
-class _Data:
-    """Data as the settings of a command describe them."""
+class Data:
+    """Data as the settings of a command name them.
 
-    whole: Split
-    held_out: Split | None
+    Attributes:
+        train: What a model is trained on, without what is held out.
+        test: Samples that no model saw, where the source or a setting names some.
+        validation: Held-out samples.
+    """
+
+    train: Split
     test: Split | None
-    forgetting: Forgetting | None
-
-    @classmethod
-    def of(cls, job: Mapping[str, Any], record: Mapping[str, Any]) -> _Data | None:
-        """None where the data are no longer where they were."""
-        training = record.get("training") or {}
-        spec = str(job["data"])
-        options = literals(job.get("data_options") or {})
-        if not spec.startswith("hf:") and ("/" in spec or "." in spec) and not Path(spec).exists():
-            return None
-        with distributed.current().in_turn():
-            train, test = load_pair(spec, **options)
-        held = None
-        holdout = float(job.get("holdout", training.get("holdout", 0.0)))
-        if holdout:
-            seed = int(job["split_seed"] if "holdout" in job else training.get("split_seed", 0))
-            train, held = hold_out(train, holdout, seed)
-        forgetting = None
-        if job.get("forget") is not None:
-            forgetting = parse_scenario(str(job["forget"])).split(train, int(job.get("split_seed", 0)))
-        return cls(train, held, test, forgetting)
+    validation: Split | None = None
 
     def splits(self) -> dict[str, Split]:
-        given = {"train": self.whole, "validation": self.held_out, "test": self.test}
-        return as_splits(given)
+        """Those that there are, by name."""
+        return as_splits({"train": self.train, "validation": self.validation, "test": self.test})
 
-    def parts(self, record: Mapping[str, Any]) -> dict[str, Split]:
-        split = self.forgetting
-        assert split is not None  # noqa: S101  # callers have looked
-        if record.get("kind") != "train":
-            return {"train": split.retain, "forget": split.forget}
-        retained = record["data"]["train"] == split.retain.content_hash()
-        return {"train": split.retain if retained else split.train}
 
-    def check(self, record: Mapping[str, Any]) -> None:
-        split = self.forgetting
-        written = record.get("data") or {}
-        if split is None:
-            return
-        hashes = {"forget": {split.forget.content_hash()}, "train": {split.train.content_hash()}}
-        hashes["train"].add(split.retain.content_hash())
-        for name, allowed in hashes.items():
-            if written.get(name) and written[name] not in allowed:
-                raise DataError("the data changed since this folder was written; restore them, or pass data=...")
+def read_data(job: Mapping[str, Any], *, holdout: float = 0.0, split_seed: int = 0) -> Data:
+    """The data that settings name: `data` and `data_options`; `test` and `validation` where they have them.
+
+    Args:
+        job: The settings of a command.
+        holdout: Fraction of the training part that becomes validation data.
+        split_seed: Of that draw.
+
+    Raises:
+        DataError: If data cannot be read.
+        UsageError: If `test` or `validation` name the training data.
+    """
+    with distributed.current().in_turn():
+        spec, options = str(job["data"]), dict(job.get("data_options") or {})
+        try:
+            train, test = load_pair(spec, **options)
+        except DataError as error:
+            raise DataError(f"{error} `expunge inspect {spec}` shows how the data are read.") from None
+        if job.get("test") is not None:
+            test = _extra(str(job["test"]), spec, options, train)
+        held = None
+        if holdout:
+            train, held = hold_out(train, holdout, split_seed)
+        if job.get("validation") is not None:
+            held = _extra(str(job["validation"]), spec, options, train)
+        return Data(train, test, held)
+
+
+def _extra(spec: str, training: str, options: Mapping[str, Any], train: Split) -> Split:
+    """Test or validation data of their own, normalised as the training data are."""
+    first, second = load_pair(spec, **options)
+    chosen = second if second is not None else first
+    if second is None and Path(spec).resolve() == Path(training).resolve():
+        raise UsageError(
+            f"`{spec}` is what the model was trained on, so it cannot measure anything unseen; name other data, "
+            "or train with `--holdout 0.1`."
+        )
+    chosen.store.normalisation = train.store.normalisation
+    return chosen
+
+
+def _described(job: Mapping[str, Any], training: Mapping[str, Any]) -> tuple[Data, Forgetting | None] | None:
+    """Data and partition of the settings beside a result; None where the data are no longer where they were."""
+    spec = str(job["data"])
+    if not spec.startswith("hf:") and ("/" in spec or "." in spec) and not Path(spec).exists():
+        return None
+    own = "holdout" in job  # of `expunge train`; other commands find it in what was written down of the training
+    source = job if own else training
+    found = read_data(job, holdout=float(source.get("holdout") or 0.0), split_seed=int(source.get("split_seed") or 0))
+    forgetting = None
+    if job.get("forget") is not None:
+        forgetting = parse_scenario(str(job["forget"])).split(found.train, int(job.get("split_seed", 0)))
+    return found, forgetting
+
+
+def _partition(record: Mapping[str, Any], split: Forgetting) -> dict[str, Split]:
+    """What a folder of the command line was trained on or still knows, and what it forgot, checked by content."""
+    written = record.get("data") or {}
+    trains = (
+        {"train": split.train} if record.get("kind") == "train" else {"train": split.retain, "forget": split.forget}
+    )
+    if record.get("kind") == "train" and written.get("train") == split.retain.content_hash():
+        trains = {"train": split.retain}
+    expected = {"train": written.get("train", written.get("retain")), "forget": written.get("forget")}
+    for name, part in trains.items():
+        if expected[name] and expected[name] != part.content_hash():
+            raise DataError("the data changed since this folder was written; restore them, or pass data=...")
+    return trains
 
 
 def literals(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from expunge.api.evaluate import Scores
 from expunge.api.record import CellRecord, cell_from_result, curves, request_rows, score_rows
 from expunge.api.result import versions
-from expunge.cli.inputs import Data
+from expunge.api.saved import Data
 from expunge.cli.jobs import Unlearn
 from expunge.methods import METHODS
 from expunge.models.checkpoint import weights_hash

@@ -14,10 +14,12 @@ from torch import nn
 from expunge import api
 from expunge.api.effect import Effect
 from expunge.api.evaluate import check_metrics
+from expunge.api.experiment import train_references
 from expunge.api.planning.automatic import announce, choose, situation
 from expunge.api.planning.situation import Situation
 from expunge.api.prepare import as_classifier, pick_device
-from expunge.api.result import Result, versions
+from expunge.api.saved import Data, facts_beside
+from expunge.api.trained import TrainedModel
 from expunge.cli import console, inputs, tables
 from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
@@ -29,6 +31,7 @@ from expunge.core.errors import DivergedError, UsageError, nearest
 from expunge.core.files import csv_for_people, write_text
 from expunge.core.options import option_names, to_dict
 from expunge.core.run import Progress
+from expunge.core.version import versions
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.evidence import audit as evidence
@@ -97,40 +100,37 @@ def train(job: Train) -> None:
 def unlearn(job: Unlearn) -> None:
     """Unlearn, measure, report; parts that an earlier, interrupted call finished are not done again."""
     named = None if job.method == "auto" and not job.options else _named(job)
-    training = inputs.Training.beside(job.checkpoint)
-    recipe = training.recipe(job.recipe)
     world = distributed.current()
-    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
+    data = inputs.data_of(job, inputs.training_of(job.checkpoint))
     split = inputs.split_data(job, data.train)
-    original = inputs.build(job, data.train, weights=job.checkpoint)
-    start = training.start(job, data.train)
+    trained = inputs.original(job, job.checkpoint, data=data, train=split.train)
     parts = {"forget": split.forget, "retain": split.retain, "validation": data.validation}
-    splits = {name: one for name, one in parts.items() if one is not None}
-    at = situation(original, splits, recipe=recipe, initial=start is not None, budget_seconds=job.budget_seconds)
-    answering, _ = as_classifier(original, splits, pick_device(job.device))
+    splits = {name: part for name, part in parts.items() if part is not None}
+    at = situation(
+        trained.model, splits, recipe=trained.recipe, initial=trained.initial is not None,
+        budget_seconds=job.budget_seconds,
+    )  # fmt: skip
+    answering, _ = as_classifier(trained.model, splits, pick_device(job.device))
     method = named or _planned(answering, splits, at, job.device)
     job = dataclasses.replace(job, method=job.method if named else method.card.name, options=to_dict(method))
     check_parallel(method, world)
     world.from_first(lambda: claim(job))
-    _check_first(job, method, recipe, data, split, original)
-    if not training.matches(split.train):
+    _check_first(job, method, trained, split)
+    if not inputs.is_trained_on(trained):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
-    common: dict[str, Any] = {"recipe": recipe, "device": job.device, "seed": job.seed, "precision": job.precision}
+    common: dict[str, Any] = {"device": job.device, "seed": job.seed, "precision": job.precision}
     record = world.from_first(lambda: finished(job))
     if record is None:
         _announce(answering, method, at, split, job)
         with console.progress() as progress:
             how = (
-                functools.partial(api.unlearn_stream, requests=split.requests(), test=data.test)
+                functools.partial(api.unlearn_stream, requests=split)
                 if split.scenario.requests > 1
-                else functools.partial(api.unlearn, forget=split.forget)
+                else functools.partial(api.unlearn, forget=split)
             )
             result = how(
-                original,
-                retain=split.retain,
-                validation=data.validation,
+                trained if method.needs.initial else inputs.for_references(trained),
                 method=method,
-                initial=start if method.needs.initial or training.pretrained else None,
                 budget_seconds=job.budget_seconds,
                 compile=job.compile,
                 progress=progress,
@@ -138,7 +138,7 @@ def unlearn(job: Unlearn) -> None:
                 **common,
             )
         known = {**result.facts["data"], "forget": split.forget.content_hash()}  # of a stream: all requests together
-        facts = {**result.facts, "training": training.facts, "data": known}
+        facts = {**result.facts, "training": trained.facts["training"], "data": known}
         result = dataclasses.replace(result, facts=facts)
         if world.first:
             result.save(job.out)
@@ -147,25 +147,26 @@ def unlearn(job: Unlearn) -> None:
         _same_data(job.out, record["data"].get("forget", ""), split.forget.content_hash())
         unlearned = inputs.build(job, data.train, weights=job.out / WEIGHTS)
         console.say(f"{job.out} already holds this result; measuring it.")
-    models: dict[str, nn.Module] = {"original": original, "unlearned": unlearned}
+    models: dict[str, Any] = {"original": trained, "unlearned": unlearned}
     records = {"unlearned": record}
     if job.retrain:
-        reference = _retrained(original, split, start if training.pretrained else None, common)
-        models["retrained"], records["retrained"] = reference.model, reference.record()
+        with console.progress() as progress:
+            models["retrained"] = api.unlearn(
+                inputs.for_references(trained), forget=split, method="retrain", progress=progress, cache=cache_root(),
+                **common,
+            )  # fmt: skip
+        records["retrained"] = models["retrained"].record()
     scores = api.evaluate(
         models,
-        forget=split.forget,
-        retain=split.retain,
-        test=data.test,
+        **_measured(split, data.test),
         metrics=job.metrics,
-        sample=split.sample,
-        seconds={name: float(one["seconds"]) for name, one in records.items()},
+        seconds={name: float(each["seconds"]) for name, each in records.items()},
         seed=job.seed,
         device=job.device,
     )
     if not world.first:
         return
-    cells = make_cells(job, data, split, scores, records, training.facts)
+    cells = make_cells(job, data, split, scores, records, trained.facts["training"])
     write_text(job.out / "cells.json", json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1) + "\n")
     _print_forgetting(split)
     console.out().print(tables.scores_table(scores.values, labels={"unlearned": job.method}))
@@ -214,17 +215,12 @@ def evaluate(job: Evaluate) -> None:
     paths: dict[str, Path] = {name: path for name, path in given.items() if path is not None}
     if not paths:
         raise UsageError("nothing to evaluate: give at least one of --original, --unlearned, --retrained.")
-    training = inputs.Training.beside(next(iter(paths.values())))
-    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
+    data = inputs.data_of(job, inputs.training_of(next(iter(paths.values()))))
     split = inputs.split_data(job, data.train)
-    models = {name: inputs.build(job, data.train, weights=path) for name, path in paths.items()}
     scores = api.evaluate(
-        models,
-        forget=split.forget,
-        retain=split.retain,
-        test=data.test,
+        {name: inputs.build(job, data.train, weights=path) for name, path in paths.items()},
+        **_measured(split, data.test),
         metrics=job.metrics,
-        sample=split.sample,
         seed=job.seed,
         device=job.device,
     )
@@ -241,46 +237,45 @@ def evaluate(job: Evaluate) -> None:
         console.say(f"written: {job.csv}")
 
 
+def _measured(split: Forgetting, test: Split | None) -> dict[str, Any]:
+    """The data that `evaluate` is given."""
+    return {"forget": split.forget, "retain": split.retain, "test": test, "sample": split.sample}
+
+
 def audit(job: Audit) -> None:
     """Retrained references by name or made now, then the verdict; printed and written."""
     from expunge.report.audit_page import build_audit_page
 
-    training = inputs.Training.beside(job.original)
-    recipe = training.recipe(job.recipe)
-    if (job.retrain or job.shadows) and recipe is None:
+    method = _method_of(job)
+    data = inputs.data_of(job, inputs.training_of(job.original))
+    if data.test is None:
+        raise UsageError("an audit needs samples that no model has seen; give --test.")
+    split = inputs.split_data(job, data.train)
+    original = inputs.for_references(inputs.original(job, job.original, data=data, train=split.train))
+    if (job.retrain or job.shadows) and original.recipe is None:
         raise UsageError(
             "references and shadow models cannot be trained without the recipe of the original; give --recipe "
             "file.yaml, or an original that `expunge train` made."
         )
-    method = _method_of(job)
-    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
-    if data.test is None:
-        raise UsageError("an audit needs samples that no model has seen; give --test.")
-    split = inputs.split_data(job, data.train)
-    original = inputs.build(job, data.train, weights=job.original)
-    unlearned = inputs.build(job, data.train, weights=job.unlearned)
     again: list[Any] = [inputs.build(job, data.train, weights=path) for path in _weights_in(job.retrained)]
-    start = training.start(job, data.train) if training.pretrained else None  # fresh ones differ in their start, too
-    for seed in range(job.seed + 1, job.seed + 1 + job.retrain):
-        common = {"recipe": recipe, "device": job.device, "seed": seed}
-        again.append(_retrained(original, split, start, common))
+    again += train_references(
+        original, job.retrain, forget=split.forget, retain=split.retain, seed=job.seed, device=job.device
+    )
     with console.progress() as progress:
         verdict = evidence.audit(
-            original, unlearned, forget=split.forget, retain=split.retain, test=data.test, retrained=again,
-            margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
-            shadows=job.shadows, method=method, recipe=recipe, design=job.design, requests=job.requests,
-            jobs=job.jobs, cache=cache_root(), residue=job.residue,
-            progress=_counting("shadows", progress),
+            original, inputs.build(job, data.train, weights=job.unlearned), forget=split, test=data.test,
+            references=again, margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed,
+            device=job.device, shadows=job.shadows, method=method, design=job.design, requests=job.requests,
+            jobs=job.jobs, cache=cache_root(), residue=job.residue, progress=_counting("shadows", progress),
         )  # fmt: skip
     record = {
-        "word": verdict.word, "basis": verdict.basis, "reasons": verdict.reasons, "forgotten": split.describe(),
-        "retrained": len(again), "settings": to_dict(job), "versions": versions(), **verdict.details,
+        **verdict.record(), "forgotten": split.describe(), "retrained": len(again), "settings": to_dict(job),
+        "versions": versions(),
     }  # fmt: skip
     write_text(job.out / "attacks.csv", csv_for_people(verdict.frame()))
     if verdict.comparisons:
         write_text(job.out / "tests.csv", csv_for_people(verdict.tests()))
     if verdict.residue is not None:
-        record["residue"] = verdict.residue.details()
         write_text(job.out / "residue.csv", csv_for_people(verdict.residue.frame()))
     write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
     page = build_audit_page(
@@ -305,7 +300,7 @@ def _counting(what: str, report: Callable[[Progress], None] | None) -> Callable[
     return lambda done, of: shown(Progress(what, done, of, {}))
 
 
-def _audit_facts(job: Audit, data: inputs.Data, split: Forgetting, again: int) -> list[tuple[str, str]]:
+def _audit_facts(job: Audit, data: Data, split: Forgetting, again: int) -> list[tuple[str, str]]:
     found = [
         ("To forget", f"{len(split.forget):,} of {len(split.train):,} training samples ({job.forget})"),
         ("Data", f"{job.data}, {len(data.test) if data.test else 0:,} unseen samples"),
@@ -327,7 +322,7 @@ def _method_of(job: Audit) -> Method | None:
     if job.method is not None:
         cls = METHODS.load(job.method.partition("/")[0])
         return make_method(job.method, **typed_options(cls, job.options, commands=option_names(Audit)))
-    facts = inputs.facts_beside(job.unlearned)
+    facts = facts_beside(job.unlearned)
     if "method" not in facts:
         raise UsageError(
             f"what made {job.unlearned} is not known; give --method, which the shadow models then use too."
@@ -345,39 +340,22 @@ def _weights_in(folder: Path | None) -> list[Path]:
     return found
 
 
-def _check_first(
-    job: Unlearn, method: Method, recipe: Recipe | None, data: inputs.Data, split: Forgetting, original: nn.Module
-) -> None:
+def _check_first(job: Unlearn, method: Method, trained: TrainedModel, split: Forgetting) -> None:
     """Refuse now what could not be done after the work: the reference, the metrics; and say how to hold data out."""
-    if job.retrain and recipe is None:
+    if job.retrain and trained.recipe is None:
         raise UsageError(
             "the reference cannot be retrained without the recipe of the original; give --recipe file.yaml, "
             "or a checkpoint that `expunge train` made."
         )
-    if method.needs.validation != "none" and data.validation is None:
+    if method.needs.validation != "none" and trained.held_out is None:
         raise UsageError(
             f"{job.method} with these options needs validation data that the model was not trained on; give "
             "--validation, or a checkpoint of `expunge train --holdout 0.1`."
         )
     if job.metrics is not None:
         names = ("original", "unlearned", *(["retrained"] if job.retrain else []))
-        splits = {"forget": split.forget, "retain": split.retain, "test": data.test}
-        check_metrics(job.metrics, dict.fromkeys(names, original), splits)
-
-
-def _retrained(original: nn.Module, split: Forgetting, start: Any, common: dict[str, Any]) -> Result:
-    """The exact reference; kept by content, so it is trained once per data, recipe and seed."""
-    with console.progress() as progress:
-        return api.unlearn(
-            original,
-            forget=split.forget,
-            retain=split.retain,
-            method="retrain",
-            initial=start,
-            progress=progress,
-            cache=cache_root(),
-            **common,
-        )
+        splits = {"forget": split.forget, "retain": split.retain, "test": trained.test}
+        check_metrics(job.metrics, dict.fromkeys(names, trained.model), splits)
 
 
 def _same_data(folder: Path, before: str, now: str) -> None:

@@ -13,7 +13,7 @@ from expunge.core.options import to_dict
 
 SETTINGS, RESULT, STATE, WEIGHTS = "settings.json", "result.json", "train.state", "model.safetensors"
 _OURS = (
-    *(RESULT, STATE, WEIGHTS, "history.csv", "cells.json", "report.html"),
+    *(RESULT, STATE, WEIGHTS, "initial.safetensors", "rows.json", "history.csv", "cells.json", "report.html"),
     *("labels.csv", "still_suspect.csv", "neighbours.csv", "repair.html", "repair.json"),
     *("unlearned.safetensors", "unlearned.json", "learn.state", "mend.json"),
 )

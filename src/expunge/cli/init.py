@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from expunge.api.saved import literals
 from expunge.cli import console, inputs
 from expunge.core.options import Field, build, option_names, options, to_dict
 from expunge.requests.desk import Desk
@@ -24,18 +25,18 @@ class Init(Settings):
 
 def init(job: Init) -> None:
     """Copy the model in, draw keys, write expunge.yaml."""
-    training = inputs.Training.beside(job.checkpoint)
-    known = training.recipe(job.recipe_file)
-    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
+    training = inputs.training_of(job.checkpoint)
+    known = inputs.recipe_of(job.recipe_file, training)
+    data = inputs.data_of(job, training)
     train = data.train
-    if not training.matches(train):
+    if training.get("data", train.content_hash()) != train.content_hash():
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
     values = {name: getattr(job, name) for name in option_names(Settings)}
     if job.recipe is None and known is not None:
         values["recipe"] = to_dict(known)
     settings = build(Settings, {**values, "data_options": dict(job.data_options)})
     settings = resolved(settings, Path.cwd())  # so that they are right from any folder
-    settings = dataclasses.replace(settings, model_options=inputs.literals(job.model_options))
+    settings = dataclasses.replace(settings, model_options=literals(job.model_options))
     with Desk.create(job.workspace, settings, job.checkpoint, train, data.test, say=console.say) as desk:
         active = desk.ledger.active()
         console.out().print(f"model in force: {active.id[:12]}, trained on {active.knows:,} samples")

@@ -33,8 +33,8 @@ from expunge.training.recipe import Recipe
 def repair(job: Repair) -> None:
     """Repair, measure, write; stages that an earlier, interrupted call finished are not done again."""
     method = _method(job)
-    training = inputs.Training.beside(job.checkpoint)
-    recipe = training.recipe(job.recipe)
+    training = inputs.training_of(job.checkpoint)
+    recipe = inputs.recipe_of(job.recipe, training)
     if job.retrain and recipe is None:
         raise UsageError(
             "a model cannot be trained on the corrected data without the recipe of the original; give --recipe "
@@ -42,18 +42,17 @@ def repair(job: Repair) -> None:
         )
     if isinstance(method, Method):
         job = dataclasses.replace(job, options=to_dict(method))
-    data = inputs.load_data(job, holdout=training.holdout, split_seed=int(training.facts.get("split_seed", 0)))
+    data = inputs.data_of(job, training)
     suspects = read_suspects(job.suspects, data.train, below=job.below, top=job.top)
     correction = make_correction(data.train, suspects, job.action, method)
-    original = inputs.build(job, data.train, weights=job.checkpoint)
+    trained = inputs.original(job, job.checkpoint, data=data, train=data.train)
+    original = trained.model
     learn = _learning(job, recipe)
     claim(job)
-    if not training.matches(data.train):
+    if not inputs.is_trained_on(trained):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
-    start = training.start(job, data.train)
-    needs_start = training.pretrained or (isinstance(method, Method) and method.needs.initial)
     common: dict[str, Any] = {"seed": job.seed, "device": job.device}
-    again: dict[str, Any] = {"recipe": recipe, "initial": start if needs_start else None, **common}
+    again = inputs.for_references(trained)
     record = _finished(job, correction, original)
     if record is not None:
         told = read_json(job.out / RECORD)
@@ -66,15 +65,17 @@ def repair(job: Repair) -> None:
     else:
         with console.progress() as progress:
             result = mend(
-                original, correction, method=method, learn=learn, validation=data.validation, progress=progress,
-                state=job.out, **again,
+                trained if isinstance(method, Method) and method.needs.initial else again, correction, method=method,
+                learn=learn, progress=progress, state=job.out, **common,
             )  # fmt: skip
-        result = dataclasses.replace(result, facts={**result.facts, "training": training.facts})
+        result = dataclasses.replace(result, facts={**result.facts, "training": training})
         result.save(job.out)
     models: dict[str, Any] = {ORIGINAL: original, REPAIRED: result}
     if job.retrain:
         with console.progress() as progress:
-            models[REFERENCE] = train_again(original, correction, progress=progress, cache=cache_root(), **again)
+            models[REFERENCE] = train_again(
+                again, correction, recipe=recipe, progress=progress, cache=cache_root(), **common
+            )
     effects = measure_repair(models, correction, test=data.test, k=job.neighbours, **common)
     facts_shown = [("Data", f"{job.data}, {len(data.test) if data.test else 0:,} test samples"), ("Model", job.model)]
     record = write_repair(

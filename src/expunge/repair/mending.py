@@ -102,7 +102,7 @@ def train_again(
     model: Any,
     correction: Correction,
     *,
-    recipe: Recipe | Mapping[str, Any],
+    recipe: Recipe | Mapping[str, Any] | None = None,
     initial: Mapping[str, Tensor] | nn.Module | None = None,
     seed: int = 0,
     device: str = "auto",

@@ -34,7 +34,7 @@ def label_column(labels: np.ndarray) -> np.ndarray:
         texts = np.ma.getdata(labels).astype(str)
         missing = is_missing(labels) | np.isin(np.char.lower(np.char.strip(texts)), list(_NO_NAMES))
         labels = from_cells(
-            [None if gone else text for text, gone in zip(texts.tolist(), missing.tolist(), strict=True)]
+            [None if absent else text for text, absent in zip(texts.tolist(), missing.tolist(), strict=True)]
         )
         labels = labels if kind_of(labels) in ("integer", "text") else np.ma.MaskedArray(texts, mask=missing)
     return whole_numbers(labels)
@@ -78,9 +78,9 @@ def chosen_order(given: str | Sequence[object] | None) -> tuple[str, ...] | None
         names = [str(number) for number in range(first, last + 1)]
     else:
         names = [key(str(name)) for name in (given.split(",") if isinstance(given, str) else given)]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(names) < 1000 else None
-    if not names or "" in names or twice is not None or len(set(names)) < len(names):
-        what = f"`{twice}` is named twice" if twice else "every class needs a name of its own"
+    repeated = next((name for name in names if names.count(name) > 1), None) if len(names) < 1000 else None
+    if not names or "" in names or repeated is not None or len(set(names)) < len(names):
+        what = f"`{repeated}` is named twice" if repeated else "every class needs a name of its own"
         raise UsageError(f"classes: {what}; write for example classes=cat,dog or classes=1..10.")
     return tuple(names)
 

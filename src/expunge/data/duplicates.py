@@ -29,15 +29,15 @@ def copies_among(split: Split, of: Split) -> Tensor:
         return nothing
     if store.samples.shape[1:] != other.samples.shape[1:] or store.samples.dtype != other.samples.dtype:
         return nothing
-    ours, theirs = _hashes(store)[split.index.numpy()], _hashes(other)[of.index.numpy()]
-    order = np.argsort(theirs, kind="stable")
-    first = np.searchsorted(theirs[order], ours)
-    candidates = np.flatnonzero(theirs[order][np.minimum(first, len(order) - 1)] == ours)
+    hashes, other_hashes = _hashes(store)[split.index.numpy()], _hashes(other)[of.index.numpy()]
+    order = np.argsort(other_hashes, kind="stable")
+    first = np.searchsorted(other_hashes[order], hashes)
+    candidates = np.flatnonzero(other_hashes[order][np.minimum(first, len(order) - 1)] == hashes)
     equal = _equal(
         store.samples, split.index.numpy()[candidates], other.samples, of.index.numpy()[order[first[candidates]]]
     )
     for at in np.flatnonzero(~equal).tolist():  # equal hashes of different content: compare with all of that hash
-        rows = of.index.numpy()[theirs == ours[candidates[at]]]
+        rows = of.index.numpy()[other_hashes == hashes[candidates[at]]]
         same = np.full(len(rows), split.index.numpy()[candidates[at]])
         equal[at] = bool(_equal(store.samples, same, other.samples, rows).any())
     nothing[torch.from_numpy(candidates[equal])] = True

@@ -75,20 +75,20 @@ def files_by_part(
     Where no name speaks of a part, all files are one table, of part "".
     """
     parts: dict[str, list[Path]] = {}
-    homes: dict[str, set[Path]] = {}
+    bases: dict[str, set[Path]] = {}
     unknown: list[Path] = []
     unused: list[Path] = []
     for file in sorted(files):
         relative = file.relative_to(root)
-        words = [relative.stem, *reversed(relative.parts[:-1])]
-        part = next((found for word in words if (found := _part(word, named)) is not None), None)
+        tokens = [relative.stem, *reversed(relative.parts[:-1])]
+        part = next((known for token in tokens if (known := _part(token, named)) is not None), None)
         if part is None:
-            (unused if any(is_unused(word) for word in words) else unknown).append(file)
+            (unused if any(is_unused(token) for token in tokens) else unknown).append(file)
             continue
         parts.setdefault(part, []).append(file)
-        # The folder without its own word for the part tells data sets apart.
-        home = Path(*(word for word in relative.parts[:-1] if _part(word, named) is None))
-        homes.setdefault(part, set()).add(home)
+        # The folder without the name of its part tells data sets apart.
+        base = Path(*(name for name in relative.parts[:-1] if _part(name, named) is None))
+        bases.setdefault(part, set()).add(base)
     if unknown and parts:
         understood = "; ".join(f"{part}: {', '.join(_shown(root, chosen))}" for part, chosen in parts.items())
         raise DataError(
@@ -97,8 +97,8 @@ def files_by_part(
         )
     if unknown:
         parts = {"": unknown}
-        homes = {"": {file.parent.relative_to(root) for file in unknown}}
-    several = set().union(*homes.values()) if homes else set()
+        bases = {"": {file.parent.relative_to(root) for file in unknown}}
+    several = set().union(*bases.values()) if bases else set()
     if len(several) > 1:
         raise DataError(f"{root} holds several data sets ({', '.join(sorted(map(str, several)))}); name one.")
     if parts and not parts.keys() & {"train", ""}:
@@ -110,8 +110,8 @@ def files_by_part(
     return {part: parts[part] for part in (*PARTS, "") if part in parts}, ignored
 
 
-def _part(word: str, named: Mapping[str, Part]) -> Part | None:
-    return named.get(word.split("-")[0]) or part_of(word)
+def _part(name: str, named: Mapping[str, Part]) -> Part | None:
+    return named.get(name.split("-")[0]) or part_of(name)
 
 
 def _shown(root: Path, files: list[Path], most: int = 3) -> list[str]:
@@ -209,13 +209,13 @@ class _Places:
         """Whether the sub-folders are parts: all of them are called so, or one train and one of the others are."""
         known = {name: part_of(name) for name in names}
         parts = set(known.values()) - {None}
-        strange = sorted(name for name, part in known.items() if part is None)
-        if not parts or (strange and ("train" not in parts or len(parts) < 2)):
+        unknown = sorted(name for name, part in known.items() if part is None)
+        if not parts or (unknown and ("train" not in parts or len(parts) < 2)):
             return False
-        unused = [name for name in strange if is_unused(name)]
-        if len(unused) < len(strange):
+        unused = [name for name in unknown if is_unused(name)]
+        if len(unused) < len(unknown):
             understood = ", ".join(f"{name} is {part}" for name, part in sorted(known.items()) if part is not None)
-            other = next(name for name in strange if name not in unused)
+            other = next(name for name in unknown if name not in unused)
             raise DataError(
                 f"{folder}: the part of the folder {other} is not known ({understood}); rename it so that it says "
                 "train, validation or test, or move it away."
@@ -226,15 +226,15 @@ class _Places:
 
     def part(self, image: Path) -> Part | None:
         """The part of an image; "train" where no folder says it, None for one of the unused folders."""
-        found: set[Part | None] = set()
+        parts: set[Part | None] = set()
         folder = self.root
         for name in image.relative_to(self.root).parts[:-1]:
             if folder in self.part_levels:
-                found.add(part_of(name))
+                parts.add(part_of(name))
             folder = folder / name
-        if len(found) > 1:
+        if len(parts) > 1:
             raise DataError(f"{image}: its folders speak of several parts; rename them.")
-        return next(iter(found), "train")
+        return next(iter(parts), "train")
 
     def class_of(self, image: Path) -> str | None:
         """The first folder that is neither a part nor a mere wrapper around everything."""
@@ -323,18 +323,18 @@ def _metadata(root: Path, files: list[Path]) -> tuple[dict[str, np.ndarray], lis
 
     A file may lie in the folder itself or in that of a part; its names are relative to it.
     """
-    homes = {folder for file in files for folder in file.parents if folder == root or folder.is_relative_to(root)}
-    tables = {home: home / METADATA for home in sorted(homes) if (home / METADATA).is_file()}
+    bases = {folder for file in files for folder in file.parents if folder == root or folder.is_relative_to(root)}
+    tables = {base: base / METADATA for base in sorted(bases) if (base / METADATA).is_file()}
     if not tables:
         return {}, []
     rows: dict[Path, tuple[Path, int]] = {}
     cells: dict[Path, pa.Table] = {}
-    for home, path in tables.items():
+    for base, path in tables.items():
         cells[path] = read_cells(path)
         if FILE not in cells[path].column_names or not len(cells[path]):
             raise DataError(f"{path} needs a header with the column {FILE} and one row per image.")
         for number, name in enumerate(cells[path].column(FILE).to_pylist()):
-            image = home / PurePosixPath(name.strip().replace("\\", "/"))
+            image = base / PurePosixPath(name.strip().replace("\\", "/"))
             if image in rows:
                 raise DataError(f"{path}, line {number + 2}: {name} has a row already; keep one of them.")
             rows[image] = path, number
@@ -349,6 +349,6 @@ def _metadata(root: Path, files: list[Path]) -> tuple[dict[str, np.ndarray], lis
     columns = {
         name: from_cells([listed[path].get(name, [None] * (row + 1))[row] for path, row in used]) for name in names
     }
-    gone = [image for image in rows if not image.is_file()]
-    shown = ", ".join(str(image.name) for image in gone[:3])
-    return columns, [f"{len(gone)} rows of {METADATA} name files that are not there: {shown}"] if gone else []
+    absent = [image for image in rows if not image.is_file()]
+    shown = ", ".join(str(image.name) for image in absent[:3])
+    return columns, [f"{len(absent)} rows of {METADATA} name files that are not there: {shown}"] if absent else []

@@ -65,13 +65,13 @@ def rows_by_index(selection: Any, split: Split) -> Tensor:
     if isinstance(selection, (str, Path)):
         text = str(selection).strip()
         is_file = isinstance(selection, Path) or text.lower().endswith(SUFFIXES)
-        words = read_ids(Path(text).expanduser()) if is_file else _words(text, "positions")
-        wrong = next((word for word in words if not _POSITION.fullmatch(word)), None)
+        names = read_ids(Path(text).expanduser()) if is_file else _split(text, "positions")
+        wrong = next((name for name in names if not _POSITION.fullmatch(name)), None)
         if wrong is not None:
             raise UsageError(
                 f"`{shorten(wrong)}` is not a position; positions are whole numbers from 0, as in index:3,17."
             )
-        return _check_positions(np.array(words, dtype=np.int64), split)
+        return _check_positions(np.array(names, dtype=np.int64), split)
     if isinstance(selection, (int, np.integer)) and not isinstance(selection, bool):
         return _check_positions(np.array([selection], dtype=np.int64), split)
     values = _sequence(selection, "positions")
@@ -175,7 +175,7 @@ def _from_text(selection: str | Path, split: Split) -> Tensor:
             )
         if isinstance(selection, Path) or path.is_file() or not _is_id(text, split):
             return _matching(read_ids(path), split, str(path))
-    return _matching(_words(text, "ids"), split, "the selection")
+    return _matching(_split(text, "ids"), split, "the selection")
 
 
 def _is_file(text: str) -> bool:
@@ -189,11 +189,11 @@ def _is_id(text: str, split: Split) -> bool:
     return bool(np.any(split.ids == text))
 
 
-def _words(text: str, what: str) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
+def _split(text: str, what: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
         raise UsageError(f"the selection is empty; give {what}, or the path of a file of them.")
-    return words
+    return names
 
 
 def _sequence(selection: Any, what: str) -> np.ndarray:
@@ -217,13 +217,13 @@ def _matching(names: list[str], split: Split, source: str) -> Tensor:
     written = keys(np.array(names, dtype=str))
     place = np.arange(len(known))
     if known.has_duplicates:
-        twice = known.duplicated(keep=False)
-        asked = known[twice & known.isin(written)]
+        repeated = known.duplicated(keep=False)
+        asked = known[repeated & known.isin(written)]
         if len(asked):
             raise DataError(
                 f"{source}: several ids differ from `{asked[0]}` in space or Unicode form only; rename them."
             )
-        known, place = known[~twice], place[~twice]
+        known, place = known[~repeated], place[~repeated]
     rows = known.get_indexer(pd.Index(written))
     absent = rows < 0
     if absent.any():

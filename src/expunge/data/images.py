@@ -22,6 +22,7 @@ from expunge.core.errors import DataError
 THREADS = 2
 SMALL = 64  # pixels; measured: no gain from threads below
 PROBES = 256
+PIXELS = 64_000_000  # of one image; a damaged header may promise any number
 _GREY = {"1", "L", "LA"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 # What Pillow raises on damaged files.
@@ -148,6 +149,8 @@ def decode_one(images: Encoded, position: int, plan: Plan) -> np.ndarray:
 
 def _decode(images: Encoded, position: int, source: bytes | Path, plan: Plan) -> np.ndarray:
     with _open(images, position, source) as image:
+        if not plan.resize and _size(image) != plan.size:  # before anything is decoded
+            raise MixedSizes(_other_size(images.where(position), _size(image), plan))
         if image.mode in _DEEP:
             raise DataError(f"{images.where(position)}: {image.mode} pixels; convert the images to 8 bits first.")
         if plan.mode == "L" and image.mode not in _GREY and not plan.chosen:
@@ -165,13 +168,17 @@ def _decode(images: Encoded, position: int, source: bytes | Path, plan: Plan) ->
             raise DataError(f"{images.where(position)}: damaged image ({error}).") from None
         if (pixels.height, pixels.width) != plan.size:
             if not plan.resize:
-                raise MixedSizes(
-                    f"{images.where(position)}: the image is {pixels.height}x{pixels.width}, others are "
-                    f"{plan.size[0]}x{plan.size[1]}; pass image_size to bring all to one size."
-                )
+                raise MixedSizes(_other_size(images.where(position), (pixels.height, pixels.width), plan))
             pixels = pixels.resize((plan.size[1], plan.size[0]), Image.Resampling.BILINEAR)
         array = np.asarray(pixels)
     return array[None] if plan.mode == "L" else array.transpose(2, 0, 1)
+
+
+def _other_size(place: str, size: tuple[int, int], plan: Plan) -> str:
+    return (
+        f"{place}: the image is {size[0]}x{size[1]}, others are {plan.size[0]}x{plan.size[1]}; pass image_size to "
+        "bring all to one size."
+    )
 
 
 class MixedSizes(DataError):
@@ -232,7 +239,10 @@ class ImageItems(torch.utils.data.Dataset[torch.Tensor]):
 
 def _open(images: Encoded, position: int, source: bytes | Path) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if image.width * image.height > PIXELS:
+            raise ValueError(f"it has {image.width * image.height:,} pixels, at most {PIXELS:,} are read")
+        return image
     except BROKEN as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{images.where(position)}: cannot be opened ({reason}).") from None

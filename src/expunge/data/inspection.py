@@ -223,14 +223,14 @@ def _of_split(split: Split, columns: list[Column] | None = None) -> PartFacts:
 def _column(name: str, role: str, values: np.ndarray) -> Column:
     texts = as_text(values) if values.ndim == 1 else np.array([str(row) for row in values[:EXAMPLES]])
     missing = is_missing(values) if values.ndim == 1 else np.zeros(len(texts), dtype=bool)
-    there = texts[~missing]
+    present = texts[~missing]
     return Column(
         name=name,
         role=role,
         kind=kind_of(values),
         missing=int(missing.sum()),
-        distinct=len(np.unique(there)),
-        examples=tuple(dict.fromkeys(there[:50].tolist()))[:EXAMPLES],
+        distinct=len(np.unique(present)),
+        examples=tuple(dict.fromkeys(present[:50].tolist()))[:EXAMPLES],
     )
 
 

@@ -54,10 +54,10 @@ def read_manifest(path: Path, columns: Columns) -> dict[str, Raw]:
             shown = f" (column `{ident}`)" if wanted == ident != FILE else ""
             raise DataError(f"{path}, line {cells[wanted].index('') + 2}: {what}{shown} is missing.")
     parts: dict[str, list[int]] = {}
-    for number, word in enumerate(cells.get("split", [""] * len(table))):
-        part = part_of(word) if word else "train"
+    for number, name in enumerate(cells.get("split", [""] * len(table))):
+        part = part_of(name) if name else "train"
         if part is None:
-            raise DataError(f"{path}, line {number + 2}: split `{word}`; allowed: train, validation, test.")
+            raise DataError(f"{path}, line {number + 2}: split `{name}`; allowed: train, validation, test.")
         parts.setdefault(part, []).append(number)
     others = [name for name in names if name not in (FILE, label, "split", ident)]
     # Typed over the whole list, so that all parts agree.

@@ -30,8 +30,8 @@ def part_of(name: str) -> Part | None:
     >>> part_of("mnist-train-00000-of-00002"), part_of("Validation"), part_of("contest"), part_of("train_test_split")
     ('train', 'validation', None, None)
     """
-    words = {word.lower() for word in _WORD.findall(name)}
-    named = [part for part in PARTS if words & WORDS[part]]
+    tokens = {token.lower() for token in _WORD.findall(name)}
+    named = [part for part in PARTS if tokens & WORDS[part]]
     if len(named) == 1:
         return named[0]
     return "train" if named == ["train", "validation"] else None
@@ -39,16 +39,16 @@ def part_of(name: str) -> Part | None:
 
 def is_unused(name: str) -> bool:
     """Whether a name speaks of samples that come without labels or beside the parts, such as `extra` of SVHN."""
-    return bool({word.lower() for word in _WORD.findall(name)} & UNUSED)
+    return bool({token.lower() for token in _WORD.findall(name)} & UNUSED)
 
 
 def parts_of_values(values: Sequence[str], place: str) -> dict[str, Part]:
     """The parts that the values of a column `split` speak of. `DataError` with the values that speak of none."""
     understood = {value: part_of(value) for value in values}
-    strange = sorted(value for value, part in understood.items() if part is None)
-    if strange:
+    unknown = sorted(value for value, part in understood.items() if part is None)
+    if unknown:
         raise DataError(
-            f"{place}: the split `{strange[0]}` is not understood; allowed: train, validation, test, and names that "
+            f"{place}: the split `{unknown[0]}` is not understood; allowed: train, validation, test, and names that "
             "contain one of these words."
         )
     return {value: part for value, part in understood.items() if part is not None}

@@ -194,8 +194,8 @@ def _compare_whole(data: np.ndarray, op: type[ast.cmpop], value: float) -> np.nd
 def _known(answer: np.ndarray, *columns: np.ndarray) -> Truth:
     """The answer where no cell is missing."""
     yes = np.asarray(answer, dtype=bool)
-    there = ~np.logical_or.reduce([is_missing(column) for column in columns])
-    return Truth(yes & there, ~yes & there)
+    present = ~np.logical_or.reduce([is_missing(column) for column in columns])
+    return Truth(yes & present, ~yes & present)
 
 
 def _negated(truth: Truth) -> Truth:

@@ -141,9 +141,9 @@ def _aligned(path: Path, split: Split) -> pd.DataFrame:
         known, wanted = pd.Index(_ids(table["id"], path)), keys(split.ids)
     else:
         known, wanted = pd.Index(pd.to_numeric(table["position"], errors="coerce")), split.index.numpy()
-    twice = known[known.duplicated() & (known != "")]
-    if len(twice):
-        raise DataError(f"{path}: {key} {twice[0]} stands in more than one row; keep one of them.")
+    repeated = known[known.duplicated() & (known != "")]
+    if len(repeated):
+        raise DataError(f"{path}: {key} {repeated[0]} stands in more than one row; keep one of them.")
     rows = known.get_indexer(wanted)
     absent = np.flatnonzero(rows < 0)
     if len(absent):

@@ -240,18 +240,19 @@ def open_source(spec: str | Path, options: DataOptions, cache: Path | None = Non
 
 def _open(spec: str | Path, columns: Columns, cache: Path) -> tuple[dict[str, Raw], KnownDataset | None, str]:
     text = str(spec)
+    known: KnownDataset | None
     if isinstance(spec, str) and text in DATASETS.names():
-        known: KnownDataset = DATASETS.load(text)
+        known = cast(KnownDataset, DATASETS.load(text))
         if known.name == "digits":
             return read_digits(cache), known, text
         return read_hub(known.hub, known.config, _fill(columns, known), known.train, known.test), known, text
     if text.startswith("hf:"):
         hub, config = _hub_id(text)
-        found = next((k for k in map(DATASETS.load, DATASETS.names()) if k.hub == hub), None)
-        if found is None:
+        known = next((k for k in map(DATASETS.load, DATASETS.names()) if k.hub == hub), None)
+        if known is None:
             return read_hub(hub, config, columns), None, hub
-        chosen = _fill(columns, found)
-        return read_hub(hub, config or found.config, chosen, found.train, found.test), found, found.name
+        chosen = _fill(columns, known)
+        return read_hub(hub, config or known.config, chosen, known.train, known.test), known, known.name
     path = Path(text).expanduser()
     named = _by_folder_name(path)
     if path.is_dir():
@@ -295,11 +296,11 @@ def _by_folder_name(path: Path) -> KnownDataset | None:
 
 def _check_counts(known: KnownDataset, split: Split) -> None:
     """Say it where classes have other sizes than the published set: sets drawn from it then differ from the papers'."""
-    found = tuple(torch.bincount(split.y, minlength=known.num_classes).tolist())
-    if known.train_counts and found != known.train_counts:
+    counts = tuple(torch.bincount(split.y, minlength=known.num_classes).tolist())
+    if known.train_counts and counts != known.train_counts:
         log.warning(
             "%s has %s training samples per class, the published set has %s; sets that are drawn from it are not "
-            "those of the papers.", known.name, list(found), list(known.train_counts)
+            "those of the papers.", known.name, list(counts), list(known.train_counts)
         )  # fmt: skip
 
 

@@ -261,9 +261,9 @@ def _unnamed(place: int) -> Iterator[str]:
 
 
 def _check_names(names: Sequence[str], place: str) -> None:
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"{place} has several columns called `{twice}`; give each a name of its own.")
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise DataError(f"{place} has several columns called `{repeated}`; give each a name of its own.")
 
 
 def _is_data(names: Sequence[str]) -> bool:
@@ -455,11 +455,11 @@ def _check_numbers(name: str, column: np.ndarray, where: Callable[[int], str]) -
     if not len(sample) or sum(bool(_NUMBER.fullmatch(text)) for text in sample.tolist()) < 0.9 * len(sample):
         return
     numbers = np.array([bool(_NUMBER.fullmatch(text)) for text in texts.tolist()])
-    strange = texts[~numbers]
-    if 0 < len(strange) <= 0.1 * len(texts) and not any(text.lstrip("+-").isdigit() for text in strange.tolist()):
-        row = int(np.flatnonzero(np.char.strip(np.ma.getdata(column)) == strange[0])[0])
+    invalid = texts[~numbers]
+    if 0 < len(invalid) <= 0.1 * len(texts) and not any(text.lstrip("+-").isdigit() for text in invalid.tolist()):
+        row = int(np.flatnonzero(np.char.strip(np.ma.getdata(column)) == invalid[0])[0])
         raise DataError(
-            f"{where(row)}: the column `{name}` holds numbers, but `{strange[0]}` here; mend the cell, or name the "
+            f"{where(row)}: the column `{name}` holds numbers, but `{invalid[0]}` here; mend the cell, or name the "
             f"column as metadata (metadata={name}) if it is text."
         )
 

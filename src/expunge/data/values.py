@@ -239,7 +239,7 @@ def as_column(values: Any) -> np.ndarray:
     listed = array.tolist()
     if array.dtype.kind == "O" and all(value is None or isinstance(value, (bool, np.bool_)) for value in listed):
         return from_arrow(pa.chunked_array([pa.array(listed, pa.bool_())]), "a column")
-    if array.dtype.kind == "O" and all(value is None or isinstance(value, (int, np.integer)) for value in listed):
+    if array.dtype.kind == "O" and all(value is None or _is_whole(value) for value in listed):
         try:
             return from_arrow(pa.chunked_array([pa.array(listed)]), "a column")
         except (pa.ArrowInvalid, OverflowError):
@@ -249,6 +249,10 @@ def as_column(values: Any) -> np.ndarray:
         np.array(["" if text is None else text for text in texts], dtype=str),
         np.array([not text for text in texts], dtype=bool),
     )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _program_text(value: Any) -> str | None:

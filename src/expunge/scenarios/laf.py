@@ -57,9 +57,9 @@ class LAFTask(Scenario):
         return torch.tensor(self._sample(train, forget, draws), dtype=torch.long)
 
     def _sample(self, train: Split, forget: Tensor, draws: random.Random) -> list[int]:
-        gone = set(forget.tolist())
-        kept = [position for position in train.index.tolist() if position not in gone]
-        return draws.sample(kept, min(len(gone), len(kept)))
+        forgotten = set(forget.tolist())
+        kept = [position for position in train.index.tolist() if position not in forgotten]
+        return draws.sample(kept, min(len(forgotten), len(kept)))
 
     def _draw(self, train: Split, draws: random.Random) -> Tensor:
         shares = {

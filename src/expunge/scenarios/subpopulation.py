@@ -63,8 +63,8 @@ class Subpopulation(Scenario):
         """Float64 (len(pool),)."""
         if self.features is not None:
             rows = read_features(self.features, train).double()
-            here = torch.isin(train.index, pool.index)
-            return (rows[here] - rows[train.index == centre]).norm(dim=1)
+            inside = torch.isin(train.index, pool.index)
+            return (rows[inside] - rows[train.index == centre]).norm(dim=1)
         seed = train.take([centre]).inputs().double().flatten(1)
         parts = [(batch.x.double().flatten(1) - seed).norm(dim=1) for batch in pool.batches(BATCH)]
         return torch.cat(parts)

@@ -28,9 +28,9 @@ def write_manifests(natural: Path, imagenet: Path, out: Path, *, seed: int = 0) 
     classes = {name: _images(folder) for name, folder in _folders(imagenet).items()}
     if len(classes) != CLASSES:
         raise DataError(f"{imagenet} holds {len(classes)} sub-folders; ImageNet has {CLASSES}, one per WordNet id.")
-    strange = [name for name in _folders(natural) if name not in classes]
-    if strange:
-        raise DataError(f"{natural} has the sub-folder {strange[0]}, which {imagenet} has not.")
+    unknown = [name for name in _folders(natural) if name not in classes]
+    if unknown:
+        raise DataError(f"{natural} has the sub-folder {unknown[0]}, which {imagenet} has not.")
     hard = [(file, name) for name, folder in _folders(natural).items() for file in _images(folder)]
     sizes = [size for size in SIZES if size <= len(hard)]
     if not sizes:

@@ -64,10 +64,10 @@ def write_manifests(faces: Path, out: Path, *, seed: int = 0, authors: bool = Fa
     ]
 
 
-def _enough(faces: Path, found: int, needed: int, what: str) -> None:
-    if found < needed:
+def _enough(faces: Path, count: int, needed: int, what: str) -> None:
+    if count < needed:
         raise DataError(
-            f"{faces} holds {found} identities with at least {TRAIN + TEST} {what}; "
+            f"{faces} holds {count} identities with at least {TRAIN + TEST} {what}; "
             f"{needed} are needed for Lacuna-10 and Lacuna-100."
         )
 
@@ -80,15 +80,15 @@ def _disjoint(people: dict[str, list[Path]], out: Path, seed: int) -> list[list[
     """Rows of up to 110 different identities; one without enough pictures of its own gives way to the next."""
     rng = numpy_generator(seed, "lacuna")
     seen: set[str] = set()
-    found: list[list[Row]] = []
+    rows: list[list[Row]] = []
     for name in rng.permutation(list(people)).tolist():
         images = people[name]
         chosen = _distinct([images[at] for at in rng.permutation(len(images))], seen)
         if chosen:
-            found.append([(_relative(file, out), name, _part(at)) for at, file in enumerate(chosen)])
-        if len(found) == SMALL + LARGE:
+            rows.append([(_relative(file, out), name, _part(at)) for at, file in enumerate(chosen)])
+        if len(rows) == SMALL + LARGE:
             break
-    return found
+    return rows
 
 
 def _distinct(images: Sequence[Path], seen: set[str]) -> list[Path]:
@@ -108,13 +108,13 @@ def _authors(people: dict[str, list[Path]], out: Path, seed: int) -> list[list[R
     """Rows of a hundred identities. One drawn again is a class of its own, as nothing there merges it."""
     rng = numpy_generator(seed, "lacuna", "authors")
     times: Counter[str] = Counter()
-    found: list[list[Row]] = []
+    rows: list[list[Row]] = []
     for name in rng.choice(list(people), LARGE).tolist():
         times[name] += 1
         label = name if times[name] == 1 else f"{name}-{times[name]}"
         drawn = [people[name][at] for at in rng.choice(len(people[name]), TRAIN + TEST)]
-        found.append([(_relative(file, out), label, _part(at), f"{label}/{at}") for at, file in enumerate(drawn)])
-    return found
+        rows.append([(_relative(file, out), label, _part(at), f"{label}/{at}") for at, file in enumerate(drawn)])
+    return rows
 
 
 def _relative(file: Path, out: Path) -> str:

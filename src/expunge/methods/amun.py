@@ -50,6 +50,7 @@ class AMUN(IterativeMethod):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {"data": "all", "eps": 0.01, "rounds": 6, "lr": 0.01, "epochs": 10, "batch_size": 128},  # CIFAR-10
+        "apart": {"data": "retain"},  # the originals stay out, as a class to forget needs
     }
 
     data: Literal["all", "retain", "forget", "adversarial"] = Field("all", description="what is trained on, see above")

@@ -40,9 +40,9 @@ REQUESTS = {"class": "class:3", "random": "random:0.1"}
 RECIPE = {"epochs": 10, "batch_size": 64, "optimizer": "adam", "lr": 2e-3, "weight_decay": 0.0, "schedule": "cosine"}
 METHODS_2026 = (
     "finetune", "neggrad+", "random-label", "scrub", "ssd", "ssd/det", "lfssd", "lfssd/det", "assd", "potion", "salun",
-    "salun/cifar10", "l1-sparse", "perturb/not", "perturb/ct", "perturb/msg", "perturb/reinit", "perturb/shrink", "delete",
-    "pour-p", "pour-d", "esc", "lotus", "lotus/class", "jit", "mu-mis", "scar", "scar/held-out", "amun", "amun/apart",
-    "regun", "regun/uniform", "head-distillation", "confidence-masking",
+    "salun/cifar10", "l1-sparse", "perturb/not", "perturb/ct", "perturb/msg", "perturb/reinit", "perturb/shrink",
+    "delete", "pour-p", "pour-d", "esc", "lotus", "lotus/class", "jit", "mu-mis", "scar", "scar/held-out", "amun",
+    "amun/apart", "regun", "regun/uniform", "head-distillation", "confidence-masking",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,10 +31,47 @@ def test_json_holds_the_same(expunge, kind):
     assert all(item["summary"] for item in loaded)
 
 
-def test_list_names_needs_and_paper(expunge):
-    words = expunge("list", "methods").out
-    assert "(no labels)" in words or "no\n" in words
-    assert "Kurmanji et al.," in words
+@pytest.mark.parametrize("width", [80, 100])
+def test_methods_have_one_line_each_with_needs_and_venue(expunge, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = expunge("list", "methods").out.splitlines()
+    assert max(map(len, lines)) <= width
+    for name in catalogue("methods").names():
+        assert sum(line.split()[:1] == [name] for line in lines) == 1
+    scrub = next(line for line in lines if line.split()[:1] == ["scrub"])
+    assert scrub.split()[1:5] == ["F", "Ry", "NeurIPS", "2023"]
+
+
+def names(expunge, *options):
+    return {card["name"] for card in json.loads(expunge("list", "methods", "--json", *options).out)}
+
+
+def test_methods_are_filtered_by_purpose_and_needs(expunge):
+    everything = names(expunge)
+    for_class = names(expunge, "--for", "class", "--without-retain")
+    assert {"delete", "pour-p", "esc", "neggrad"} <= for_class
+    assert not for_class & {"ssd", "finetune", "l2ul", "confidence-masking"}
+    assert not names(expunge, "--for", "samples") & {"delete", "pour-p", "potion"}
+    unlabelled = names(expunge, "--without-labels")
+    assert {"lfssd", "jit", "laf"} <= unlabelled < everything
+    assert not unlabelled & {"laf+r", "ssd"}
+    refused = expunge("list", "models", "--without-retain")
+    assert refused.code == 2
+    assert "narrow the list of methods" in refused.err
+
+
+def test_the_page_of_methods_is_what_the_command_prints(expunge):
+    """After a change of the catalogue: expunge list methods --markdown > docs/methods.md"""
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    assert page.read_text() == expunge("list", "methods", "--markdown").out
+    assert expunge("list", "models", "--markdown").code == 2
+    assert expunge("list", "methods", "--markdown", "--json").code == 2
+
+
+def test_show_tells_where_presets_are_from(expunge):
+    page = expunge("show", "method", "ssd").out
+    assert "preset ssd/authors" in page
+    assert "presets are from: `authors`: the reference's values" in " ".join(page.split())
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in catalogue(k).names()])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 from expunge.cli import console
 from expunge.cli.complete import catalogue
+from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.registry import Card
 
@@ -16,11 +18,39 @@ if TYPE_CHECKING:
     from expunge.core.options import OptionInfo
 
 
-def list_kind(kind: str, as_json: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a list of methods is narrowed to.
+
+    request: meant for a "class", "samples" or "labels"; "" for all. without_retain: reads no retained sample.
+    without_labels: reads no label of any split.
+    """
+
+    request: str = ""
+    without_retain: bool = False
+    without_labels: bool = False
+
+    def takes(self, card: Card) -> bool:
+        needs = card.needs if isinstance(card.needs, Needs) else Needs()
+        return (
+            (not self.request or self.request in card.requests)
+            and not (self.without_retain and needs.retain != "none")
+            and not (self.without_labels and not needs.label_free)
+        )
+
+
+def list_kind(kind: str, as_json: bool, wanted: Wanted | None = None) -> None:
     """A table of all names of one kind; imports no implementation."""
-    cards = catalogue(kind).cards()
+    wanted = wanted or Wanted()
+    methods = catalogue(kind).kind == "method"
+    if wanted != Wanted() and not methods:
+        raise UsageError(f"`--for` and `--without-...` narrow the list of methods; leave them out for {kind}.")
+    cards = [card for card in catalogue(kind).cards() if wanted.takes(card)]
     if as_json:
         console.print_json([card_facts(card) for card in cards])
+        return
+    if methods:
+        _list_methods(cards)
         return
     grid = console.table("name", "summary", "needs", "paper")
     grid.columns[0].no_wrap = True
@@ -31,9 +61,60 @@ def list_kind(kind: str, as_json: bool) -> None:
     console.out().print(f"{len(cards)} {singular}s. Details: expunge show {singular} NAME", style="dim")
 
 
+def _list_methods(cards: list[Card]) -> None:
+    """One line per method, cut where the terminal ends."""
+    grid = console.table("name", "reads", "published", "summary")
+    rows = [(card.name, short_needs(card.needs), venue(card), card.summary) for card in cards]
+    page = console.out()
+    taken = sum(max((len(row[at]) for row in rows), default=0) for at in range(3))
+    room = max(page.width - taken - 3 * 4, 16)  # the summary alone is cut; rich puts spaces around each column
+    for *facts, text in rows:
+        grid.add_row(*facts, text if len(text) <= room else f"{text[: room - 1].rstrip()}…")
+    page.print(grid)
+    page.print("reads: F forget, R retained, V held-out samples; y: with labels", style="dim")
+    page.print(f"{len(cards)} methods. Details: expunge show method NAME", style="dim")
+
+
+def print_matrix(kind: str, *, plain: bool) -> None:
+    """docs/methods.md on standard output; plain: no other option was given."""
+    if catalogue(kind).kind != "method" or not plain:
+        raise UsageError("`--markdown` prints the whole table of methods; write `expunge list methods --markdown`.")
+    from expunge.api.planning.matrix import matrix
+
+    print(matrix(), end="")
+
+
+def short_needs(needs: Any) -> str:
+    """A few letters for one line.
+
+    >>> short_needs(Needs(forget="inputs", retain="labels", initial=True))
+    'F Ry init'
+    """
+    if not isinstance(needs, Needs):
+        return "-"
+    marks = {"inputs": "", "labels": "y"}
+    splits = (("F", needs.forget), ("R", needs.retain), ("V", needs.validation))
+    parts = [letter + marks[access] for letter, access in splits if access != "none"]
+    parts += [word for word, on in (("recipe", needs.recipe), ("init", needs.initial)) if on]
+    if needs.labelled:
+        parts.append(f"y of {needs.labelled:.0%}" if needs.labelled < 1 else f"y of {needs.labelled:.0f}")
+    return " ".join(parts) or "-"
+
+
+def venue(card: Card) -> str:
+    """Where and when: `NeurIPS 2023`, `arXiv 2024`."""
+    if card.paper is None:
+        return "-"
+    found = re.search(r"[A-Za-z&]+ (19|20)\d\d", card.paper.cite.rpartition(",")[2])
+    preprint = re.match(r"arXiv:(\d\d)", card.paper.url)
+    return found.group() if found else f"arXiv 20{preprint.group(1)}" if preprint else card.paper.url
+
+
 def card_facts(card: Card) -> dict[str, Any]:
     facts = dataclasses.asdict(card)
     facts.pop("target")
+    if not isinstance(card.needs, Needs):
+        facts.pop("requests")
     return facts
 
 
@@ -91,8 +172,20 @@ def show(kind: str, name: str, as_json: bool) -> None:
     for key, values in presets.items():
         settings = ", ".join(f"{k}={shown(v)}" for k, v in values.items())
         page.print(f"preset {base}/{key}: {settings}")
+    if presets:
+        page.print(f"presets are from: {thing.preset_source or 'their author'}")
+    if registry.kind == "method":
+        _print_measured(base)
     if card.paper is not None:
         page.print(f"\nPaper: {card.paper.cite}, {card.paper.url}")
+
+
+def _print_measured(name: str) -> None:
+    """What a method did on networks it was not made for, per kind of request; nothing where it was not measured."""
+    from expunge.api.planning.ranks import measured
+
+    for request, rank in measured().get(name, {}).items():
+        console.out().print(f"measured, {request}: {rank.sentence(name)}")
 
 
 def show_recipe(as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,12 +58,30 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Kind = Annotated[str, typer.Argument(help=" | ".join(KINDS), autocompletion=kinds)]
 
 
-@app.command("list", epilog="Example: expunge list methods --json")
-def list_(kind: Kind, json: Json = False) -> None:
+@app.command("list", epilog="Examples: expunge list methods --for class --without-retain; expunge list models --json")
+def list_(
+    kind: Kind,
+    json: Json = False,
+    request: Annotated[
+        Literal["class", "samples", "labels"] | None,
+        typer.Option("--for", help="Methods meant for this: a whole class, single samples, wrong labels."),
+    ] = None,
+    without_retain: Annotated[
+        bool, typer.Option("--without-retain", help="Methods that read no retained sample.")
+    ] = False,
+    without_labels: Annotated[bool, typer.Option("--without-labels", help="Methods that read no label.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="All methods with needs, purpose, cost and what was measured.")
+    ] = False,
+) -> None:
     """What there is: methods, metrics, scenarios, models, datasets."""
-    from expunge.cli.listing import list_kind
+    from expunge.cli.listing import Wanted, list_kind, print_matrix
 
-    list_kind(kind, json)
+    wanted = Wanted(request or "", without_retain, without_labels)
+    if markdown:
+        print_matrix(kind, plain=wanted == Wanted() and not json)
+    else:
+        list_kind(kind, json, wanted)
 
 
 def _complete_name(context: typer.Context, incomplete: str) -> list[str]:

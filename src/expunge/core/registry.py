@@ -28,7 +28,8 @@ class Card:
     """What a list shows of one registered thing.
 
     name: how users write it. summary: one line. target: "module:attribute" that holds it. needs: what it must be
-    handed (`Needs` for methods, a phrase for the others). tags: free words, e.g. "exact", "iterative".
+    handed (`Needs` for methods, a phrase for the others). tags: free words, e.g. "exact", "iterative". requests: what a
+    method is meant to forget: a whole class, single samples, wrong labels.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Card:
     paper: Paper | None = None
     needs: Any = None
     tags: tuple[str, ...] = ()
+    requests: tuple[str, ...] = ("class", "samples", "labels")
 
 
 class Registry:

@@ -119,6 +119,7 @@ METHODS = Registry(
             target="expunge.methods.references:Original",
             needs=Needs(),
             tags=("reference",),
+            requests=(),
         ),
         Card(
             name="retrain",
@@ -212,6 +213,7 @@ METHODS = Registry(
             needs=Needs(forget="labels"),
             paper=CHEN,
             tags=("iterative", "forget-set-only"),
+            requests=("class",),
         ),
         Card(
             name="boundary-expand",
@@ -220,6 +222,7 @@ METHODS = Registry(
             needs=Needs(forget="inputs"),
             paper=CHEN,
             tags=("iterative", "label-free", "forget-set-only"),
+            requests=("class",),
         ),
         Card(
             name="unrolling",
@@ -260,6 +263,7 @@ METHODS = Registry(
             needs=Needs(forget="labels"),
             paper=CHA,
             tags=("iterative", "forget-set-only"),
+            requests=("samples", "labels"),
         ),
         Card(
             name="l2ul-plain",
@@ -268,6 +272,7 @@ METHODS = Registry(
             needs=Needs(forget="labels"),
             paper=CHA,
             tags=("iterative", "forget-set-only"),
+            requests=("samples", "labels"),
         ),
         Card(
             name="l2ul-oracle",
@@ -276,6 +281,7 @@ METHODS = Registry(
             needs=Needs(forget="labels", retain="labels"),
             paper=CHA,
             tags=("iterative",),
+            requests=("samples", "labels"),
         ),
         Card(
             name="ssd",
@@ -305,6 +311,7 @@ METHODS = Registry(
             target="expunge.methods.ssd:Potion",
             needs=Needs(forget="labels", retain="inputs"),
             paper=POTION_PAPER,
+            requests=("class", "labels"),
         ),
         Card(
             name="salun",
@@ -336,7 +343,8 @@ METHODS = Registry(
             target="expunge.methods.delete:DELETE",
             needs=Needs(forget="labels"),
             paper=ZHOU,
-            tags=("iterative", "forget-set-only", "class"),
+            tags=("iterative", "forget-set-only"),
+            requests=("class",),
         ),
         Card(
             name="pour-p",
@@ -344,7 +352,8 @@ METHODS = Registry(
             target="expunge.methods.pour:POURP",
             needs=Needs(forget="labels"),
             paper=POUR_PAPER,
-            tags=("closed-form", "forget-set-only", "class"),
+            tags=("closed-form", "forget-set-only"),
+            requests=("class",),
         ),
         Card(
             name="pour-d",
@@ -352,7 +361,8 @@ METHODS = Registry(
             target="expunge.methods.pour:POURD",
             needs=Needs(forget="labels"),
             paper=POUR_PAPER,
-            tags=("iterative", "forget-set-only", "class"),
+            tags=("iterative", "forget-set-only"),
+            requests=("class",),
         ),
         Card(
             name="esc",
@@ -360,7 +370,8 @@ METHODS = Registry(
             target="expunge.methods.esc:ESC",
             needs=Needs(forget="inputs"),
             paper=ESC_PAPER,
-            tags=("closed-form", "label-free", "forget-set-only", "class"),
+            tags=("closed-form", "label-free", "forget-set-only"),
+            requests=("class",),
         ),
         Card(
             name="lotus",
@@ -417,6 +428,7 @@ METHODS = Registry(
             needs=Needs(forget="labels", retain="inputs"),
             paper=IDI_PAPER,
             tags=("control",),
+            requests=(),
         ),
         Card(
             name="confidence-masking",
@@ -425,6 +437,7 @@ METHODS = Registry(
             needs=Needs(),
             paper=SHOKRI,
             tags=("control",),
+            requests=(),
         ),
     ],
 )

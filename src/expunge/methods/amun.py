@@ -48,6 +48,7 @@ from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 class AMUN(IterativeMethod):
     """Fine-tuning with adversarial neighbours of the forget set; defaults of the authors' code, but for the rounds."""
 
+    preset_source: ClassVar[str] = "`authors`: defaults of the reference for CIFAR-10; `apart`: ours"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {"data": "all", "eps": 0.01, "rounds": 6, "lr": 0.01, "epochs": 10, "batch_size": 128},  # CIFAR-10
         "apart": {"data": "retain"},  # the originals stay out, as a class to forget needs

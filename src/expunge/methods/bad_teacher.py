@@ -40,6 +40,7 @@ class BadTeacher(IterativeMethod):
 
     parallel: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {"keep": "retain_weight", "forget": "forget_weight"}
+    preset_source: ClassVar[str] = "the runs of the SCRUB paper's authors, by the size of the task or the architecture"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small": {"lr": 5e-4, "weight_decay": 0.1, "retain_weight": 0.5, "forget_weight": 0.5, "temperature": 1.0,
                   "epochs": 10, "retain_batch_size": 16, "forget_batch_size": 32, "milestones": (3, 6, 9)},

@@ -48,6 +48,7 @@ class Method(ABC):
 
     presets: named sets of option values, e.g. the settings of one table of the paper; users write `scrub/large-rb`.
     renamed: former names of options, old -> new; recipes and results of earlier versions have them.
+    preset_source: where these values come from, in a sentence.
     same_tensors: the result has the tensors of the given model; only a method that trains in another way has others.
     parallel: several processes can share a run (`torchrun`): it draws batches with `world=run.world`, passes them
     through `training.ddp.Passes`, and decides nothing by what only one process knows.
@@ -58,6 +59,7 @@ class Method(ABC):
     parallel: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     renamed: ClassVar[Mapping[str, str]] = {}
+    preset_source: ClassVar[str] = ""
 
     @property
     def needs(self) -> Needs:

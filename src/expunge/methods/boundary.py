@@ -76,6 +76,7 @@ class Boundary(IterativeMethod):
 class BoundaryShrink(Boundary):
     """Relabel every sample to forget with the wrong class that is nearest in input space, and train on that."""
 
+    preset_source: ClassVar[str] = "the public code of the paper's authors"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"authors": {"keep_uncrossed": True}}
 
     bound: float = Field(0.1, gt=0, description="largest change per pixel, pixels in [0, 1]")

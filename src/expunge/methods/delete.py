@@ -39,6 +39,7 @@ from expunge.training.recipe import make_optimizer
 class DELETE(IterativeMethod):
     """Distillation from a teacher whose answer for each sample is masked; reads the forget set alone."""
 
+    preset_source: ClassVar[str] = "the reference's run on CIFAR-10, one class"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {"lr": 1e-4, "momentum": 0.9, "epochs": 20, "batchnorm": "train"}  # CIFAR-10, one class, ResNet-18
     }

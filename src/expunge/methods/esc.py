@@ -46,6 +46,7 @@ def leading_directions(h: Tensor, percent: float) -> Tensor:
 class ESC(Method):
     """Project the head off the leading directions of the forget set."""
 
+    preset_source: ClassVar[str] = "default of the reference"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"authors": {"p": 3.0}}  # default of the code
 
     p: float = Field(3.0, gt=0, le=100, description="directions to drop, in per cent of the representation's width")

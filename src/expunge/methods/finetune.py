@@ -42,6 +42,10 @@ class Finetune(IterativeMethod):
     """
 
     parallel: ClassVar[bool] = True
+    preset_source: ClassVar[str] = (
+        "the experiment families of the SCRUB authors' notebooks; `faithful`: without the weight decay "
+        "their code leaves out"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{name: with_decay(values) for name, values in _FAITHFUL.items()},
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},

@@ -39,6 +39,7 @@ from expunge.numerics.curvature import fisher_diagonal
 class Fisher(Method):
     """Additive Gaussian noise shaped by the diagonal Fisher information of the retained samples."""
 
+    preset_source: ClassVar[str] = "the SCRUB authors' code, for its small and its large tasks"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "small": {"alpha": 1e-6, "tensors": "shape"},
         "large": {"alpha": 1e-7, "tensors": "shape"},

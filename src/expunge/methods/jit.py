@@ -43,6 +43,7 @@ def steepness(logits: Tensor, moved: Tensor, noise: Tensor) -> Tensor:
 class JIT(IterativeMethod):
     """Smoothing around the forget set; the public code takes a third of the rate and one pass (`jit/authors`)."""
 
+    preset_source: ClassVar[str] = "the method's settings in the SUPREME benchmark"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {"copies": 10, "std": 0.1, "lr": 1e-3, "epochs": 1, "momentum": 0.0}  # the code's, by SUPREME
     }

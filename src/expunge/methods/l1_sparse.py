@@ -32,6 +32,7 @@ from expunge.training.recipe import make_optimizer
 class L1Sparse(IterativeMethod):
     """Cross-entropy on the retained samples plus a linearly fading l1 penalty on all weights."""
 
+    preset_source: ClassVar[str] = "the reference's settings for CIFAR-10"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {"gamma": 5e-4, "lr": 0.01, "epochs": 10, "momentum": 0.9, "weight_decay": 5e-4}  # CIFAR-10, ResNet
     }

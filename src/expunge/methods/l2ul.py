@@ -138,6 +138,7 @@ class Plain(UntilForgotten):
 class L2UL(UntilForgotten):
     """Goal loss with adversarial examples (Adv) and weight importance (Adv+Imp: `strength` above 0)."""
 
+    preset_source: ClassVar[str] = "the settings of the authors' code, and cheaper ones of ours (`fast`)"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "cifar10": {"examples": 20},
         "cifar100": {"examples": 200, "limit": 100},

@@ -96,6 +96,9 @@ class LAFBase(IterativeMethod):
     """Options and algorithm that LAF and LAF+R share."""
 
     parallel: ClassVar[bool] = True
+    preset_source: ClassVar[str] = (
+        "the settings of the authors' code per task and architecture, and cheaper ones of ours (`fast`)"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **_TASKS, **_AUTHORS, **_FAST, "authors": {"skip_noise": False}
     }  # fmt: skip

@@ -128,6 +128,9 @@ class LastBlocks(IterativeMethod):
 class CFk(LastBlocks):
     """Catastrophic forgetting of the last k blocks: fine-tune them, everything else stays."""
 
+    preset_source: ClassVar[str] = (
+        "the experiment families of the SCRUB authors' notebooks; `faithful`: with their head frozen"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{family: with_decay(values) for family, values in _FAMILIES.items()},
         **{f"{family}/faithful": {**values, "head": "frozen"} for family, values in _FAMILIES.items()},
@@ -148,6 +151,9 @@ class CFk(LastBlocks):
 class EUk(LastBlocks):
     """Exact unlearning of the last k blocks: back to their start weights, then trained on the retained samples."""
 
+    preset_source: ClassVar[str] = (
+        "the experiment families of the SCRUB authors' notebooks; `faithful`: with their head frozen"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{family: {**with_decay(values), "batch_size": _EU_BATCH.get(family, values["batch_size"])}
            for family, values in _FAMILIES.items()},

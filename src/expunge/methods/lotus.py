@@ -51,6 +51,10 @@ def gumbel_targets(logits: Tensor, temperature: float | None, generator: torch.G
 class LoTUS(IterativeMethod):
     """Gumbel-softmax distillation with a temperature that follows the accuracy on the forget set."""
 
+    preset_source: ClassVar[str] = (
+        "the authors' notebooks; rate and decay are defaults of their configuration; `class`: their "
+        "switch for whole classes"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Settings of the authors' notebooks; lr and decay are the defaults of their configuration.
         "cifar10": {"alpha": 8.0, "epochs": 10, "share": 0.3, "lr": 1e-4, "weight_decay": 5e-4},

@@ -52,6 +52,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class PerturbAndHeal(IterativeMethod):
     """One of five perturbations, then fine-tuning; `perturb/ct`, `perturb/msg` and so on: as published."""
 
+    preset_source: ClassVar[str] = (
+        "`ct`, `msg`: public code of the comparison by Cadet et al.; `not`, `reinit`: the mode alone, "
+        "healing is ours; `shrink`: factors of Ash and Adams"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # The two challenge entries by their code in the comparison (CIFAR-10 and others, ResNet-18).
         "ct": {"mode": "transpose", "epochs": 3, "lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 64,

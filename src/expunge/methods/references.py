@@ -19,7 +19,7 @@ from expunge.training.cache import train_cached
 
 @method("original")
 class Original(Method):
-    """The trained model itself, copied. Cost: none. Forgets nothing."""
+    """The trained model itself, copied. Cost: none. Limits: it forgets nothing."""
 
     parallel: ClassVar[bool] = True
 
@@ -34,7 +34,7 @@ class Retrain(IterativeMethod):
     Exact: the result has never seen the forget set. It is handed no trained weight: the model in its problem holds
     the start weights (or freshly drawn ones where those are unknown). Cached by content, so no reference is trained
     twice. `refill` reproduces the SCRUB authors' code, which keeps the size of the training set by overwriting the
-    forgotten slots with retained samples drawn with replacement (specs, section 3).
+    forgotten slots with retained samples drawn with replacement. Cost: one training on the retained samples.
     """
 
     parallel: ClassVar[bool] = True

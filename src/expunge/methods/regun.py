@@ -43,6 +43,7 @@ from expunge.training.recipe import make_optimizer
 class ReGUn(IterativeMethod):
     """Distillation from the trained model's own behaviour on held-out samples."""
 
+    preset_source: ClassVar[str] = "`authors`: the shipped defaults, by a second-hand reading; `uniform`: ours"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {
             "reference": "uniform",

@@ -42,6 +42,7 @@ class SalUn(IterativeMethod):
     """Random labels under a saliency mask; defaults are the rate and mask of the authors' README, with weights restored
     and both sets mixed, which keeps more of the rest on small models."""
 
+    preset_source: ClassVar[str] = "rate and mask of the reference's README, by its code path for each data set"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # README of the reference (lr 0.013, mask 0.5), by the code path of each data set, with its gradient mask.
         "cifar10": {"lr": 0.013, "keep": 0.5, "mask": "gradient", "order": "sequential"},

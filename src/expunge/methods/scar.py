@@ -81,6 +81,7 @@ def distances(t: Tensor, means: Tensor, inverses: Tensor) -> Tensor:
 class SCAR(IterativeMethod):
     """Forget by the statistics of other classes, remember by distillation; `scar/held-out` reads no retained sample."""
 
+    preset_source: ClassVar[str] = "`authors`: defaults of the reference's options; `held-out`: ours"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # Defaults of the authors' options; 200 epochs are a limit, the accuracy on F ends the run.
         "authors": {"lr": 5e-4, "lambda1": 1.0, "lambda2": 5.0, "beta": 0.5, "gamma1": 3.0, "gamma2": 3.0,

@@ -12,6 +12,8 @@ Cost       per min epoch one forward/backward pass over D_r, per max epoch over 
 Start      student = teacher makes the gradient of d exactly zero. With BatchNorm in train mode the student differs
            from its teacher at once; without, the weights are moved a little up the cross-entropy with the teacher's
            own answers before the first step (`start_perturbation`), or a few max epochs would go nowhere
+Limits     ascent has no bound: too many steps of it ruin the model, too few leave F; SCRUB+R (`rewind`) looks for the
+           epoch in between. Far from the teacher is not where retraining ends: an attack can tell
 Deviates   from the public code: teacher logits cached (inputs are not augmented); `start_perturbation`, which the
            authors do not have and `/faithful` switches off; `smoothing`, an undocumented pull towards the running mean
            of the weights that the code had until 2024-08, is off by default. There the mean was kept by PyTorch's
@@ -83,6 +85,10 @@ class SCRUB(IterativeMethod):
 
     parallel: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {"kick": "start_perturbation"}
+    preset_source: ClassVar[str] = (
+        "the experiment families of the SCRUB authors' notebooks, by the paper's objective; `faithful`: "
+        "as their code ran"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **FAMILIES,
         "sensitivity": _SENSITIVITY,

@@ -123,6 +123,9 @@ def adaptive_percentile(share: float) -> float:
 class SSD(Dampening):
     """Dampen what is `alpha` times more important to the forget set. `ssd/det` takes gradients per sample (SSD-Det)."""
 
+    preset_source: ClassVar[str] = (
+        "`authors`: the reference's values for ResNet-18; `det`: gradients per sample, with a threshold of ours"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {"alpha": 10.0, "lam": 1.0, "unit": "batch"},  # the reference's values for ResNet-18
         "det": {"unit": "sample", "alpha": 2.0},  # alpha is ours: 10 selects nothing from a tenth of the data on
@@ -143,6 +146,9 @@ class LFSSD(SSD):
 
     loss: ClassVar[Loss] = "squared norm"
     moment: ClassVar[Moment] = "absolute"
+    preset_source: ClassVar[str] = (
+        "`authors`: the reference's values for ResNet-18; `det`: gradients per sample, with a threshold of ours"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"det": {"unit": "sample", "alpha": 1.5}}  # alpha is ours
 
     alpha: float = Field(3.0, gt=0, description="selection threshold on I_F / I_D; larger keeps more weights")

@@ -161,6 +161,26 @@ def head_distillation(method: Any, at: Situation) -> Work:
     return answers(everything) + Work(small=method.epochs * batches(everything, method.batch_size))
 
 
+def lotus(method: Any, at: Situation) -> Work:
+    used = at.forget + round(method.share * at.retain)
+    learning = steps(used, method.batch_size, method.epochs)
+    return learning + answers(used) + looking(at, method.epochs) + Work(bound="at most")
+
+
+def scar(method: Any, at: Situation) -> Work:
+    """Held-out samples are counted like retained ones: their number is not known."""
+    count = method.epochs * batches(at.retain, method.batch_size)
+    size = min(method.batch_size, at.forget)
+    learning = steps(at.retain, method.batch_size, method.epochs) + steps(count * size, max(size, 1))
+    return learning + answers(2 * (at.retain + at.forget)) + looking(at, method.epochs) + Work(bound="at most")
+
+
+def amun(method: Any, at: Situation) -> Work:
+    used = at.forget + at.retain * (method.data in ("all", "retain")) + at.forget * (method.data in ("all", "forget"))
+    attack = steps(at.forget, method.batch_size, method.rounds * method.steps)
+    return attack + steps(used, method.batch_size, method.epochs) + Work(bound="at most")
+
+
 def part_of_training(method: Any, at: Situation) -> Work:
     """Methods whose passes are a share of the training's; at most all of them where the share finds itself."""
     if at.recipe is None:
@@ -188,6 +208,19 @@ COUNTS: dict[str, Callable[[Any, Situation], Work]] = {
     "salun": salun,
     "l1-sparse": lambda method, at: steps(at.retain, method.batch_size, method.epochs),
     "perturb": lambda method, at: steps(at.retain, method.batch_size, method.epochs),
+    "delete": lambda method, at: steps(at.forget, method.batch_size, method.epochs) + answers(at.forget),
+    "pour-p": lambda method, at: answers(2 if method.direction == "head" else at.forget),
+    "pour-d": lambda method, at: steps(at.forget, method.batch_size, method.epochs) + answers(at.forget),
+    "esc": lambda method, at: answers(at.forget),
+    "lotus": lotus,
+    "jit": lambda method, at: (
+        steps(at.forget, method.batch_size, method.epochs) + looking(at, method.epochs * method.copies)
+    ),
+    # A double backward pass costs about as much as two steps.
+    "mu-mis": lambda method, at: steps(at.forget, method.batch_size, 2 * method.epochs) + Work(bound="at most"),
+    "scar": scar,
+    "amun": amun,
+    "regun": lambda method, at: beside(method, at) + answers(at.forget),
     "head-distillation": head_distillation,
     "confidence-masking": lambda method, at: Work(),
     "unsee": part_of_training,

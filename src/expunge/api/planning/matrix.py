@@ -9,13 +9,15 @@ from expunge.api.planning.ranks import measured, rank_of
 from expunge.api.planning.situation import Situation
 from expunge.api.planning.work import count_work
 from expunge.core.needs import Needs
+from expunge.core.options import build
 from expunge.core.registry import Card
 from expunge.methods import METHODS
 from expunge.methods.base import make_method
 from expunge.training.recipe import Recipe
 
 # What costs are counted on: a tenth of 10,000 samples, ten classes, a training of twenty epochs.
-REFERENCE = Situation(forget=1000, retain=9000, classes=10, recipe=Recipe(epochs=20, batch_size=128), validation=True)
+SIZES = {"forget": 1000, "retain": 9000, "classes": 10}
+REFERENCE = build(Situation, {**SIZES, "recipe": build(Recipe, {"epochs": 20, "batch_size": 128})})
 FORWARD = 1 / 3  # of a training step, which has a backward pass of about twice a forward one
 
 _HEAD = """# Methods
@@ -72,6 +74,6 @@ def cost(name: str) -> str:
 
 def rank(name: str, kind: str) -> str:
     """Share of good results where the method was measured on requests of this kind."""
-    at = Situation(forget=1000, retain=9000, classes=10, whole_class=kind == "class")
+    at = build(Situation, {**SIZES, "whole_class": kind == "class"})
     found = rank_of(name, at, measured())
     return "-" if found is None else f"{found.good:.0%} of {found.cells}".replace("%", " %")

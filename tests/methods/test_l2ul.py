@@ -216,7 +216,7 @@ def test_two_passes_per_step_move_batchnorm_as_two_batches_do() -> None:
     problem = toy_problem(forget_class=1)
     problem.forget = problem.forget.take(problem.forget.index[:4])
     old = problem.model.norm.running_mean.clone()
-    options = {"examples": 4, "iterations": 0, "limit": 1, "lr": 1e-9, "strength": 0.0}
+    options = {"examples": 4, "iterations": 0, "limit": 1, "lr": 1e-9, "strength": 0.0, "batchnorm": "train"}
     result = forget(problem, "l2ul", **options)
     x = problem.forget.inputs()
     space = PixelSpace.of(x, None)

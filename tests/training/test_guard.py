@@ -104,9 +104,12 @@ def test_a_method_that_ruins_the_model_is_stopped(toy: ToyProblem) -> None:
     assert (free.status, free.effect.label) == ("finished", "damaged")
 
 
-def test_without_held_out_samples_it_says_so(toy: ToyProblem) -> None:
-    result = unlearn(toy, "neggrad", epochs=1, validation=None)
-    assert any("`max_drop`) was off" in note for note in result.notes)
+def test_without_held_out_samples_it_watches_retained_ones_or_says_that_it_is_off(toy: ToyProblem) -> None:
+    result = unlearn(toy, "neggrad", lr=0.5, clip=1.0, epochs=40, validation=None)
+    assert result.status == "stopped: utility"
+    assert any("it watched retained ones, of which 9% may be lost" in note for note in result.notes)
+    alone = unlearn(toy, "neggrad", epochs=1, validation=None, retain=None)
+    assert any("`max_drop`) was off" in note for note in alone.notes)
     assert not unlearn(toy, "neggrad", epochs=1, validation=None, max_drop=None).notes
 
 

@@ -31,12 +31,13 @@ from expunge.api.trained import TrainedModel, initial_state
 from expunge.core.distributed import current
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
-from expunge.core.options import to_dict
+from expunge.core.options import given, to_dict
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.version import versions
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
 from expunge.methods.problem import restrict
+from expunge.methods.scaling import Sizes
 from expunge.models.checkpoint import weights_hash
 from expunge.models.contract import returned
 from expunge.training.precision import resolve_precision
@@ -132,6 +133,9 @@ def unlearn(
         chosen, why = plan.made(), (f"{plan.method} was chosen:", *plan.why)
     else:
         chosen = make_method(method, **options)
+    asked = given(chosen)
+    sizes = Sizes(_count(splits.get("forget")), _count(splits.get("retain")), known_recipe)
+    chosen = chosen.fitted(sizes)
     needs = chosen.needs
     _check_given(chosen, needs, splits)
     if needs.recipe and known_recipe is None:
@@ -164,7 +168,7 @@ def unlearn(
     began = time.perf_counter()
     with compiling():
         set_guard(chosen, splits, run)
-        result, chosen, run = apply_safely(chosen, problem, run)
+        result, chosen, run = apply_safely(chosen, problem, run, rate_given="lr" in asked)
     seconds = time.perf_counter() - began + run.borrowed
     effect = None
     if measure:
@@ -214,6 +218,10 @@ def unlearn(
         details=run.details,
         effect=effect,
     )
+
+
+def _count(split: Split | None) -> int:
+    return 0 if split is None else len(split)
 
 
 def _informed(trained: TrainedModel, recipe: Recipe | None, initial: Mapping[str, Tensor] | None) -> TrainedModel:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import pydantic
@@ -249,9 +250,9 @@ class Study(_Part):
             _check_keys(where, cls, given)
             with _within(where):
                 guarded = issubclass(cls, IterativeMethod) and cls.card.name != "retrain"
-                found.append(
-                    (label, make_method(name, **{**({"max_drop": self.max_drop} if guarded else {}), **given}))
-                )
+                usual = {"max_drop": self.max_drop} if guarded else {}
+                # As written, and else as the class has it: a study does not scale what it compares.
+                found.append((label, replace(make_method(name, **{**usual, **given}))))  # type: ignore[type-var]
         found.sort(key=lambda pair: pair[1].card.name != "retrain")
         return _distinct("method", found)
 

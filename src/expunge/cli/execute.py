@@ -29,7 +29,7 @@ from expunge.cli.work import method_class
 from expunge.core import distributed
 from expunge.core.errors import DivergedError, UsageError, nearest
 from expunge.core.files import csv_for_people, write_text
-from expunge.core.options import option_names, to_dict
+from expunge.core.options import given, option_names, to_dict
 from expunge.core.run import Progress
 from expunge.core.version import versions
 from expunge.data.cache import cache_root
@@ -38,6 +38,7 @@ from expunge.evidence import audit as evidence
 from expunge.evidence.verdict import Margins
 from expunge.methods import METHODS
 from expunge.methods.base import Method, check_parallel, make_method
+from expunge.methods.scaling import Sizes
 from expunge.scenarios.base import Forgetting
 from expunge.training.recipe import Recipe
 
@@ -112,7 +113,8 @@ def unlearn(job: Unlearn) -> None:
     )  # fmt: skip
     answering, _ = as_classifier(trained.model, splits, pick_device(job.device))
     method = named or _planned(answering, splits, at, job.device)
-    job = dataclasses.replace(job, method=job.method if named else method.card.name, options=to_dict(method))
+    asked = {name: value for name, value in to_dict(method).items() if name in given(method)}
+    job = dataclasses.replace(job, method=job.method if named else method.card.name, options=asked)
     check_parallel(method, world)
     world.from_first(lambda: claim(job))
     _check_first(job, method, trained, split)
@@ -181,8 +183,8 @@ def unlearn(job: Unlearn) -> None:
 
 def _named(job: Unlearn) -> Method:
     """The method that was asked for, with its options."""
-    given = typed_options(method_class({"method": job.method}), job.options, commands=option_names(Unlearn))
-    method = make_method(job.method, **given)
+    options = typed_options(method_class({"method": job.method}), job.options, commands=option_names(Unlearn))
+    method = make_method(job.method, **options)
     if not method.same_tensors:
         raise UsageError(
             f"{method.card.name} returns another kind of model, which cannot be saved like {job.checkpoint}; "
@@ -201,6 +203,7 @@ def _planned(original: nn.Module, splits: Mapping[str, Split], at: Situation, de
 
 def _announce(original: nn.Module, method: Method, at: Situation, split: Forgetting, job: Unlearn) -> None:
     """Say what it will take; in a terminal, ask before more than an hour."""
+    method = method.fitted(Sizes(at.forget, at.retain, at.recipe))
     cost = announce(original, method, at, split.forget, pick_device(job.device))
     console.say(f"{method.card.name}: {cost.sentence}")
     if cost.seconds is None or cost.seconds < LONG or job.yes or not console.interactive():

@@ -47,6 +47,7 @@ def options(cls: type[T]) -> type[T]:
             raw_init(self, **kwargs)
         except ValidationError as error:
             raise explain(error, label_of(type(self)), option_names(type(self))) from None
+        object.__setattr__(self, "_given", frozenset(kwargs))
 
     made.__init__ = init  # type: ignore[assignment, method-assign]
     return made  # type: ignore[return-value]
@@ -56,6 +57,15 @@ def label_of(cls: type) -> str:
     """The name users know a class by: its card's, or the class name in lower case."""
     card = cls.__dict__.get("card") or getattr(cls, "card", None)
     return card.name if card is not None else cls.__name__.lower()
+
+
+def given(instance: Any) -> frozenset[str]:
+    """Names of the options that were given when an instance was made; the others have their defaults.
+
+    `dataclasses.replace` gives all of them.
+    """
+    found: frozenset[str] = getattr(instance, "_given", frozenset())
+    return found
 
 
 def option_names(cls: type) -> list[str]:
@@ -148,4 +158,4 @@ def _kind(variant: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     return kind
 
 
-__all__ = ["Field", "OptionInfo", "build", "describe", "explain", "options", "pydantic", "to_dict"]
+__all__ = ["Field", "OptionInfo", "build", "describe", "explain", "given", "options", "pydantic", "to_dict"]

@@ -23,8 +23,10 @@ from torch import nn
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.data.split import PerSample
+from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import distillation, endless
 from expunge.models.initial import reset_parameters
 from expunge.models.modes import training_mode
@@ -32,6 +34,8 @@ from expunge.training.ddp import Passes
 from expunge.training.inference import predict
 from expunge.training.loop import step
 from expunge.training.recipe import learning_rate, make_optimizer, set_rate
+
+MOST_SEEN = 10  # times that each sample meets the ignorant teacher at full weight
 
 
 @method("bad-t")
@@ -42,6 +46,7 @@ class BadTeacher(IterativeMethod):
     renamed: ClassVar[Mapping[str, str]] = {"keep": "retain_weight", "forget": "forget_weight"}
     preset_source: ClassVar[str] = "the runs of the SCRUB paper's authors, by the size of the task or the architecture"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
         "small": {"lr": 5e-4, "weight_decay": 0.1, "retain_weight": 0.5, "forget_weight": 0.5, "temperature": 1.0,
                   "epochs": 10, "retain_batch_size": 16, "forget_batch_size": 32, "milestones": (3, 6, 9)},
         "large": {"lr": 1e-3, "epochs": 1, "retain_batch_size": 128, "forget_batch_size": 512},
@@ -64,11 +69,20 @@ class BadTeacher(IterativeMethod):
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
 
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """The rate follows the training; the ignorant teacher weighs less the more often it is asked."""
+        seen = scaling.exposure(sizes, self.epochs, self.retain_batch_size, self.forget_batch_size)
+        adaptive = self.optimizer != "sgd"
+        return {
+            "lr": scaling.rate(sizes, 1e-3, 0.3, adaptive=adaptive, momentum=self.momentum),
+            "forget_weight": min(1.0, MOST_SEEN / max(seen, 1e-9)),
+        }
+
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
         with run.stage("teachers"):
             incompetent = copy.deepcopy(problem.model)
-            reset_parameters(incompetent, seed=run.seed_for("incompetent"))
+            reset_parameters(incompetent, seed=run.seed_for("incompetent"), any_rule=True)
             knows = PerSample(problem.retain, predict(problem.model, problem.retain, run.device, world=run.world))
             ignores = PerSample(problem.forget, predict(incompetent, problem.forget, run.device, world=run.world))
         optimizer = make_optimizer(

@@ -21,13 +21,14 @@ from torch import nn
 from expunge.core.distributed import World
 from expunge.core.errors import DivergedError, ExpungeError, UsageError, unknown
 from expunge.core.needs import Needs
-from expunge.core.options import Field, build, option_names, options
+from expunge.core.options import Field, build, given, option_names, options
 from expunge.core.registry import Card, Paper
 from expunge.core.run import Run
 from expunge.core.seeds import global_generators
 from expunge.methods import METHODS
 from expunge.methods.problem import Problem
 from expunge.methods.rewind import rewind
+from expunge.methods.scaling import Sizes
 from expunge.models.checkpoint import weights_hash
 from expunge.models.contract import copied
 from expunge.models.layout import channels_last, contiguous
@@ -70,6 +71,16 @@ class Method(ABC):
     @property
     def rewinds(self) -> bool:
         return False
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """Values that fit a problem, for options that nobody gave; see `methods.scaling`."""
+        return {}
+
+    @final
+    def fitted(self, sizes: Sizes) -> Method:
+        """The method with `scaled` values for what nobody gave. Presets, and methods made whole, stay as they are."""
+        values = {name: value for name, value in self.scaled(sizes).items() if name not in given(self)}
+        return replace(self, **values) if values else self  # type: ignore[type-var]
 
     @abstractmethod
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
@@ -177,13 +188,20 @@ def method(
 
 
 def make_method(name: str | Method, **options_given: Any) -> Method:
-    """A method from `name` or `name/preset` and options; an instance passes through with options replaced."""
+    """A method from `name` or `name/preset` and options; an instance passes through with options replaced.
+
+    With a preset no option is scaled to the problem: `name/paper` has the values that stand in the class.
+    """
     if isinstance(name, Method):
-        return replace(name, **options_given) if options_given else name  # type: ignore[type-var]
+        if not options_given:
+            return name
+        kept = {option: value for option, value in vars(name).items() if option in given(name)}
+        return build(type(name), {**kept, **options_given}, name.card.name)
     base, _, preset = name.partition("/")
     cls = METHODS.load(base)
     values = dict(preset_values(cls, preset)) if preset else {}
-    return build(cls, {**values, **options_given}, base)
+    made: Method = build(cls, {**values, **options_given}, base)
+    return replace(made) if preset else made  # type: ignore[type-var]
 
 
 def check_parallel(chosen: Method, world: World) -> None:

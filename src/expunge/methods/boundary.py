@@ -32,6 +32,7 @@ from expunge.core.run import Run
 from expunge.data.split import Batch, PerSample, Split
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.anatomy import anatomy
 from expunge.models.initial import drawing
 from expunge.models.modes import evaluation_mode, training_mode
@@ -51,6 +52,10 @@ class Boundary(IterativeMethod):
     weight_decay: float = Field(0.0, ge=0, description="L2 strength inside the optimiser")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """BatchNorm keeps its statistics: those of the forget set alone would take the rest along."""
+        return {"batchnorm": "frozen"}
 
     def descend(
         self, student: nn.Module, problem: Problem, run: Run, targets: Callable[[Batch], Tensor], *beside: nn.Module
@@ -77,7 +82,7 @@ class BoundaryShrink(Boundary):
     """Relabel every sample to forget with the wrong class that is nearest in input space, and train on that."""
 
     preset_source: ClassVar[str] = "the public code of the paper's authors"
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"authors": {"keep_uncrossed": True}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "authors": {"keep_uncrossed": True}}
 
     bound: float = Field(0.1, gt=0, description="largest change per pixel, pixels in [0, 1]")
     iterations: int = Field(1, ge=1, description="steps of the search; 1: FGSM, more: PGD")

@@ -15,8 +15,10 @@ from torch import nn
 
 from expunge.core.options import Field, build
 from expunge.core.run import Run
+from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import with_decay
 from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe
@@ -47,6 +49,7 @@ class Finetune(IterativeMethod):
         "their code leaves out"
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
         **{name: with_decay(values) for name, values in _FAITHFUL.items()},
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},
     }
@@ -59,6 +62,20 @@ class Finetune(IterativeMethod):
     weight_decay: float = Field(0.0, ge=0, description="L2 strength inside the optimiser")
     l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the trained weights (L2-SP)")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while training")
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """The optimiser of the training, at half of its rate, for a share of its passes."""
+        recipe = sizes.recipe
+        if recipe is None:
+            return {}
+        return {
+            "epochs": scaling.passes(sizes, 10),
+            "lr": 0.5 * recipe.lr,
+            "batch_size": recipe.batch_size,
+            "optimizer": recipe.optimizer,
+            "momentum": recipe.momentum,
+            "weight_decay": recipe.weight_decay,
+        }
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         names = (

@@ -29,6 +29,7 @@ from expunge.core.options import Field, options
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.modes import evaluation_mode, training_mode
 from expunge.numerics.attack import L2PGD, PixelSpace, attack_cached, wrong_targets
 from expunge.numerics.importance import ImportancePull, importance
@@ -52,6 +53,10 @@ class UntilForgotten(IterativeMethod):
     forget_batch_size: int = Field(32, ge=1, description="samples to forget per step")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """Frozen BatchNorm, steps of a bounded length, fewer passes: published settings ruin other models."""
+        return {"batchnorm": "frozen", "clip": 1.0, "limit": 50}
 
     def prepare(self, problem: Problem, run: Run) -> Goal:
         return Goal.of(problem, run, self.goal, self.targets)
@@ -140,6 +145,7 @@ class L2UL(UntilForgotten):
 
     preset_source: ClassVar[str] = "the settings of the authors' code, and cheaper ones of ours (`fast`)"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
         "cifar10": {"examples": 20},
         "cifar100": {"examples": 200, "limit": 100},
         "vit": {"examples": 200, "batch_size": 512},

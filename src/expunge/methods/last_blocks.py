@@ -21,8 +21,10 @@ from torch import nn
 
 from expunge.core.options import Field, build, options
 from expunge.core.run import Run
+from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import with_decay
 from expunge.models.anatomy import Anatomy, anatomy, reset_parameters, set_trainable
 from expunge.training.loop import train_model
@@ -72,6 +74,7 @@ class LastBlocks(IterativeMethod):
     )
     lr: float = Field(0.01, gt=0, description="base learning rate")
     batch_size: int = Field(128, ge=1, description="samples per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="update rule")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(0.0, ge=0, description="L2 strength inside the optimiser")
     l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the weights it starts from (L2-SP)")
@@ -102,7 +105,7 @@ class LastBlocks(IterativeMethod):
         blocks = found.last_blocks(self.k)
         set_trainable(student, [*blocks, found.head] if self.head == "trained" else blocks)
         run.details["trained_modules"] = [name for name in (*blocks, found.head) if _trains(student, name)]
-        names = ("lr", "batch_size", "momentum", "weight_decay", "l2_reference", "batchnorm")
+        names = ("lr", "batch_size", "optimizer", "momentum", "weight_decay", "l2_reference", "batchnorm")
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         values |= {"epochs": epochs, "schedule": "constant", "precision": run.precision}  # `rate` has the schedule
         recipe = build(Recipe, values)
@@ -132,12 +135,18 @@ class CFk(LastBlocks):
         "the experiment families of the SCRUB authors' notebooks; `faithful`: with their head frozen"
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
         **{family: with_decay(values) for family, values in _FAMILIES.items()},
         **{f"{family}/faithful": {**values, "head": "frozen"} for family, values in _FAMILIES.items()},
         "large-rc/faithful": {**_FAMILIES["large-rc"], **_DECAY, "head": "frozen"},
     }
 
     epochs: int = Field(10, ge=0, description="passes over the retained samples")
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """Passes and rate follow the training."""
+        lr = scaling.rate(sizes, 0.01, 0.1, momentum=self.momentum)
+        return {"epochs": scaling.passes(sizes, 10), "lr": lr}
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -155,6 +164,7 @@ class EUk(LastBlocks):
         "the experiment families of the SCRUB authors' notebooks; `faithful`: with their head frozen"
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
         **{family: {**with_decay(values), "batch_size": _EU_BATCH.get(family, values["batch_size"])}
            for family, values in _FAMILIES.items()},
         **{f"{family}/faithful": _eu_faithful(family) for family in _FAMILIES},
@@ -163,6 +173,20 @@ class EUk(LastBlocks):
 
     epochs: int | None = Field(None, ge=0, description="passes over the retained samples; none: those of the recipe")
     buffers: bool = Field(True, description="reset the BatchNorm statistics of the reset blocks too")
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """What was reset is trained as the model was: with its optimiser, rate, batches and decay."""
+        recipe = sizes.recipe
+        if recipe is None:
+            return {}
+        return {
+            "optimizer": recipe.optimizer,
+            "lr": recipe.lr,
+            "momentum": recipe.momentum,
+            "weight_decay": recipe.weight_decay,
+            "batch_size": recipe.batch_size,
+            "milestones": tuple(round(part * recipe.epochs) for part in (0.5, 0.75, 0.9)),
+        }
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

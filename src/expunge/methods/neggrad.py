@@ -19,13 +19,17 @@ from torch import nn
 
 from expunge.core.options import Field
 from expunge.core.run import Run
+from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import endless, with_decay
 from expunge.models.modes import training_mode
 from expunge.training.ddp import Passes
 from expunge.training.loop import L2Reference, step
 from expunge.training.recipe import clip_gradients, make_optimizer
+
+MOST_SEEN = 20  # times that each sample is ascended on at full weight
 
 
 @method("neggrad")
@@ -33,6 +37,7 @@ class NegGrad(IterativeMethod):
     """Ascent on the cross-entropy of the forget set; needs nothing but the samples to forget and their labels."""
 
     parallel: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     epochs: int = Field(5, ge=0, description="passes over the forget set")
     lr: float = Field(0.001, gt=0, description="learning rate, constant")
@@ -41,6 +46,15 @@ class NegGrad(IterativeMethod):
     weight_decay: float = Field(0.0, ge=0, description="L2 strength inside the optimiser")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """About twenty steps whatever the size of the forget set, each of a bounded length."""
+        return {
+            "lr": scaling.rate(sizes, 0.001, 0.05, momentum=self.momentum),
+            "batch_size": scaling.batch(self.epochs * sizes.forget, steps=20),
+            "clip": 1.0,
+            "batchnorm": "frozen",
+        }
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -87,6 +101,7 @@ class NegGradPlus(IterativeMethod):
         "their code leaves out"
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
         **{name: with_decay(values) for name, values in _FAITHFUL.items()},
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},
     }
@@ -101,6 +116,17 @@ class NegGradPlus(IterativeMethod):
     l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the trained weights (L2-SP)")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """Passes and rate follow the training; the ascent weighs less the more often it sees each sample."""
+        epochs = scaling.passes(sizes, 10)
+        seen = scaling.exposure(sizes, epochs, self.retain_batch_size, self.forget_batch_size)
+        return {
+            "epochs": epochs,
+            "lr": scaling.rate(sizes, 0.01, 0.05, momentum=self.momentum),
+            "alpha": 1 - 0.05 * min(1.0, MOST_SEEN / max(seen, 1e-9)),
+            "clip": 1.0,
+        }
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

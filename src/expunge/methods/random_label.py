@@ -10,7 +10,8 @@ Limits     the forget set is pushed to confident wrong answers, which an attack 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,10 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.data.split import PerSample
+from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import endless
 from expunge.models.modes import training_mode
 from expunge.training.ddp import Passes
@@ -34,11 +37,15 @@ def wrong_labels(labels: torch.Tensor, num_classes: int, generator: torch.Genera
     return (labels + 1 + torch.randint(num_classes - 1, labels.shape, generator=generator)) % num_classes
 
 
+MOST_SEEN = 5  # times that each wrong label is taught at full weight
+
+
 @method("random-label")
 class RandomLabel(IterativeMethod):
     """Cross-entropy to the true labels on the retained and to fixed random wrong labels on the forget batch."""
 
     parallel: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     weight: float = Field(1.0, ge=0, description="weight of the forget term")
     epochs: int = Field(5, ge=0, description="passes over the retained samples")
@@ -48,6 +55,16 @@ class RandomLabel(IterativeMethod):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="L2 strength inside the optimiser")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """Passes and rate follow the training; wrong labels weigh less the more often each of them is seen."""
+        epochs = scaling.passes(sizes, 5)
+        seen = scaling.exposure(sizes, epochs, self.retain_batch_size, self.forget_batch_size)
+        return {
+            "epochs": epochs,
+            "lr": scaling.rate(sizes, 0.01, 0.2, momentum=self.momentum),
+            "weight": min(1.0, MOST_SEEN / max(seen, 1e-9)),
+        }
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

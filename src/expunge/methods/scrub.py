@@ -32,8 +32,10 @@ from torch import Tensor, nn
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.data.split import Batch, PerSample
+from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import distillation
 from expunge.models.modes import training_mode
 from expunge.training.ddp import Passes
@@ -90,6 +92,7 @@ class SCRUB(IterativeMethod):
         "as their code ran"
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
         **FAMILIES,
         "sensitivity": _SENSITIVITY,
         **{f"{name}/faithful": values for name, values in _FAITHFUL.items()},
@@ -125,6 +128,18 @@ class SCRUB(IterativeMethod):
     start_perturbation: float = Field(
         1e-3, ge=0, description="share of its norm by which each tensor moves where the first max step has no gradient"
     )
+
+    def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
+        """About six ascent steps whatever the size of the forget set; passes and rate follow the training."""
+        epochs = scaling.passes(sizes, 5)
+        msteps = min(3, epochs)
+        adaptive = self.optimizer != "sgd"
+        return {
+            "epochs": epochs,
+            "msteps": msteps,
+            "lr": scaling.rate(sizes, 5e-4, 0.5, adaptive=adaptive, momentum=self.momentum),
+            "forget_batch_size": scaling.batch(sizes.forget * msteps, steps=6),
+        }
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

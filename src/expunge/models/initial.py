@@ -12,6 +12,8 @@ from torch import nn
 from expunge.core.errors import UsageError, unknown
 from expunge.core.seeds import derive, global_generators
 
+PLAIN_SPREAD = 0.02  # of weights without a rule of their own, as transformers draw tokens and positions
+
 
 @contextmanager
 def drawing(seed: int) -> Iterator[None]:
@@ -24,13 +26,16 @@ def drawing(seed: int) -> Iterator[None]:
         yield
 
 
-def reset_parameters(model: nn.Module, names: Iterable[str] | None = None, *, seed: int = 0) -> None:
+def reset_parameters(
+    model: nn.Module, names: Iterable[str] | None = None, *, seed: int = 0, any_rule: bool = False
+) -> None:
     """Draw weights and BatchNorm statistics anew, in place, in the modules named (default: the whole model).
 
     Every module's own `reset_parameters` is called, inner modules first, on a CPU copy whose weights are NaN: so the
     result cannot depend on the weights before, is the same on every device, and the model stays as it was if this
-    fails. Other buffers, such as the constants of a normalisation layer, are kept. Raises `UsageError` for an unknown
-    name and for weights that no `reset_parameters` draws.
+    fails. Other buffers, such as the constants of a normalisation layer, are kept. any_rule: weights that no
+    `reset_parameters` draws (tokens and positions that a module holds itself) are drawn from N(0, 0.02^2). Raises
+    `UsageError` for an unknown name and, without `any_rule`, for such weights.
     """
     known = dict(model.named_modules(remove_duplicate=False))
     roots = [""] if names is None else list(dict.fromkeys(names))
@@ -47,6 +52,8 @@ def reset_parameters(model: nn.Module, names: Iterable[str] | None = None, *, se
         for root, _, fresh in parts:
             for module in reversed(list(fresh.modules())):
                 _reset(module)
+            if any_rule:
+                _draw_the_rest(fresh)
             _require_all_drawn(root, fresh)
         for _, mine, fresh in parts:
             for old, new in zip(mine.parameters(), fresh.parameters(), strict=True):
@@ -61,6 +68,13 @@ def _reset(module: nn.Module) -> None:
         if callable(rule):
             rule()
             return
+
+
+def _draw_the_rest(fresh: nn.Module) -> None:
+    for weight in fresh.parameters():
+        undrawn = torch.isnan(weight)
+        if bool(undrawn.any()):
+            weight.copy_(torch.where(undrawn, PLAIN_SPREAD * torch.randn(weight.shape), weight))
 
 
 def _require_all_drawn(root: str, fresh: nn.Module) -> None:

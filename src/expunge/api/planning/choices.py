@@ -77,7 +77,7 @@ def laf_repair(at: Situation) -> dict[str, Any]:
 def bad_teacher(at: Situation) -> dict[str, Any]:
     if at.kind == "class":
         return {"epochs": 4, "lr": 5.2e-4}
-    return {"epochs": 4, "lr": 4.4e-5, "forget": 0.3}
+    return {"epochs": 4, "lr": 4.4e-5, "forget_weight": 0.3}
 
 
 def relabel(at: Situation) -> dict[str, Any]:

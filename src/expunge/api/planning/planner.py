@@ -25,6 +25,7 @@ from expunge.core.errors import UsageError
 from expunge.core.options import describe, to_dict
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
+from expunge.methods.scaling import Sizes
 
 
 def make_plan(
@@ -60,6 +61,7 @@ class _Planner:
     ) -> None:
         self.at, self.pace, self.advice, self.ranks, self.may_retrain = situation, pace, advice, ranks, exact
         self.choices = choices(situation, ranks)
+        self.sizes = Sizes(situation.forget, situation.retain, situation.recipe)
         self.rejected: list[Alternative] = []
 
     @property
@@ -72,7 +74,7 @@ class _Planner:
         base, _, preset = name.partition("/")
         choice = next((one for one in self.choices if one.method == base), None)
         settings = {} if preset else options(base, self.at, self.ranks)
-        chosen = make_method(name, **{**settings, **given})
+        chosen = make_method(name, **{**settings, **given}).fitted(self.sizes)
         absent = self.obstacles(chosen)
         if absent:
             raise UsageError(f"{base} {_joined(absent)}; provide that, or choose another method.")
@@ -86,7 +88,7 @@ class _Planner:
         if budget is not None and seconds is not None and seconds > budget:
             why.append(f"the estimate is above the budget of {duration(budget)}, which is set aside.")
             budget = None
-        return self.plan(chosen, why, budget)
+        return self.plan(chosen, why, budget, whole=bool(preset))
 
     # rule 1
 
@@ -149,7 +151,7 @@ class _Planner:
 
     def approximate(self, urged: bool) -> Plan:
         for place, choice in enumerate(self.choices):
-            chosen = _method(choice)
+            chosen = self.method(choice)
             reason, seconds = self.why_not(chosen)
             if not reason:
                 why = [*self.reasons(choice, urged), *self.second(self.choices[place + 1 :])]
@@ -159,11 +161,11 @@ class _Planner:
 
     def second(self, rest: list[Choice]) -> list[str]:
         """The next choice that could run, in a sentence; one that never sees the samples comes first."""
-        able = [choice for choice in rest if not self.why_not(_method(choice))[0]]
+        able = [choice for choice in rest if not self.why_not(self.method(choice))[0]]
         able.sort(key=lambda choice: "exact" not in METHODS.card(choice.method).tags)
         if not able:
             return []
-        seconds = self.seconds(_method(able[0]))
+        seconds = self.seconds(self.method(able[0]))
         cost = "" if seconds is None else f", about {duration(seconds)}"
         exact = " It never sees the samples, so no attack can find them." if _is_exact(able[0].method) else ""
         return [f"second choice: {able[0].method}{cost}. {able[0].evidence}.{exact}"]
@@ -198,7 +200,7 @@ class _Planner:
                 f"{fastest.method}, takes about {duration(fastest.seconds or 0.0)}; raise the budget."
             )
         ways: dict[str, list[str]] = {}
-        lacking = {choice.method: self.at.lacking(_method(choice).needs) for choice in self.choices}
+        lacking = {choice.method: self.at.lacking(self.method(choice).needs) for choice in self.choices}
         for name, missing in lacking.items():
             if not any(set(other) < set(missing) for other in lacking.values()):
                 ways.setdefault(provide(missing), []).append(name)
@@ -206,6 +208,9 @@ class _Planner:
         return f"nothing that is known to forget {KINDS[self.at.kind]} can run here; provide, or allow, {shown}."
 
     # what all rules share
+
+    def method(self, choice: Choice) -> Method:
+        return make_method(choice.method, **choice.options).fitted(self.sizes)
 
     def obstacles(self, chosen: Method) -> list[str]:
         """Phrases that follow the method's name: "needs ..", "is not allowed ..". Empty if it can run."""
@@ -226,19 +231,21 @@ class _Planner:
     def list_others(self) -> None:
         """The approximate methods that could have run, with their cost."""
         for choice in self.choices:
-            chosen = _method(choice)
+            chosen = self.method(choice)
             absent = self.obstacles(chosen)
             reason = f"{_joined(absent)}." if absent else "approximate, where exact can be had."
             seconds = None if absent else self.seconds(chosen)
             self.rejected.append(Alternative(method=choice.method, why_not=reason, seconds=seconds))
 
-    def plan(self, chosen: Method, why: list[str], budget: float | None = None, *, rest: bool = False) -> Plan:
+    def plan(
+        self, chosen: Method, why: list[str], budget: float | None = None, *, rest: bool = False, whole: bool = False
+    ) -> Plan:
         name, work = chosen.card.name, count_work(chosen, self.at)
         if rest:
             seen = {name, *(one.method for one in self.rejected)}
             for choice in self.choices:
                 if choice.method not in seen:
-                    reason, seconds = self.why_not(_method(choice))
+                    reason, seconds = self.why_not(self.method(choice))
                     why_not = reason or f"{name} comes first. {choice.evidence}."
                     self.rejected.append(Alternative(method=choice.method, why_not=why_not, seconds=seconds))
             seen |= {"original", "sisa", "retrain", *(one.method for one in self.rejected)}
@@ -249,7 +256,7 @@ class _Planner:
             ]
         return Plan(
             method=name,
-            options=_changed(chosen),
+            options=to_dict(chosen) if whole else _changed(chosen),
             exact="exact" in chosen.card.tags,
             why=tuple(why),
             estimate_seconds=None if work is None or self.pace is None else self.pace.seconds(work),
@@ -266,10 +273,6 @@ _EXACT = "exact: the new weights never saw the samples, by construction, given t
 
 
 _UNMEASURED = "there is no measurement of ours for this kind of request."
-
-
-def _method(choice: Choice) -> Method:
-    return make_method(choice.method, **choice.options)
 
 
 def _is_exact(method: str) -> bool:

@@ -121,7 +121,7 @@ def test_reference_error_is_weighted_by_the_forget_histogram() -> None:
 
 def test_rewind_returns_a_snapshot_bit_for_bit() -> None:
     problem = toy_problem()
-    options = {"lr": 5e-3, "epochs": 3, "msteps": 3, "forget_batch_size": 8, "batchnorm": "frozen", "max_drop": None}
+    options = {"lr": 5e-3, "epochs": 3, "msteps": 3, "forget_batch_size": 8, "batchnorm": "frozen"}
     rewound = run(SCRUB(**options, rewind=True), problem)
     chosen = rewound.details["rewind"]["chosen"]
     plain = run(SCRUB(**{**options, "epochs": chosen}, max_drop=None), problem)

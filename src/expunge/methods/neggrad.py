@@ -37,6 +37,7 @@ class NegGrad(IterativeMethod):
     """Ascent on the cross-entropy of the forget set; needs nothing but the samples to forget and their labels."""
 
     parallel: ClassVar[bool] = True
+    preset_source: ClassVar[str] = "values that do not follow the problem, as the class states them"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     epochs: int = Field(5, ge=0, description="passes over the forget set")

@@ -45,6 +45,7 @@ class RandomLabel(IterativeMethod):
     """Cross-entropy to the true labels on the retained and to fixed random wrong labels on the forget batch."""
 
     parallel: ClassVar[bool] = True
+    preset_source: ClassVar[str] = "values that do not follow the problem, as the class states them"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     weight: float = Field(1.0, ge=0, description="weight of the forget term")

@@ -18,7 +18,7 @@ from expunge.metrics.accuracy import Accuracy
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_problem
 
-COLUMNS = ["model", "metric", "group", "value", "low", "high", "unit", "direction"]
+COLUMNS = ["model", "metric", "group", "value", "low", "high", "unit", "direction", "note"]
 
 
 @pytest.fixture(scope="module")

@@ -212,7 +212,7 @@ def test_stops_in_the_middle_of_a_pass() -> None:
 
 
 def test_two_passes_per_step_move_batchnorm_as_two_batches_do() -> None:
-    """new = 0.81 old + 0.09 stat(A) + 0.10 stat(F) with momentum 0.1 (specification, section 5)."""
+    """new = 0.81 old + 0.09 stat(A) + 0.10 stat(F) with momentum 0.1."""
     problem = toy_problem(forget_class=1)
     problem.forget = problem.forget.take(problem.forget.index[:4])
     old = problem.model.norm.running_mean.clone()

@@ -22,7 +22,7 @@ from expunge.metrics import METRICS
 from expunge.metrics.base import Evaluation, Metric, Value, check_applies, default_metrics, measure
 
 LINES = 7  # metrics that `repr` shows
-COLUMNS = ["model", "metric", "group", "value", "low", "high", "unit", "direction"]
+COLUMNS = ["model", "metric", "group", "value", "low", "high", "unit", "direction", "note"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,8 +54,21 @@ class Scores:
         samples = ", ".join(f"{name} {len(split):,}" for name, split in self.evaluation.splits.items())
         return f"Scores of {display.counted(len(wide), 'model')} ({samples} samples)", [head, *rows[:LINES], *more]
 
+    @property
+    def notes(self) -> list[str]:
+        """Why values that were asked for are missing, one sentence each."""
+        return [
+            f"{model}: {value.metric}{f' ({value.group})' if value.group else ''} has no value: {value.note}."
+            for model, values in self.values.items()
+            for value in values
+            if value.note
+        ]
+
     def frame(self) -> pd.DataFrame:
-        """Tidy: one row per (model, metric, group); low and high are a 95 % interval, NaN where there is none."""
+        """Tidy: one row per (model, metric, group); low and high are a 95 % interval, NaN where there is none.
+
+        A metric that was asked for and has no value is a row with NaN and the reason in `note`.
+        """
         rows = [{"model": model, **asdict(value)} for model, values in self.values.items() for value in values]
         frame = pd.DataFrame(rows, columns=COLUMNS)
         return frame.astype({"value": float, "low": float, "high": float})
@@ -70,7 +83,9 @@ class Scores:
     def table(self) -> pd.DataFrame:
         """Models by metrics, for reading; grouped values (per class) left out."""
         frame = self.frame()
-        wide = frame[frame["group"] == ""].pivot_table(index="model", columns="metric", values="value", sort=False)
+        wide = frame[frame["group"] == ""].pivot_table(
+            index="model", columns="metric", values="value", sort=False, dropna=False
+        )
         return wide.reindex([m for m in self.values if m in wide.index])
 
 

@@ -1,6 +1,6 @@
 """Continual unlearning: one request after the other through one model, measured after each.
 
-Paper      Cha et al., AAAI 2024 (specification, section 7); here for every method
+Paper      Cha et al., AAAI 2024, arXiv:2301.11578 (continual unlearning); here for every method
 
 At request s the method starts from the model that request s-1 left. It is handed the samples of this request to forget,
 and, if it needs them, those to retain: all that no request so far has named. Earlier requests are not revisited.

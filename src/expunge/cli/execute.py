@@ -236,6 +236,8 @@ def evaluate(job: Evaluate) -> None:
         return
     _print_forgetting(split)
     console.out().print(tables.scores_table(scores.values))
+    for note in scores.notes:
+        console.say(note)
     if job.csv is not None:
         console.say(f"written: {job.csv}")
 

@@ -8,7 +8,7 @@ Notation   X (n, p), Y (n, q) representations of the same samples by the two mod
     unbiased   HSIC(K, L) = tr(K~ L~) + (1'K~1)(1'L~1) / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1,  ~: zero diagonal
 
 Both follow from sums over samples (`Moments`), in float64: p p, q q and p q numbers are kept, neither K nor X.
-With fewer samples than dimensions the biased CKA is near 1 for whatever two models; the unbiased one is not.
+With fewer samples than dimensions the biased CKA is near 1 for any two models; the unbiased one is not.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from torch import Tensor
 from expunge.core.options import Field
 from expunge.core.seeds import torch_generator
 from expunge.data.split import Split
-from expunge.metrics.base import REFERENCE, Evaluation, Metric, Value, metric
+from expunge.metrics.base import REFERENCE, Evaluation, Metric, Value, metric, missing
 
 BATCH = 512  # samples whose sums are taken at a time
 _FEWEST = 4  # samples that the unbiased estimator needs
+EQUAL_ROWS = "one of the models gives all samples the same representation"
 
 
 @metric("cka")
@@ -46,13 +47,17 @@ class CKA(Metric):
         for name in evaluation.present(("forget", "retain", "test")):
             split = some(evaluation.splits[name], self.samples, evaluation.seed)
             if len(split) < _FEWEST:
+                why = f"{len(split)} samples; the estimator needs {_FEWEST}"
+                yield from missing(why, "ratio", "higher", f"{name}_cka")
                 continue
             moments = Moments()
             pair = (evaluation.features(one, name, split).split(BATCH) for one in (model, REFERENCE))
             for mine, theirs in zip(*pair, strict=True):
                 moments.add(mine.to(evaluation.device), theirs.to(evaluation.device))
             value = moments.cka(unbiased=self.estimator == "unbiased")
-            if value is not None:
+            if value is None:
+                yield from missing(EQUAL_ROWS, "ratio", "higher", f"{name}_cka")
+            else:
                 yield Value(f"{name}_cka", value, "ratio", "higher")
 
 

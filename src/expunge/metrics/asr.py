@@ -1,6 +1,6 @@
 """Attack success rate: does an attack that learnt to tell training from test samples take D_f for training data?
 
-Paper      Shen et al., LAF, ICLR 2024, arXiv:2404.00506; specification, section 7
+Paper      Shen et al., LAF, ICLR 2024, arXiv:2404.00506 (ASR); the authors' code, MIA with XGBoost
 Features   the softmax outputs of a sample, sorted: no label, no shadow model
 
 `asr` is the number of the authors' code, counts and all. Its neutral value is the share of members among the judged
@@ -23,7 +23,7 @@ from expunge.core.options import Field
 from expunge.core.seeds import derive, numpy_generator
 from expunge.data.augment import make_augment
 from expunge.metrics.accuracy import wilson
-from expunge.metrics.base import Evaluation, Metric, Value, metric
+from expunge.metrics.base import Evaluation, Metric, Value, metric, missing
 from expunge.metrics.membership import bootstrap_auc, histogram_weights, matched
 
 BATCH = 32  # the authors walk the test set in batches of this size
@@ -76,6 +76,11 @@ class PublishedASR(Metric):
         sizes = [len(evaluation.splits[name]) for name in ("forget", "retain", "test")]
         rows = published_rows(sizes[0], sizes[1], sizes[2], self.rows)
         if min(rows.members, rows.others, rows.judged) < _TOO_FEW:
+            why = (
+                f"the attack needs {_TOO_FEW} samples of each kind; there are {rows.members} retained and "
+                f"{rows.others} test samples to learn from, and {rows.judged} to judge"
+            )
+            yield from missing(why, "fraction", "reference", "asr", "asr_neutral")
             return
         rng = numpy_generator(evaluation.seed, "asr")
         sample = rng.permutation(sizes[1])
@@ -128,6 +133,12 @@ class BalancedASR(Metric):
             known, unseen = (side[np.sort(rng.permutation(len(side))[: self.samples])] for side in (known, unseen))
         judged = np.isin(labels["test"], labels["forget"])
         if min(len(known), len(gone), int(judged.sum())) < max(_TOO_FEW, self.folds):
+            why = (
+                f"the attack needs {max(_TOO_FEW, self.folds)} samples of each kind; there are {len(known)} of each "
+                f"side to learn from, {len(gone)} forgotten ones and {int(judged.sum())} test samples of their classes"
+            )
+            yield from missing(why, "fraction", "half", "asr_balanced", "asr_auc")
+            yield from missing(why, "fraction", "reference", "asr_validation")
             return
         scores = self._scores((gone, kept[known], test), unseen, rng)
         members, trained, others = scores

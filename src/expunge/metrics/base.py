@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,10 @@ SPLITS = ("forget", "retain", "test", "validation")
 
 @dataclass(frozen=True)
 class Value:
-    """One number. low, high: its 95 % interval where there is one. group: e.g. a class name."""
+    """One number. low, high: its 95 % interval where there is one. group: e.g. a class name.
+
+    note: why there is no number, where `value` is NaN (`missing`).
+    """
 
     metric: str
     value: float
@@ -43,6 +47,12 @@ class Value:
     low: float | None = None
     high: float | None = None
     group: str = ""
+    note: str = ""
+
+
+def missing(why: str, unit: Unit, direction: Direction, *names: str, group: str = "") -> list[Value]:
+    """Values that cannot be had: NaN, with the reason."""
+    return [Value(name, math.nan, unit, direction, group=group, note=why) for name in names]
 
 
 class Evaluation:
@@ -95,7 +105,7 @@ class Evaluation:
         """What enters the model's head, (len(split), d), float32, CPU; of an ensemble, of its members side by side.
 
         The pass that finds them gives the logits, too: who needs both asks for the features first. part: some of the
-        split's samples, where only these are wanted. Raises `UsageError` where a model's head cannot be told.
+        split's samples, where only these are wanted. Raises `UsageError` if the head cannot be identified.
         """
         return self.both(model, split, part)[1]
 
@@ -232,7 +242,11 @@ def check_applies(metrics: Iterable[Metric], evaluation: Evaluation) -> None:
 def measure(
     evaluation: Evaluation, metrics: Iterable[Metric], names: Iterable[str], *, all_must_apply: bool
 ) -> dict[str, list[Value]]:
-    """Values of the named models. A metric whose inputs are missing is left out, or an error where it was asked for."""
+    """Values of the named models.
+
+    A metric whose inputs are missing is left out, or an error where it was asked for. A value that cannot be had
+    (`missing`) is left out, too, unless it was asked for.
+    """
     chosen = list(metrics)
     if all_must_apply:
         check_applies(chosen, evaluation)
@@ -241,5 +255,5 @@ def measure(
     found = {}
     for name in names:
         values = {i: list(usable[i].compute(evaluation, name)) for i in order}
-        found[name] = [value for i in range(len(usable)) for value in values[i]]
+        found[name] = [value for i in range(len(usable)) for value in values[i] if all_must_apply or not value.note]
     return found

@@ -1,6 +1,6 @@
 """What unlearning changed in the model it was given: weights, BatchNorm statistics, layers, and where samples went.
 
-Paper      Cha et al., AAAI 2024 (analyses of the specification, section 8); CKA: Kornblith et al., ICML 2019
+Paper      Cha et al., AAAI 2024, arXiv:2301.11578 (its analyses); CKA: Kornblith et al., ICML 2019, arXiv:1905.00414
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from torch.utils.hooks import RemovableHandle
 
 from expunge.core.options import Field
 from expunge.data.split import Split
-from expunge.metrics.agreement import some
-from expunge.metrics.base import ORIGINAL, Evaluation, Metric, Value, metric
+from expunge.metrics.agreement import EQUAL_ROWS, some
+from expunge.metrics.base import ORIGINAL, Evaluation, Metric, Value, metric, missing
 from expunge.metrics.distance import relative_distance
 from expunge.models.anatomy import anatomy
 from expunge.models.modes import evaluation_mode
 
 _FEWEST = 4  # samples that the unbiased estimator needs
+_OTHER_TENSORS = "the tensors of the model are not those of the original"
 
 
 class _AgainstOriginal(Metric):
@@ -43,6 +44,7 @@ class Drift(_AgainstOriginal):
         now, then = evaluation.models[model], evaluation.models[ORIGINAL]
         apart = relative_distance(now, then)
         if apart is None:
+            yield from missing(_OTHER_TENSORS, "ratio", "lower", "weight_drift")
             return
         yield Value("weight_drift", apart, "ratio", "lower")
         means, variances = [], []
@@ -56,6 +58,9 @@ class Drift(_AgainstOriginal):
         if means:
             yield Value("batchnorm_mean_drift", float(torch.stack(means).mean()), "ratio", "lower")
             yield Value("batchnorm_variance_drift", float(torch.stack(variances).mean()), "ratio", "lower")
+        else:
+            why = "the model has no BatchNorm statistics"
+            yield from missing(why, "ratio", "lower", "batchnorm_mean_drift", "batchnorm_variance_drift")
 
 
 @metric("prediction-pattern")
@@ -64,7 +69,7 @@ class PredictionPattern(_AgainstOriginal):
 
     new_class_largest_share: among forget samples that are predicted wrongly, the share of the most frequent new class.
     new_class_second_choice: the share of them whose new class was the original's most likely other class.
-    Read both beside the retrained model's. Nothing is said where no forget sample is predicted wrongly.
+    Read both beside the retrained model's. There is no value where no forget sample is predicted wrongly.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("forget",)
@@ -74,6 +79,8 @@ class PredictionPattern(_AgainstOriginal):
         new = evaluation.logits(model, "forget").argmax(1)
         wrong = new != truth
         if not bool(wrong.any()):
+            why = "no forget sample is predicted wrongly"
+            yield from missing(why, "fraction", "reference", "new_class_largest_share", "new_class_second_choice")
             return
         counts = torch.bincount(new[wrong])
         yield Value("new_class_largest_share", float(counts.max() / counts.sum()), "fraction", "reference")
@@ -97,15 +104,21 @@ class LayerCKA(_AgainstOriginal):
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         now, then = evaluation.models[model], evaluation.models[ORIGINAL]
         if relative_distance(now, then) is None:
+            names = [f"{name}_layer_cka" for name in evaluation.present(("forget", "retain", "test"))]
+            yield from missing(_OTHER_TENSORS, "ratio", "higher", *names)
             return
         for name in evaluation.present(("forget", "retain", "test")):
             split = some(evaluation.splits[name], self.samples, evaluation.seed)
             if len(split) < _FEWEST:
+                why = f"{len(split)} samples; the estimator needs {_FEWEST}"
+                yield from missing(why, "ratio", "higher", f"{name}_layer_cka")
                 continue
             blocks = layer_outputs(then, split, evaluation.device)
             for block, mine in layer_outputs(now, split, evaluation.device).items():
                 value = gram_cka(mine, blocks[block], unbiased=self.estimator == "unbiased")
-                if value is not None:
+                if value is None:
+                    yield from missing(EQUAL_ROWS, "ratio", "higher", f"{name}_layer_cka", group=block)
+                else:
                     yield Value(f"{name}_layer_cka", value, "ratio", "higher", group=block)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field
-from expunge.metrics.base import Evaluation, Metric, Value, metric
+from expunge.metrics.base import Evaluation, Metric, Value, metric, missing
 
 
 @metric("confusion")
@@ -40,7 +40,11 @@ class ConfusionErrors(Metric):
         for split in evaluation.present(("test", "retain", "validation")):
             labels, said = evaluation.labels(split), evaluation.logits(model, split).argmax(1)
             errors = pair_errors(labels, said, *pair)
-            if errors is not None:
+            if errors is None:
+                why = f"the {split} split has no sample of the two classes"
+                yield from missing(why, "fraction", "lower", f"{split}_ic_error", f"{split}_fgt_error")
+                yield from missing(why, "count", "lower", f"{split}_fgt_count")
+            else:
                 interclass, count, total = errors
                 yield Value(f"{split}_ic_error", interclass, "fraction", "lower")
                 yield Value(f"{split}_fgt_error", count / total, "fraction", "lower")

@@ -1,6 +1,6 @@
 """How far a model is from the retrained one: in its outputs, its mistakes and its weights.
 
-Paper      Golatkar et al., CVPR 2020 and ECCV 2020 (activation distance, weight distance); specification, section 5
+Paper      Golatkar et al., CVPR 2020 and ECCV 2020 (activation distance, weight distance)
 """
 
 from __future__ import annotations

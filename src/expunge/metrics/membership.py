@@ -1,6 +1,6 @@
 """Membership inference on losses: can one tell the forget set from samples the model never saw?
 
-Paper      Kurmanji et al., NeurIPS 2023 ("basic MIA"); specs, section 6
+Paper      Kurmanji et al., NeurIPS 2023, arXiv:2302.09880 ("basic MIA", section 4 and appendix)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from expunge.core.options import Field
 from expunge.core.seeds import numpy_generator
-from expunge.metrics.base import Evaluation, Metric, Value, metric
+from expunge.metrics.base import Evaluation, Metric, Value, metric, missing
 
 _TOO_FEW = 10  # per side: the published attack's test folds of 10 % would be empty
 
@@ -41,7 +41,9 @@ class BasicAttack(Metric):
         members = evaluation.losses(model, "forget").numpy()
         others = evaluation.losses(model, "test")[unseen_like_forget(evaluation)].numpy()
         scores = basic_attack(members, others, evaluation.seed, self.clip, self.splits, self.held_out)
-        if scores is not None:
+        if scores is None:
+            yield from missing(_few(len(members), len(others)), "fraction", "half", "mia_accuracy")
+        else:
             yield Value("mia_accuracy", float(scores.mean()), "fraction", "half")
 
 
@@ -68,9 +70,19 @@ class RepeatedAttack(Metric):
             seed = int(rng.integers(2**31))
             found = basic_attack(members[mine], others[theirs], seed, splits=1, held_out=self.held_out)
             scores += [] if found is None else found.tolist()
-        if scores:
+        if not scores:
+            most = int(sum(min(np.sum(classes[0] == c), np.sum(classes[1] == c)) for c in np.unique(classes[0])))
+            yield from missing(_few(most, most), "fraction", "half", "mia_repeated")
+        else:
             low, high = np.quantile(scores, [0.025, 0.975])
             yield Value("mia_repeated", float(np.mean(scores)), "fraction", "half", float(low), float(high))
+
+
+def _few(members: int, others: int) -> str:
+    return (
+        f"the attack needs {_TOO_FEW} samples on either side; there are {members} forgotten and {others} test samples "
+        "of their classes"
+    )
 
 
 def matched(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -125,6 +137,8 @@ class LossAUC(Metric):
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         chosen = unseen_like_forget(evaluation)
         if not bool(chosen.any()):
+            why = "the test split has no sample of the classes of the forget split"
+            yield from missing(why, "fraction", "half", "mia_auc")
             return
         members = -evaluation.losses(model, "forget").numpy()
         others = -evaluation.losses(model, "test")[chosen].numpy()

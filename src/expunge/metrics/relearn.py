@@ -1,6 +1,6 @@
 """Relearn time: how quickly does a model that forgot learn the forget set again?
 
-Paper      Golatkar et al., CVPR 2020; settings of Kurmanji et al. (specification, section 5)
+Paper      Golatkar et al., CVPR 2020; settings of Kurmanji et al., NeurIPS 2023, arXiv:2302.09880
 Rule       train on the full data; an "epoch" is 500 samples drawn with replacement. Stop when the mean loss on D_f is
            at most that of the original model + 1e-5, after at most `limit` epochs; report epochs + 1.
 """

@@ -13,7 +13,7 @@ model here: budget and box are in pixels. Starts are drawn per restart before an
 size decides memory and speed only.
 Cost       iterations x (forward + backward to the input) per image and restart; `early_stop` leaves out images that
            have reached their target
-Source     Cha et al., AAAI 2024, with the attack they use (specification, section 3.1)
+Source     Cha et al., AAAI 2024, arXiv:2301.11578: targeted L2-PGD, as in the authors' code
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The three tasks of the LAF paper, cut exactly as the authors' code cuts them.
 
-Paper      Shen et al., ICLR 2024, arXiv:2404.00506; specification, section 2
+Paper      Shen et al., ICLR 2024, arXiv:2404.00506, section 4 (tasks); the draws of the authors' code
 
 Python's `random`, seeded once, draws in turn: per class the samples to forget, as many retained samples (they feed the
 authors' attack only), and for `noise` one wrong label per forgotten sample, which is never 9. The same seed and the

@@ -22,7 +22,7 @@ import numpy as np
 from expunge.core.errors import DataError, UsageError
 from expunge.data.manifest import FILE, SUFFIXES, listing, write_manifest
 
-# Left-closed bins: class i holds edges[i] <= age < edges[i + 1] (authors' code; specification, section 6).
+# Left-closed bins: class i holds edges[i] <= age < edges[i + 1] (L2UL authors' code).
 GROUPINGS = {
     "tnn": (0, 10, 15, 20, 25, 30, 40, 50, 60, 120),
     "mfd": (0, 20, 41, 120),

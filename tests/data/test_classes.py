@@ -16,7 +16,7 @@ from PIL import Image
 from expunge.core.errors import DataError, UsageError
 from expunge.data.classes import class_index
 from expunge.data.convert import as_split
-from expunge.data.sources import load_data, load_pair
+from expunge.data.sources import load_beside, load_data, load_pair
 from expunge.data.split import ResidentStore, Split
 from expunge.scenarios.base import make_scenario, parse_scenario
 
@@ -205,3 +205,28 @@ def test_a_categorical_of_pandas_is_read_by_its_names(tmp_path: Path) -> None:
     assert load_data(tmp_path / "t.parquet").store.classes == ("high", "low")
     train = load_data(tmp_path / "t.parquet", classes=["low", "mid", "high"])
     assert train.y.tolist() == [0, 2, 0]
+
+
+def test_test_data_of_their_own_have_the_classes_of_training(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "train/fox", "own/fox", "own/cat"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).convert("L" if "own" in name else "RGB").save(
+            tmp_path / name / "x.png"
+        )
+    train = load_data(tmp_path / "train", normalise="imagenet")
+    own = load_beside(tmp_path / "own", train)
+    assert own.store.classes == ("cat", "dog", "fox")
+    assert own.y.tolist() == [0, 2]
+    assert own.input_shape == (3, 4, 4)
+    assert own.store.normalisation == train.store.normalisation
+    (tmp_path / "own" / "cow").mkdir()
+    Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(tmp_path / "own" / "cow" / "x.png")
+    with pytest.raises(DataError, match=r"label cow is none of the 3 classes \(cat, dog, fox\)"):
+        load_beside(tmp_path / "own", train)
+    numbers = load_data(parquet(tmp_path / "t.parquet", [0, 1, 2]))
+    assert load_beside(parquet(tmp_path / "u.parquet", [2, 1, 2]), numbers).y.tolist() == [2, 1, 2]
+    digits = np.arange(4, dtype=np.float32)[:, None]
+    features = b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["ant", "bee", "cow"]}}}}'
+    table = pa.table({"a": digits[:2, 0], "label": [2, 0]}).replace_schema_metadata({"huggingface": features})
+    pq.write_table(table, tmp_path / "named.parquet")
+    assert load_beside(tmp_path / "named.parquet", numbers).store.classes == ("ant", "bee", "cow")

@@ -18,7 +18,7 @@ from expunge.api.trained import INITIAL, RECORD, ROWS, WEIGHTS, TrainedModel, ch
 from expunge.core import distributed
 from expunge.core.errors import CheckpointError, DataError, UsageError
 from expunge.core.needs import Needs
-from expunge.data.sources import load_pair
+from expunge.data.sources import DataOptions, load_beside, load_pair, open_source
 from expunge.data.split import Split
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, state_hash, weights_hash
@@ -321,15 +321,13 @@ def read_data(job: Mapping[str, Any], *, holdout: float = 0.0, split_seed: int =
 
 def _extra(spec: str, training: str, options: Mapping[str, Any], train: Split) -> Split:
     """Test or validation data of their own, normalised as the training data are."""
-    first, second = load_pair(spec, **options)
-    chosen = second if second is not None else first
-    if second is None and Path(spec).resolve() == Path(training).resolve():
+    same = Path(spec).resolve() == Path(training).resolve()
+    if same and open_source(spec, DataOptions.of(options)).test_part is None:
         raise UsageError(
             f"`{spec}` is what the model was trained on, so it cannot measure anything unseen; name other data, "
             "or train with `--holdout 0.1`."
         )
-    chosen.store.normalisation = train.store.normalisation
-    return chosen
+    return load_beside(spec, train, **options)
 
 
 def _described(job: Mapping[str, Any], training: Mapping[str, Any]) -> tuple[Data, Forgetting | None] | None:

@@ -150,7 +150,7 @@ def class_numbers(raw: Raw, classes: tuple[str, ...]) -> np.ndarray:
     missing = is_missing(labels)
     if raw.names is not None and raw.names != classes and kind_of(labels) == "integer":
         labels = _stated(raw, labels, missing)
-    if kind_of(labels) == "integer" and (raw.names == classes or classes == _default(len(classes))):
+    if kind_of(labels) == "integer" and (raw.names == classes or unnamed(classes)):
         numbers = np.ma.getdata(labels).astype(np.int64)
     elif kind_of(labels) == "number":
         numbers = np.full(len(labels), -1)
@@ -188,6 +188,11 @@ def _places(texts: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
     return np.array([place.get(text, -1) for text in keys(unique).tolist()], dtype=np.int64)[which]
 
 
+def unnamed(names: tuple[str, ...]) -> bool:
+    """Whether classes have no names but their numbers."""
+    return names == _default(len(names))
+
+
 def _default(count: int) -> tuple[str, ...]:
     return tuple(str(number) for number in range(count))
 
@@ -201,25 +206,25 @@ def class_index(split: Split, target: int | str) -> int:
     Raises `UsageError` with the allowed names.
     """
     names = split.store.classes
-    unnamed = names == _default(len(names))
+    numbered = unnamed(names)
     text = key(str(target))
     if isinstance(target, str) and text.startswith(INDEX):
         return _at_place(text.removeprefix(INDEX), split, names)
     places = [number for number, name in enumerate(names) if key(name) == text]
     if len(places) > 1:
         raise UsageError(f"several classes of {split.name} are called `{text}`; write {INDEX}{places[0]}, for example.")
-    if places and (isinstance(target, str) or unnamed):
+    if places and (isinstance(target, str) or numbered):
         return places[0]
     if not isinstance(target, str):
         numeric = [name for name in names if re.fullmatch(r"\d+", name.strip())]
-        if numeric and not unnamed:
+        if numeric and not numbered:
             raise UsageError(
                 f"class {target} is ambiguous in {split.name}, whose classes have numbers as names "
                 f"({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}); write the name as text, or "
                 f"{INDEX}{target} for the place."
             )
         return _at_place(text, split, names)
-    if re.fullmatch(r"\d+", text) and not unnamed and int(text) < len(names):
+    if re.fullmatch(r"\d+", text) and not numbered and int(text) < len(names):
         raise UsageError(
             f"no class of {split.name} is called `{shorten(text)}`; its classes have names: class {text} is "
             f"`{names[int(text)]}` (or write {INDEX}{text})."
@@ -234,7 +239,7 @@ def _at_place(text: str, split: Split, names: tuple[str, ...]) -> int:
 
 
 def _allowed(text: str, names: tuple[str, ...]) -> str:
-    if names == _default(len(names)):
+    if unnamed(names):
         return f"allowed: 0..{len(names) - 1}"
     if len(names) <= 20:
         return nearest(text, names)

@@ -18,7 +18,7 @@ from expunge.core.errors import DataError, UsageError, nearest, shorten
 from expunge.data import DATASETS
 from expunge.data.arrays import read_npy, read_npz
 from expunge.data.cache import cache_root
-from expunge.data.classes import chosen_order, class_names, is_unlabelled
+from expunge.data.classes import chosen_order, class_names, is_unlabelled, unnamed
 from expunge.data.folder import read_folder
 from expunge.data.hub import read_hub
 from expunge.data.images import Mode, plan_for
@@ -71,6 +71,33 @@ def load_data(
         left = "".join(f"; {sentence}" for sentence in source.left_out)
         raise DataError(f"{spec} has no {split} split; it has: {', '.join(source.parts)}{left}.")
     return source.decoded([part])[part].named(split)
+
+
+def load_beside(spec: str | Path, train: Split, *, cache: Path | None = None, **options: Any) -> Split:
+    """Test or validation data of their own: the test part of a source, else its training part, read as `train` was.
+
+    They have the classes of the training data in the same order, as many channels and the same normalisation.
+
+    Args:
+        spec, cache, options: as for `load_pair`.
+        train: the training data that they are used with.
+
+    Raises:
+        UsageError: an unknown name or option.
+        DataError: bad data, and a label that is no class of the training data.
+    """
+    chosen = DataOptions.of(options)
+    source = open_source(spec, chosen, cache)
+    part = source.test_part or "train"
+    # Where only these data name their classes, the names are kept: the places are those of the training data anyway.
+    if chosen.classes is None and (source.parts[part].names is None or not unnamed(train.store.classes)):
+        chosen = replace(chosen, classes=train.store.classes)
+        source = replace(source, options=chosen)
+    if source.parts[part].images is not None and chosen.mode is None and train.input_shape[:1] == (3,):
+        source = replace(source, options=replace(chosen, mode="RGB"))
+    split = source.decoded([part])[part]
+    split.store.normalisation = train.store.normalisation
+    return split
 
 
 @dataclass(frozen=True, kw_only=True)

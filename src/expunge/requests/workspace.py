@@ -25,7 +25,7 @@ from expunge.api.result import write_text
 from expunge.core.errors import DataError, UsageError
 from expunge.core.options import Field, build, options, to_dict
 from expunge.core.yaml_text import read_yaml
-from expunge.data.sources import load_pair
+from expunge.data.sources import load_beside, load_pair
 from expunge.data.split import Split
 from expunge.evidence import verdict
 from expunge.evidence.verdict import Margins
@@ -223,9 +223,7 @@ def load(settings: Settings) -> tuple[Split, Split]:
     arguments: Mapping[str, Any] = settings.data_options
     train, test = load_pair(settings.data, **arguments)
     if settings.test is not None:
-        first, second = load_pair(settings.test, **arguments)
-        test = second if second is not None else first
-        test.store.normalisation = train.store.normalisation
+        test = load_beside(settings.test, train, **arguments)
     if test is None:
         raise DataError(f"{settings.data} has no test part, and an audit needs unseen samples; give them with `test`.")
     return train, test

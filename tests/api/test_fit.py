@@ -43,7 +43,8 @@ def seen_at(normalisation: Normalisation | None) -> Window:
 )
 def test_what_the_training_accuracy_tells_is_taken_for_all_splits(trained_with, name):
     train, test = images(), images(20)
-    note = settle_normalisation(seen_at(trained_with), train, [test, None])
+    taken, note = settle_normalisation(seen_at(trained_with), train, [test, None])
+    assert taken == name
     assert f"`normalise={name}`" in note
     assert "100.0% of its training data" in note
     assert train.store.normalisation == test.store.normalisation == trained_with
@@ -51,19 +52,19 @@ def test_what_the_training_accuracy_tells_is_taken_for_all_splits(trained_with, 
 
 def test_constants_that_fit_stay():
     train = images()
-    assert settle_normalisation(seen_at(CONSTANTS), train) == ""
+    assert settle_normalisation(seen_at(CONSTANTS), train) == ("", "")
     assert train.store.normalisation == CONSTANTS
 
 
 def test_a_model_that_nothing_fits_changes_nothing():
     train = images()
-    assert settle_normalisation(Window(1e6, 1.0), train) == ""
+    assert settle_normalisation(Window(1e6, 1.0), train) == ("", "")
     assert train.store.normalisation == CONSTANTS
 
 
 def test_data_without_constants_are_left_alone():
     train = Split.whole(ResidentStore(images().store.samples, torch.arange(60) % 2))
-    assert settle_normalisation(seen_at(CONSTANTS), train) == ""
+    assert settle_normalisation(seen_at(CONSTANTS), train) == ("", "")
     assert train.store.normalisation is None
 
 

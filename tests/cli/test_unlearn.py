@@ -90,7 +90,7 @@ def test_rewinding_uses_what_training_held_out(expunge, rows, trained, tmp_path)
 
 def test_rewinding_without_held_out_data_is_explained(expunge, rows, tmp_path):
     assert expunge("train", "--model", "mlp", "--data", rows, "--epochs", 1, "--out", tmp_path / "plain").code == 0
-    result = expunge(*words(rows, tmp_path / "plain", tmp_path / "run", "--rewind"))
+    result = expunge(*words(rows, tmp_path / "plain", tmp_path / "run", "--rewind", "--test-held-out", 0))
     assert result.code == 2
     assert "needs validation data" in result.err
 
@@ -133,7 +133,7 @@ def test_retraining_needs_a_recipe(expunge, rows, trained, tmp_path):
     [
         (["--metrics", "acuracy"], ["did you mean `accuracy`"]),
         (["--metrics", "gap"], ["gap needs", "retrained"]),
-        (["--method", "scrub", "--rewind"], ["--validation", "--holdout"]),
+        (["--method", "scrub", "--rewind", "--test-held-out", "0"], ["--validation", "--holdout"]),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_the_work(expunge, rows, tmp_path, more, phrases):
@@ -231,3 +231,19 @@ def test_without_a_method_the_planner_chooses_and_says_why(expunge, rows, traine
     named = expunge(*base, "--forget", "random:0.2", "--method", "neggrad", "--out", tmp_path / "c")
     assert named.code == 0, named.err
     assert "of a retraining; `retrain` would take" in named.err
+
+
+def test_test_samples_are_held_out_where_nothing_else_is_and_left_out_of_the_audit(expunge, rows, tmp_path):
+    assert expunge("train", "--model", "mlp", "--data", rows, "--epochs", 1, "--out", tmp_path / "plain").code == 0
+    result = expunge(*words(rows, tmp_path / "plain", tmp_path / "run"))
+    assert result.code == 0, result.err
+    assert "22 of 45 test samples are held out" in result.err
+    assert json.loads((tmp_path / "run" / "cells.json").read_text())[0]["data"]["test"] == 23
+    found = expunge(
+        "evaluate", "--model", "mlp", "--original", tmp_path / "plain" / "model.safetensors", "--unlearned",
+        tmp_path / "run" / "model.safetensors", "--data", rows, "--forget", "class:0", "--json",
+        "--metrics", "accuracy",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    values = {row["metric"]: row["value"] for row in json.loads(found.out) if row["model"] == "original"}
+    assert round(values["test_accuracy"] * 23) == pytest.approx(values["test_accuracy"] * 23)  # of 23 samples, not 45

@@ -81,7 +81,7 @@ def measure_fit(
 
 def settle_normalisation(
     model: nn.Module, train: Split, others: Iterable[Split | None] = (), *, device: torch.device | str = "cpu"
-) -> str:
+) -> tuple[str, str]:
     """Read pixels as a model that was trained elsewhere wants them, where its training accuracy clearly tells.
 
     The model is tried on training samples with the constants of the data, and with the other common choices: none
@@ -95,12 +95,12 @@ def settle_normalisation(
         device: where to try it.
 
     Returns:
-        A sentence about what was changed; empty if nothing was.
+        The value of `normalise` that was taken, and a sentence that says why; two empty texts if nothing was changed.
     """
     store, sample = train.store, _some(train, 0)
     present = store.normalisation
     if present is None or not train.has_labels or len(sample) < 2:
-        return ""
+        return "", ""
     as_read = _correct(model, sample, device)
     tried = {}
     for name, constants in _choices(train).items():
@@ -111,11 +111,11 @@ def settle_normalisation(
     noise = 2 * float(difference.std()) / math.sqrt(len(sample))
     if float(difference.mean()) < max(0.05, noise):
         store.normalisation = present
-        return ""
+        return "", ""
     for split in (train, *others):
         if split is not None:
             split.store.normalisation = _choices(train)[best]
-    return (
+    return best, (
         f"pixels are read with `normalise={best}`: so the model answers {float(tried[best].mean()):.1%} of its "
         f"training data correctly, and {float(as_read.mean()):.1%} with the constants of the data; "
         "`--data-set normalise=...` decides otherwise."

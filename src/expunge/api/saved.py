@@ -25,6 +25,9 @@ from expunge.models.checkpoint import load_weights, read_weights, state_hash, we
 from expunge.scenarios.base import Forgetting, parse_scenario
 from expunge.training.recipe import make_recipe
 
+FEWEST = 20
+"""Test samples below which none of them are held out."""
+
 SETTINGS = "settings.json"
 
 
@@ -316,7 +319,21 @@ def read_data(job: Mapping[str, Any], *, holdout: float = 0.0, split_seed: int =
             train, held = hold_out(train, holdout, split_seed)
         if job.get("validation") is not None:
             held = _extra(str(job["validation"]), spec, options, train)
+        if held is None and test is not None:
+            test, held = share_test(test, float(job.get("test_held_out") or 0.0))
         return Data(train, test, held)
+
+
+def share_test(test: Split, fraction: float) -> tuple[Split, Split | None]:
+    """Hold a part of the test samples out for methods, guard and effect: (what is left to measure with, that part).
+
+    Always the same part for the same data and fraction, so that later commands leave it out, too. Nothing is held out
+    where either side would have fewer than `FEWEST` samples.
+    """
+    count = int(fraction * len(test))
+    if min(count, len(test) - count) < FEWEST:
+        return test, None
+    return hold_out(test, fraction, 0)
 
 
 def _extra(spec: str, training: str, options: Mapping[str, Any], train: Split) -> Split:

@@ -102,7 +102,13 @@ def unlearn(job: Unlearn) -> None:
     """Unlearn, measure, report; parts that an earlier, interrupted call finished are not done again."""
     named = None if job.method == "auto" and not job.options else _named(job)
     world = distributed.current()
-    data = inputs.data_of(job, inputs.training_of(job.checkpoint))
+    job, data = inputs.data_for(job, job.checkpoint)
+    if data.validation is not None and job.validation is None and not inputs.training_of(job.checkpoint).get("holdout"):
+        held, left = len(data.validation), len(data.test or ())
+        console.say(
+            f"note: {held:,} of {held + left:,} test samples are held out for the method, the guard and the effect; "
+            "scores use the others (`--validation` names other held-out data, `--test-held-out 0` holds none out)."
+        )
     split = inputs.split_data(job, data.train)
     trained = inputs.original(job, job.checkpoint, data=data, train=split.train)
     parts = {"forget": split.forget, "retain": split.retain, "validation": data.validation}
@@ -218,7 +224,8 @@ def evaluate(job: Evaluate) -> None:
     paths: dict[str, Path] = {name: path for name, path in given.items() if path is not None}
     if not paths:
         raise UsageError("nothing to evaluate: give at least one of --original, --unlearned, --retrained.")
-    data = inputs.data_of(job, inputs.training_of(next(iter(paths.values()))))
+    job, data = inputs.data_for(job, next(iter(paths.values())))
+    data = inputs.without_held_out(data, paths.get("unlearned"))
     split = inputs.split_data(job, data.train)
     scores = api.evaluate(
         {name: inputs.build(job, data.train, weights=path) for name, path in paths.items()},
@@ -252,9 +259,10 @@ def audit(job: Audit) -> None:
     from expunge.report.audit_page import build_audit_page
 
     method = _method_of(job)
-    data = inputs.data_of(job, inputs.training_of(job.original))
+    job, data = inputs.data_for(job, job.original)
     if data.test is None:
         raise UsageError("an audit needs samples that no model has seen; give --test.")
+    data = inputs.without_held_out(data, job.unlearned)
     split = inputs.split_data(job, data.train)
     original = inputs.for_references(inputs.original(job, job.original, data=data, train=split.train))
     if (job.retrain or job.shadows) and original.recipe is None:

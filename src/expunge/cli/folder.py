@@ -61,6 +61,8 @@ def _difference(before: dict[str, Any] | None, now: dict[str, Any]) -> str:
         return "their settings are not known"
     for name in now:
         key = name
+        if name not in before:  # a setting that came with a later version
+            continue
         if key != "out" and before.get(key) != now[key]:
             old, new = before.get(key), now[key]
             if isinstance(old, dict) and isinstance(new, dict):

@@ -27,7 +27,10 @@ def init(job: Init) -> None:
     """Copy the model in, draw keys, write expunge.yaml."""
     training = inputs.training_of(job.checkpoint)
     known = inputs.recipe_of(job.recipe_file, training)
-    data = inputs.data_of(job, training)
+    if job.shards is None:
+        job, data = inputs.data_for(job, job.checkpoint)
+    else:
+        data = inputs.data_of(job, training)
     train = data.train
     if training.get("data", train.content_hash()) != train.content_hash():
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
-from expunge.api.saved import Data, facts_beside, literals, read_data, start_weights
+from expunge.api.fit import settle_normalisation
+from expunge.api.prepare import pick_device
+from expunge.api.saved import Data, facts_beside, literals, read_data, share_test, start_weights
 from expunge.api.trained import TrainedModel
+from expunge.cli import console
 from expunge.cli.fields import read_yaml, typed_options
+from expunge.cli.folder import SETTINGS, read_json
 from expunge.cli.jobs import Audit, Evaluate, Memorise, Repair, Train, Unlearn
 from expunge.core.errors import CheckpointError, UsageError
 from expunge.core.options import to_dict
@@ -21,6 +25,7 @@ from expunge.scenarios.base import Forgetting, parse_scenario
 from expunge.training.recipe import Recipe
 
 Job = Train | Unlearn | Evaluate | Audit | Memorise | Repair
+J = TypeVar("J")
 
 
 class HasData(Protocol):
@@ -41,6 +46,34 @@ def data_of(job: HasData, training: dict[str, Any]) -> Data:
     """The data of a job, with the part held out that the training of its checkpoint held out."""
     holdout, seed = float(training.get("holdout", 0.0)), int(training.get("split_seed", 0))
     return load_data(job, holdout=holdout, split_seed=seed)
+
+
+def data_for(job: J, checkpoint: Path) -> tuple[J, Data]:
+    """The data for a checkpoint of the job, read as its model wants them; and the job with what that takes.
+
+    Of a checkpoint that says nothing about its training, the preprocessing of pixels is not known: where the job does
+    not state it, the training accuracy decides (`settle_normalisation`).
+    """
+    settings: Any = job
+    training = training_of(checkpoint)
+    data = data_of(settings, training)
+    if training or "normalise" in settings.data_options:
+        return job, data
+    model, others = build(settings, data.train, weights=checkpoint), [data.test, data.validation]
+    taken, note = settle_normalisation(model, data.train, others, device=pick_device(settings.device))
+    if not taken:
+        return job, data
+    console.say(f"note: {note}")
+    return replace(settings, data_options={**settings.data_options, "normalise": taken}), data
+
+
+def without_held_out(data: Data, unlearned: Path | None) -> Data:
+    """Test data without the samples that were held out of them when a checkpoint was unlearned."""
+    settings = read_json(unlearned.parent / SETTINGS) if unlearned is not None else None
+    if settings is None or data.test is None or settings.get("validation") or data.validation is not None:
+        return data
+    test, _ = share_test(data.test, float(settings.get("test_held_out") or 0.0))
+    return replace(data, test=test)
 
 
 def split_data(job: Train | Unlearn | Evaluate | Audit | Memorise, train: Split) -> Forgetting:

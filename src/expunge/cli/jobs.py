@@ -60,6 +60,9 @@ class Unlearn:
     out: Path = Field(..., description="folder for weights, facts, scores and the report")
     test: str | None = Field(None, description=_TEST)
     validation: str | None = Field(None, description="held-out data of their own (`rewind` needs them)")
+    test_held_out: float = Field(
+        0.5, ge=0, lt=1, description="share of the test samples held out where nothing else is; the rest measures"
+    )
     recipe: Path | None = Field(None, description="YAML of the training; default: result.json beside the checkpoint")
     initial: Path | None = Field(None, description="weights the training started from, for methods that need them")
     retrain: bool = Field(False, description="also train the exact reference, kept in the cache, and compare with it")

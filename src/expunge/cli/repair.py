@@ -42,7 +42,7 @@ def repair(job: Repair) -> None:
         )
     if isinstance(method, Method):
         job = dataclasses.replace(job, options=to_dict(method))
-    data = inputs.data_of(job, training)
+    job, data = inputs.data_for(job, job.checkpoint)
     suspects = read_suspects(job.suspects, data.train, below=job.below, top=job.top)
     correction = make_correction(data.train, suspects, job.action, method)
     trained = inputs.original(job, job.checkpoint, data=data, train=data.train)

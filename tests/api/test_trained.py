@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import expunge
+from expunge.api.experiment import Experiment
 from expunge.api.result import Result
 from expunge.api.trained import TrainedModel
 from expunge.core.errors import CheckpointError, DataError, ExpungeError, UsageError
@@ -328,3 +329,13 @@ def test_methods_is_a_function_before_and_after_its_package_is_imported() -> Non
     first, second, third = json.loads(done.stdout)
     assert first == second == third
     assert "scrub" in first
+
+
+def test_an_experiment_makes_what_the_verbs_make(trained: Result) -> None:
+    assert trained.train is not None
+    split = expunge.scenario("random", trained.train, amount=6, requests=2)
+    experiment = Experiment(trained, split, "finetune", seed=5, device="cpu")
+    told = expunge.unlearn_stream(trained, requests=split, method="finetune", seed=5, device="cpu")
+    assert weights_hash(experiment.unlearn().model) == weights_hash(told.model)
+    again = expunge.unlearn(trained, forget=split.forget, method="retrain", seed=8, device="cpu")
+    assert weights_hash(experiment.reference(8).model) == weights_hash(again.model)

@@ -1,8 +1,8 @@
-"""What an audit is about, put together in one place: the original, the unlearned model, references and data."""
+"""An experiment put together in one place: a trained model, what it forgets, the method; and what an audit needs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,84 @@ from typing import Any
 from torch import nn
 
 from expunge.api.prepare import as_splits, check_disjoint
+from expunge.api.result import Result
 from expunge.api.saved import as_trained
 from expunge.api.selection import known_splits, select
+from expunge.api.stream import unlearn_stream
 from expunge.api.trained import TrainedModel
 from expunge.api.unlearn import unlearn
 from expunge.core.errors import UsageError
+from expunge.core.run import Precision, Progress
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
+from expunge.scenarios.base import Forgetting
 from expunge.training.recipe import Recipe, make_recipe
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A trained model, what it is to forget, and how: makes the unlearned model and its references.
+
+    The command line, studies, deletion requests and audits make their models here, so that recipe, initial weights,
+    held-out and test data, which `trained` knows, reach every one of them.
+
+    Attributes:
+        trained: The model before unlearning.
+        forget: A scenario's partition (in several requests where it says so), or the samples to forget.
+        method: A name, a preset or an instance.
+        seed: Of the unlearning, >= 0.
+        retain: The samples to keep; default: what the model was trained on and does not forget.
+        device: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        precision: "auto", "float32" or "bfloat16".
+        cache: Folder where retrained models are kept by content.
+        progress: Called with the state of a run after each epoch.
+        cancelled: Asked between steps; a run ends with `Cancelled` once it returns true.
+    """
+
+    trained: TrainedModel
+    forget: Forgetting | Split
+    method: str | Method = "auto"
+    seed: int = 0
+    retain: Split | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+    cache: Path | None = None
+    progress: Callable[[Progress], None] | None = None
+    cancelled: Callable[[], bool] | None = None
+
+    def unlearn(self, **more: Any) -> Result:
+        """The model after unlearning.
+
+        Args:
+            more: Further keywords of `unlearn`, such as `budget_seconds` and `compile`.
+
+        Raises:
+            UsageError: As `unlearn`.
+            DataError: As `unlearn`.
+        """
+        return self._run(self.method, self.seed, **more)
+
+    def reference(self, seed: int | None = None) -> Result:
+        """The exact reference: trained again without the forget set, as the original was.
+
+        Args:
+            seed: Of the training; default: that of the experiment.
+
+        Raises:
+            UsageError: If the recipe is not known.
+        """
+        single = replace(self, forget=self.forget if isinstance(self.forget, Split) else self.forget.forget)
+        return single._run("retrain", self.seed if seed is None else seed)
+
+    def _run(self, method: str | Method, seed: int, **more: Any) -> Result:
+        common: dict[str, Any] = {
+            "retain": self.retain, "method": method, "seed": seed, "device": self.device, "precision": self.precision,
+            "cache": self.cache, "progress": self.progress, "cancelled": self.cancelled, **more,
+        }  # fmt: skip
+        if isinstance(self.forget, Forgetting) and self.forget.scenario.requests > 1:
+            return unlearn_stream(self.trained, requests=self.forget, **common)
+        return unlearn(self.trained, forget=self.forget, **common)
 
 
 @dataclass(frozen=True)
@@ -111,13 +180,8 @@ def train_references(
     if retain is None:
         raise UsageError("references are trained on the retained samples, which are not known; pass retain=...")
     known = original if recipe is None else replace(original, recipe=recipe)
-    return [
-        unlearn(
-            known, forget=forget, retain=retain, method="retrain", seed=seed + number, device=device,
-            cache=cache_root() if cache is None else cache,
-        ).model
-        for number in range(1, count + 1)
-    ]  # fmt: skip
+    experiment = Experiment(known, forget, retain=retain, device=device, cache=cache_root() if cache is None else cache)
+    return [experiment.reference(seed + number).model for number in range(1, count + 1)]
 
 
 def _two_models(model: Any, unlearned: Any, original: Any) -> tuple[TrainedModel, TrainedModel]:

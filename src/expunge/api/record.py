@@ -16,7 +16,10 @@ import torch
 from pydantic import Field
 
 from expunge.api.evaluate import Scores
+from expunge.core.registry import Card
+from expunge.data.split import Split
 from expunge.metrics.base import Direction, Unit, Value
+from expunge.scenarios.base import Forgetting
 
 SAMPLED_LOSSES = 1000  # per split and model: enough for a histogram, small enough for a page
 
@@ -53,6 +56,24 @@ class CellRecord(pydantic.BaseModel):
         "projection: split -> rows of two components and the class",
     )
     provenance: dict[str, Any] = Field(default_factory=dict, description="versions, hashes, hardware, peak memory")
+
+
+def data_facts(name: str, forgetting: Forgetting, test: Split | None, validation: Split | None) -> dict[str, Any]:
+    """`CellRecord.data`: name, classes and sizes of what a model was trained and measured on."""
+    sizes = {"test": test, "validation": validation}
+    return {
+        "name": name,
+        "classes": forgetting.train.num_classes,
+        "class_names": list(forgetting.train.store.classes),
+        "train": len(forgetting.train),
+        **{part: 0 if split is None else len(split) for part, split in sizes.items()},
+    }
+
+
+def method_facts(label: str, card: Card, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`CellRecord.method`: how tables name a method, its options, and whom to cite."""
+    cite = f"{card.paper.cite}, {card.paper.url}" if card.paper else ""
+    return {"label": label, "name": card.name, "options": dict(options), "tags": list(card.tags), "cite": cite}
 
 
 def score_rows(scores: Scores, model: str) -> list[dict[str, Any]]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from expunge.api.evaluate import Scores
+from expunge.api.experiment import Experiment
 from expunge.api.prepare import pick_device, warm_up
-from expunge.api.record import CellRecord, cell_from_result, curves, request_rows, score_rows
+from expunge.api.record import CellRecord, cell_from_result, curves, data_facts, method_facts, request_rows, score_rows
 from expunge.api.result import Result, versions
-from expunge.api.stream import unlearn_stream
-from expunge.api.unlearn import unlearn
+from expunge.api.trained import TrainedModel
 from expunge.bench.cells import Cell
 from expunge.bench.projection import projection
 from expunge.bench.recipe import DataPart, Study
@@ -135,22 +135,19 @@ class Workbench:
         """One method on this cell's scenario and models."""
         forgetting = self.forgetting(cell)
         _, validation, test = self.data(cell.seeds["data"])
-        common: dict[str, Any] = dict(
-            retain=forgetting.retain,
-            validation=validation,
-            method=method,
+        trained = TrainedModel(
+            model=self.original(cell).model,
+            train=forgetting.train,
+            held_out=validation,
+            test=test,
             recipe=self.study.recipe(),
             initial=self.start(cell).state_dict(),
-            seed=seed,
-            device=self.study.device,
-            precision=self.study.precision,
-            progress=self.progress,
-            cache=self.cache,
+            seed=cell.seeds["train"],
         )
-        original = self.original(cell).model
-        if cell.scenario.requests > 1:
-            return unlearn_stream(original, requests=forgetting.requests(), test=test, **common)
-        return unlearn(original, forget=forgetting.forget, **common)
+        return Experiment(
+            trained, forgetting, method, seed, device=self.study.device, precision=self.study.precision,
+            cache=self.cache, progress=self.progress,
+        ).unlearn()  # fmt: skip
 
     def attempt(self, cell: Cell) -> CellRecord | str:
         """`record`, or the sentence of its failure: one broken cell must not cost a study its other cells."""
@@ -206,30 +203,18 @@ class Workbench:
         return Scores(measure(evaluation, self.study.named_metrics(), [name], all_must_apply=False), evaluation)
 
     def _described(self, cell: Cell, result: Result) -> dict[str, Any]:
-        forgetting, original, card = self.forgetting(cell), self.original(cell), cell.method.card
+        forgetting, original = self.forgetting(cell), self.original(cell)
         _, validation, test = self.data(cell.seeds["data"])
         return {
-            "data": {
-                "name": test.store.name,  # not the path it was read from, which is the reader's own
-                "classes": test.num_classes,
-                "class_names": list(test.store.classes),
-                "train": len(forgetting.train),
-                "test": len(test),
-                "validation": 0 if validation is None else len(validation),
-            },
+            # Not the path it was read from, which is the reader's own.
+            "data": data_facts(test.store.name, forgetting, test, validation),
             "model": {
                 "name": self.study.model.name,
                 "options": dict(self.study.model.options),
                 "parameters": sum(p.numel() for p in result.model.parameters()),
             },
             "scenario": {"label": cell.scenario_label, **forgetting.describe()},
-            "method": {
-                "label": cell.method_label,
-                "name": card.name,
-                "options": to_dict(cell.method),
-                "tags": list(card.tags),
-                "cite": f"{card.paper.cite}, {card.paper.url}" if card.paper else "",
-            },
+            "method": method_facts(cell.method_label, cell.method.card, to_dict(cell.method)),
             "seeds": cell.seeds,
             "provenance": {
                 "versions": versions(),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.api.evaluate import Scores
-from expunge.api.record import CellRecord, cell_from_result, curves, request_rows, score_rows
+from expunge.api.record import CellRecord, cell_from_result, curves, data_facts, method_facts, request_rows, score_rows
 from expunge.api.result import versions
 from expunge.api.saved import Data
 from expunge.cli.jobs import Unlearn
@@ -34,25 +34,11 @@ def make_cells(
     cells = []
     for model in models:
         record = {**_EMPTY, **records.get(model, {})}
-        card = METHODS.card(names[model])
         parts: dict[str, Any] = {
-            "data": {
-                "name": job.data,
-                "classes": data.train.num_classes,
-                "class_names": list(data.train.store.classes),
-                "train": len(split.train),
-                "test": len(data.test) if data.test is not None else 0,
-                "validation": len(data.validation) if data.validation is not None else 0,
-            },
+            "data": data_facts(job.data, split, data.test, data.validation),
             "model": {"name": job.model, "parameters": sum(p.numel() for p in models[model].parameters())},
             "scenario": {"label": job.forget, **split.describe()},
-            "method": {
-                "label": labels[model],
-                "name": card.name,
-                "options": record.get("options", {}),
-                "tags": list(card.tags),
-                "cite": f"{card.paper.cite}, {card.paper.url}" if card.paper else "",
-            },
+            "method": method_facts(labels[model], METHODS.card(names[model]), record.get("options", {})),
             "seeds": {
                 "data": job.split_seed,
                 "train": int(training.get("seed", 0)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from expunge import api
 from expunge.api.effect import Effect
 from expunge.api.evaluate import check_metrics
-from expunge.api.experiment import train_references
+from expunge.api.experiment import Experiment, train_references
 from expunge.api.planning.automatic import announce, choose, situation
 from expunge.api.planning.situation import Situation
 from expunge.api.prepare import as_classifier, pick_device
@@ -126,24 +125,16 @@ def unlearn(job: Unlearn) -> None:
     _check_first(job, method, trained, split)
     if not inputs.is_trained_on(trained):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
-    common: dict[str, Any] = {"device": job.device, "seed": job.seed, "precision": job.precision}
+    common: dict[str, Any] = {
+        "device": job.device, "seed": job.seed, "precision": job.precision, "cache": cache_root()
+    }  # fmt: skip
     record = world.from_first(lambda: finished(job))
     if record is None:
         _announce(answering, method, at, split, job)
         with console.progress() as progress:
-            how = (
-                functools.partial(api.unlearn_stream, requests=split)
-                if split.scenario.requests > 1
-                else functools.partial(api.unlearn, forget=split)
-            )
-            result = how(
-                trained if method.needs.initial else inputs.for_references(trained),
-                method=method,
-                budget_seconds=job.budget_seconds,
-                compile=job.compile,
-                progress=progress,
-                cache=cache_root(),
-                **common,
+            first = trained if method.needs.initial else inputs.for_references(trained)
+            result = Experiment(first, split, method, progress=progress, **common).unlearn(
+                budget_seconds=job.budget_seconds, compile=job.compile
             )
         known = {**result.facts["data"], "forget": split.forget.content_hash()}  # of a stream: all requests together
         facts = {**result.facts, "training": trained.facts["training"], "data": known}
@@ -159,10 +150,8 @@ def unlearn(job: Unlearn) -> None:
     records = {"unlearned": record}
     if job.retrain:
         with console.progress() as progress:
-            models["retrained"] = api.unlearn(
-                inputs.for_references(trained), forget=split, method="retrain", progress=progress, cache=cache_root(),
-                **common,
-            )  # fmt: skip
+            again = Experiment(inputs.for_references(trained), split, progress=progress, **common)
+            models["retrained"] = again.reference()
         records["retrained"] = models["retrained"].record()
     scores = api.evaluate(
         models,

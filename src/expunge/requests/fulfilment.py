@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge import api
+from expunge.api.experiment import Experiment
 from expunge.api.prepare import pick_device
 from expunge.api.result import Result
+from expunge.api.trained import TrainedModel
 from expunge.core.errors import Cancelled, ExpungeError
 from expunge.core.options import to_dict
 from expunge.core.run import Progress
@@ -177,24 +178,16 @@ class Worker:
                 settings.shards, self.workspace.fresh(known), known, forget, original=one.parent,
                 device=settings.device, progress=self.progress, cancelled=self.cancelled,
             )  # fmt: skip
-        return api.unlearn(
-            parent,
-            forget=forget,
-            retain=retain,
-            method=make_method(one.plan["method"], **one.plan["options"]),
-            recipe=self.workspace.recipe,
-            seed=one.seed,
-            device=settings.device,
-            budget_seconds=one.plan["budget_seconds"],
-            progress=self.progress,
-            cancelled=self.cancelled,
-        )
+        method = make_method(one.plan["method"], **one.plan["options"])
+        experiment = self._experiment(parent, forget, retain, method=method, seed=one.seed)
+        return experiment.unlearn(budget_seconds=one.plan["budget_seconds"])
 
     def _audit(self, one: Fulfilment) -> Fulfilment:
         settings, workspace = self.workspace.settings, self.workspace
         forget, retain = self.splits(one)
         parent, new = (workspace.build(self.data.train, name) for name in (one.parent, str(one.version)))
-        again = [self._reference(parent, forget, retain, one.seed + 1 + i) for i in range(settings.references)]
+        experiment = self._experiment(parent, forget, retain, cache=cache_root())
+        again = [experiment.reference(one.seed + 1 + i) for i in range(settings.references)]
         counted = self.progress
         verdict = audit(
             parent,
@@ -202,7 +195,7 @@ class Worker:
             forget=forget,
             retain=retain,
             test=self.data.test,
-            retrained=again,
+            references=again,
             margins=workspace.margins,
             residue=settings.residue,
             shadows=settings.shadows,
@@ -228,11 +221,12 @@ class Worker:
             raise Refused(message, plain(record))
         return self.ledger.advance(one.id, "audited", by=self.by, audit=plain(record))
 
-    def _reference(self, parent: nn.Module, forget: Split, retain: Split, seed: int) -> Result:
-        return api.unlearn(
-            parent, forget=forget, retain=retain, method="retrain", recipe=self.workspace.recipe, seed=seed,
-            device=self.workspace.settings.device, progress=self.progress, cancelled=self.cancelled,
-            cache=cache_root(),
+    def _experiment(self, parent: nn.Module, forget: Split, retain: Split, **more: Any) -> Experiment:
+        """Forgetting from the version `parent`, or training without the samples, as the workspace says."""
+        trained = TrainedModel(model=parent, test=self.data.test, recipe=self.workspace.recipe)
+        return Experiment(
+            trained, forget, retain=retain, device=self.workspace.settings.device, progress=self.progress,
+            cancelled=self.cancelled, **more,
         )  # fmt: skip
 
     def drift(self, one: Fulfilment, new: nn.Module, word: str, retain: Split) -> Drift:

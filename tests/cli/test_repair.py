@@ -75,7 +75,7 @@ def test_a_list_of_issues_becomes_a_repaired_model(repair, tmp_path):
     left = {path.name for path in out.iterdir()}
     assert left == {
         "settings.json", "model.safetensors", "result.json", "history.csv", "labels.csv", "still_suspect.csv",
-        "neighbours.csv", "repair.html", "repair.json",
+        "neighbours.csv", "repair.html", "repair.json", "rows.json",
     }  # fmt: skip
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     again = repair("--action", "relabel", "--retrain", "--learn-epochs", 10)

@@ -72,6 +72,19 @@ SETTINGS: dict[str, Settings] = {
         },
         values={"clip": 0.01, "smoothing_start": 3, "smoothing": 0.5, "settle": 1.0},
     ),
+    "unsee": Settings(
+        # A random request: of a class that vanishes neither the place of a sample nor wrong labels matter.
+        options={"share": 1.0, "lr": 0.02},
+        values={"share": 0.5, "held_out": 10, "rounds": 1, "mislabelled": "yes"},
+        contexts={"shrink": {"mislabelled": "yes"}},
+        forget_class=None,
+        forgets=False,  # the toy's held-out samples are fitted as well as the others: see methods/test_unsee.py
+    ),
+    "retrain-short": Settings(
+        values={"share": 0.7, "tolerance": 0.9},
+        identity_at_zero_epochs=False,
+        forgets=False,
+    ),
     "bad-t": Settings(
         options={"epochs": 3, "lr": 5e-3, "retain_batch_size": 16, "forget_batch_size": 8},
         contexts={"momentum": _SGD, "decay": {"milestones": (1,)}},

@@ -18,6 +18,8 @@ def test_a_union_forgets_no_need() -> None:
     """Every field on its own survives a union from either side; a field added later is covered too."""
     nothing = Needs(weights=False)
     for field in dataclasses.fields(Needs):
+        if field.name == "optional":  # qualifies other fields, and means nothing alone
+            continue
         value = {"str": "labels", "bool": True, "float": 0.5}.get(type(getattr(nothing, field.name)).__name__)
         one = dataclasses.replace(nothing, **{field.name: value})
         assert nothing | one == one | nothing == one | one == one
@@ -59,3 +61,11 @@ def test_phrases() -> None:
 def test_needs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Needs().retain = "labels"  # type: ignore[misc]
+
+
+def test_a_union_is_optional_only_where_both_can_do_without() -> None:
+    either = Needs(validation="labels", recipe=True, optional=("validation", "recipe"))
+    assert (either | Needs(retain="labels")).optional == ("validation", "recipe")
+    assert (either | Needs(validation="inputs")).optional == ("recipe",)
+    assert either.describe()["validation"] == "inputs and labels, where given"
+    assert either.describe()["also"] == "training recipe where known"

@@ -138,7 +138,7 @@ def unlearn(
     chosen = chosen.fitted(sizes)
     needs = chosen.needs
     _check_given(chosen, needs, splits)
-    if needs.recipe and known_recipe is None:
+    if needs.recipe and known_recipe is None and "recipe" not in needs.optional:
         raise UsageError(
             f"{chosen.card.name} needs the recipe that the model was trained with; pass recipe=..., or a model that "
             "knows it (expunge.train, expunge.TrainedModel.of)."
@@ -234,7 +234,7 @@ def _informed(trained: TrainedModel, recipe: Recipe | None, initial: Mapping[str
 def _check_given(chosen: Method, needs: Needs, splits: Mapping[str, Split]) -> None:
     for name in ("forget", "retain", "validation"):
         access = getattr(needs, name)
-        if access == "none":
+        if access == "none" or (name in needs.optional and name not in splits):
             continue
         if name not in splits:
             why = "rewinding" if name == "validation" and chosen.rewinds else chosen.card.name

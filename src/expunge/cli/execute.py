@@ -349,7 +349,8 @@ def _check_first(job: Unlearn, method: Method, trained: TrainedModel, split: For
             "the reference cannot be retrained without the recipe of the original; give --recipe file.yaml, "
             "or a checkpoint that `expunge train` made."
         )
-    if method.needs.validation != "none" and trained.held_out is None:
+    needs = method.needs
+    if needs.validation != "none" and "validation" not in needs.optional and trained.held_out is None:
         raise UsageError(
             f"{job.method} with these options needs validation data that the model was not trained on; give "
             "--validation, or a checkpoint of `expunge train --holdout 0.1`."

@@ -20,6 +20,7 @@ class Needs:
     `weights`: whether the trained weights are read (False: only the architecture, as for exact retraining).
     `recipe`: the recipe the model was trained with. `initial`: the weights training started from.
     `labelled`: labels of only so many retained samples (share below 1, or a number), drawn before the method starts.
+    `optional`: splits, `recipe` or `initial`, among the above that the method reads where given, and can do without.
     """
 
     forget: Access = "none"
@@ -29,6 +30,7 @@ class Needs:
     recipe: bool = False
     initial: bool = False
     labelled: float = 0.0
+    optional: tuple[str, ...] = ()
 
     def __or__(self, other: Needs) -> Needs:
         """The union: whatever either of the two needs."""
@@ -36,9 +38,14 @@ class Needs:
             name: max(getattr(self, name), getattr(other, name), key=_RANK.__getitem__)
             for name in ("forget", "retain", "validation")
         }
-        rest = [f.name for f in fields(self) if f.name not in widest]
+        rest = [f.name for f in fields(self) if f.name not in (*widest, "optional")]
         flags = {name: max(getattr(self, name), getattr(other, name)) for name in rest}
-        return replace(self, **widest, **flags)
+        wanting = {
+            name: [needs for needs in (self, other) if getattr(needs, name) not in ("none", False)]
+            for name in (*widest, "recipe", "initial")
+        }
+        optional = tuple(n for n, both in wanting.items() if both and all(n in needs.optional for needs in both))
+        return replace(self, **widest, **flags, optional=optional)
 
     @property
     def label_free(self) -> bool:
@@ -58,11 +65,15 @@ class Needs:
         """
         words = {"none": "-", "inputs": "inputs only", "labels": "inputs and labels"}
         phrases = {name: words[getattr(self, name)] for name in ("forget", "retain", "validation")}
+        for name in phrases.keys() & set(self.optional):
+            phrases[name] += ", where given"
         if self.labelled:
             budget = f"{self.labelled:.0%}" if self.labelled < 1 else f"{self.labelled:.0f} samples"
             phrases["retain"] += f", labels of {budget}"
         extras = [name for name in ("recipe", "initial") if getattr(self, name)]
         phrases["trained weights"] = "yes" if self.weights else "-"
         names = {"recipe": "training recipe", "initial": "initial weights"}
+        for name in names.keys() & set(self.optional):
+            names[name] += " where known"
         phrases["also"] = ", ".join(names[extra] for extra in extras) or "-"
         return phrases

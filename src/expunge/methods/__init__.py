@@ -177,6 +177,28 @@ METHODS = Registry(
             tags=("iterative", "label-free"),
         ),
         Card(
+            name="unsee",
+            summary="train on the retained samples, and steer each one to forget to where an unseen one would lie",
+            target="expunge.methods.unsee:Unsee",
+            needs=Needs(
+                forget="labels",
+                retain="labels",
+                validation="labels",
+                recipe=True,
+                optional=("validation", "recipe"),
+            ),
+            tags=("iterative",),
+        ),
+        Card(
+            name="retrain-short",
+            summary="a fresh network on the retained samples alone, over as short a schedule as their accuracy allows",
+            target="expunge.methods.retrain_short:RetrainShort",
+            needs=Needs(
+                retain="labels", validation="labels", recipe=True, initial=True, optional=("validation", "initial")
+            ),
+            tags=("exact", "iterative"),
+        ),
+        Card(
             name="cf-k",
             summary="fine-tune only the last k blocks on the retained samples",
             target="expunge.methods.last_blocks:CFk",

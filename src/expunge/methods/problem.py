@@ -80,6 +80,14 @@ class Problem:
     def has_initial(self) -> bool:
         return self._initial is not None
 
+    @property
+    def has_recipe(self) -> bool:
+        return self._recipe is not None
+
+    @property
+    def has_validation(self) -> bool:
+        return "validation" in self._splits
+
     def student(self) -> nn.Module:
         """A trainable copy of the model; all parameters require gradients."""
         student = copy.deepcopy(self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -70,3 +71,14 @@ def linear_head(model: nn.Module, forget: Split, run: Run, name: str) -> tuple[A
             "logits of this model; choose a method that trains."
         )
     return parts, head
+
+
+def one_cycle(at: float, warmup: float, low: float = 0.02) -> float:
+    """Share of the peak learning rate at `at` in [0, 1] of the steps: up in a line, down along a cosine to `low`.
+
+    >>> [round(one_cycle(at, 0.2), 2) for at in (0.0, 0.2, 1.0)]
+    [0.04, 1.0, 0.02]
+    """
+    if at < warmup:
+        return 0.04 + 0.96 * at / warmup
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (1 - warmup)))

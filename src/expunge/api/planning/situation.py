@@ -133,7 +133,7 @@ def situation_of(model: nn.Module, forget: Split, retain: Split | None, /, **res
 
 
 def wanted_access(needs: Needs) -> set[Access]:
-    """The kinds of access that a declaration asks for beside the inputs of the samples to forget.
+    """The kinds of access that a declaration cannot do without, beside the inputs of the samples to forget.
 
     >>> sorted(wanted_access(Needs(forget="inputs", retain="labels")))
     ['retain labels']
@@ -143,8 +143,8 @@ def wanted_access(needs: Needs) -> set[Access]:
         "retain inputs": needs.retain == "inputs",
         "retain labels": needs.retain == "labels",
         "few labels": needs.labelled > 0,
-        "validation labels": needs.validation != "none",
-        "recipe": needs.recipe,
-        "initial": needs.initial,
+        "validation labels": needs.validation != "none" and "validation" not in needs.optional,
+        "recipe": needs.recipe and "recipe" not in needs.optional,
+        "initial": needs.initial and "initial" not in needs.optional,
     }
     return {name for name, asked in wanted.items() if asked}

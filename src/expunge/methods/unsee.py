@@ -1,0 +1,330 @@
+"""Unsee: train on the retained samples, and steer each forgotten sample to where an unseen one of its kind would lie.
+
+Source     our own. Known pieces: AdamW with one cycle, quantile matching, ascent that stops at the loss of held-out
+           samples. Not in any paper that we know: the place of a single sample, from its rank under the original
+Notation   z logits (B, C); phi(x, y) = z_y - log sum over c != y of exp z_c, the log-odds of label y; D_f, D_r, D_h the
+           samples to forget, retained, held out; w_0 the given weights; F_r the distribution function of phi over D_r
+           under w_0 (at most `PLACES` samples); Q the quantile function of phi over D_h under the present weights
+
+    min over w:  CE(D_r) + strength s huber((phi(x_i, y_i) - q_i) / s),  i in D_f,      starting at w_0
+    q_i = Q(own u_i + (1 - own) r_i),   s = standard deviation of the q_i,   huber(d) = d^2 / 2, or |d| - 1/2 beyond 1
+
+    u_i = F_r(phi(x_i, y_i; w_0))   place of the sample among the retained ones: what was hard to fit stays hard unseen
+    r_i                             its rank within D_f under the present weights, in (0, 1)
+
+The pull is two-sided, so no sample is pushed beyond what an unseen one shows. Q is taken over held-out samples with the
+labels of D_f, in their proportions, and is measured anew `rounds` times. Both batches go through the network in one
+pass, so its BatchNorm sees mostly retained samples. Three kinds of forgotten samples are told apart beforehand:
+
+    label kept      some retained sample has the label: as above
+    label vanishes  none has it: Q is moved down until 98 % of the held-out samples of that class lie below `NEVER`,
+                    as a network that never saw the class does not answer with it
+    label wrong     `mislabelled`, or auto: the mean of u_i (1/2 for samples drawn at random) is below `HARD`: held-out
+                    samples of the class that the network likes best after y_i are scored at y_i. Weights with two
+                    axes or more are first multiplied by `shrink`, because much is to be written anew
+
+Pushing a class down takes its held-out samples along, and Q would be chased without end: except where the label
+vanishes, the mean of Q stays within `DRIFT` standard deviations (`SLACK` log-odds for wrong labels) of its first mean.
+
+Held out   without held-out samples a tenth of the retained ones stands in for them: they are no longer trained on, but
+           were seen once, so too little is forgotten; a note says so, and names `retrain-short`
+Cost       `share` of the training's passes, measurements included (a pass without gradients counts a sixth of a step)
+Claim      approximate, no guarantee for single samples; see results/worlds
+Tried      a rate, a strength and a beta without s were dropped, see the ablations in results/worlds
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from expunge.core.options import Field, build
+from expunge.core.run import Run
+from expunge.core.seeds import torch_generator
+from expunge.data.augment import make_augment
+from expunge.data.split import Batch, PerSample, Split
+from expunge.methods.base import Method, method
+from expunge.methods.problem import Problem
+from expunge.methods.steps import distillation, one_cycle
+from expunge.models.modes import training_mode
+from expunge.training.inference import predict
+from expunge.training.loop import step
+from expunge.training.recipe import Recipe, make_optimizer, set_rate
+
+KindName = Literal["kept", "vanishes", "wrong"]
+
+PLACES = 500  # retained samples among which a forgotten one finds its place
+NEVER = -3.0  # log-odds below which a class is as good as unknown
+HARD = 0.25  # mean place below which labels count as wrong; a random request has 1/2, wrong labels about 1/7
+CERTAIN = 4.0  # and so many standard errors below 1/2: a few samples can be hard by chance
+DRIFT = 0.5  # standard deviations by which Q may fall below its first mean: pushing drags held-out samples along
+SLACK = 4.0  # log-odds by which it may, where labels are wrong
+MEASURING = 0.2  # largest share of the passes for measurements
+SMALL_BATCH, STEPS = 32, 256  # batches shrink, down to 32 retained samples, to allow so many steps
+VISITS = 8  # the forgotten batch grows, up to half of the retained one, so that each is seen so often
+SPREAD = 0.5  # least scale s, in log-odds
+EVALUATION = 0.5  # cost of a pass without gradients where a third of a training step counts 1
+
+
+@method("unsee")
+class Unsee(Method):
+    """Train on what stays, and take each forgotten sample to the log-odds of unseen samples at its own rank.
+
+    Reads labels of all three sets. The recipe tells how much training there was, and the batch size.
+    """
+
+    share: float = Field(0.17, gt=0, le=1, description="passes to spend, as a share of those of the training")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW; falls with the root of the batch size")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
+    warmup: float = Field(0.3, ge=0, lt=1, description="share of the steps in which the rate rises")
+    strength: float = Field(0.5, ge=0, description="weight of the steering term")
+    matching: Literal["ranks", "mean"] = Field("ranks", description="steer single samples, or only their mean")
+    own: float = Field(0.5, ge=0, le=1, description="weight of a sample's own place against its rank in the set")
+    distill: float = Field(0.0, ge=0, le=1, description="share of distillation from the original on retained samples")
+    mislabelled: Literal["auto", "yes", "no"] = Field("auto", description="whether the labels to forget are wrong")
+    shrink: float = Field(0.3, gt=0, le=1, description="factor on all weight matrices first, where labels are wrong")
+    rounds: int = Field(8, ge=1, description="most times that targets are measured")
+    held_out: int = Field(500, ge=1, description="most held-out samples per measurement")
+
+    def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+        retain, held = _with_stand_ins(problem, run)
+        forget, recipe = problem.forget, _recipe(problem, run)
+        plan = _Plan.of(self, len(retain), len(forget), recipe)
+        kinds = self._kinds(problem, held, plan.compared, run)
+        teacher = PerSample(retain, predict(problem.model, retain, run.device)) if self.distill else None
+        student = problem.student()
+        if any(kind.name == "wrong" for kind in kinds):
+            _shrink(student, self.shrink)
+        peak = self.lr * math.sqrt(plan.batch / recipe.batch_size)
+        optimizer = make_optimizer("adamw", student.parameters(), lr=peak, weight_decay=self.weight_decay)
+        retained = _endless(retain, plan.batch, recipe, run, "retain")
+        forgotten = _endless(forget, plan.forget_batch, recipe, run, "forget")
+        done = 0
+        for epoch in run.epochs(student, plan.rounds, what=f"{run.label}: rounds"):
+            goals = PerSample(forget, self._goals(kinds, student, forget, run))
+            training_mode(student, recipe.batchnorm)
+            for _ in range(plan.per_round):
+                set_rate(optimizer, peak * one_cycle((done + 0.5) / plan.steps, self.warmup))
+                kept, lost = next(retained), next(forgotten)
+                with run.autocast():
+                    logits = student(torch.cat([kept.x, lost.x])).float()
+                fit = F.cross_entropy(logits[: len(kept)], kept.y)
+                goal, scale = goals[lost.index].unbind(1)
+                off = (log_odds(logits[len(kept) :], lost.y) - goal) / scale
+                if self.matching == "mean":
+                    off = off.mean()
+                pull = (scale * F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none")).mean()
+                loss = fit
+                if teacher is not None:
+                    away = distillation(logits[: len(kept)], teacher[kept.index], TEMPERATURE)
+                    loss = (1 - self.distill) * fit + self.distill * away
+                step(loss + self.strength * pull, student, optimizer, recipe.clip)
+                done += 1
+                epoch.add("retain_loss", fit, len(kept))
+                epoch.add("steering", pull, len(lost))
+        return student
+
+    def _kinds(self, problem: Problem, held: Split, most: int, run: Run) -> list[_Kind]:
+        """The forgotten samples by kind, each with the held-out samples that it is compared with."""
+        forget, retain = problem.forget, problem.retain
+        places = _places(problem, run)
+        stays = torch.isin(forget.y, retain.y.unique())
+        random = torch_generator(run.seed, "unsee", "held out")
+        kinds = []
+        parts: tuple[tuple[Tensor, KindName], ...] = ((stays, "kept"), (~stays, "vanishes"))
+        for part, name in parts:
+            members = part.nonzero()[:, 0]
+            if not len(members):
+                continue
+            if name == "kept" and self._wrong(places[members], run):
+                name = "wrong"
+            rows = torch.empty(0) if name == "wrong" else _like(forget.y[members], held.y, most, random)
+            alike = not len(rows)  # also where no held-out sample has any of the labels
+            if alike:
+                rows = torch.randperm(len(held), generator=random)[:most]
+            own = places[members] if name == "kept" else None  # how hard a sample was says nothing of the other kinds
+            kinds.append(_Kind(name, members, held.take(held.index[rows]), own, alike))
+        return kinds
+
+    def _wrong(self, places: Tensor, run: Run) -> bool:
+        if self.mislabelled != "auto":
+            return self.mislabelled == "yes"
+        place = float(places.mean())
+        wrong = place < HARD and (0.5 - place) * math.sqrt(12 * len(places)) > CERTAIN
+        if wrong:
+            run.notes.append(
+                f"the labels to forget look wrong: the original fits them worse than {1 - place:.0%} of "
+                "the retained samples; pass mislabelled=no if they are right."
+            )
+        return wrong
+
+    def _goals(self, kinds: list[_Kind], student: nn.Module, forget: Split, run: Run) -> Tensor:
+        """Goal and scale per forgotten sample, (len(forget), 2), under the student as it is now."""
+        logits = predict(student, forget, run.device).cpu()
+        goals = torch.empty(len(forget), 2)
+        for kind in kinds:
+            now = log_odds(logits[kind.members], forget.y[kind.members])
+            seen = kind.unseen(student, logits[kind.members], forget.y[kind.members], run)
+            goal = seen[(kind.rank(now, self.own) * len(seen)).long().clamp(max=len(seen) - 1)]
+            goals[kind.members, 0] = goal
+            goals[kind.members, 1] = max(float(seen.std(correction=0)), SPREAD)
+        return goals.to(run.device)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the passes are spent: rounds of `per_round` steps on `batch` retained and `forget_batch` forgotten samples.
+
+    compared: held-out samples per measurement.
+    """
+
+    rounds: int
+    steps: int
+    batch: int
+    forget_batch: int
+    compared: int
+
+    @property
+    def per_round(self) -> int:
+        return -(-self.steps // self.rounds)
+
+    @classmethod
+    def of(cls, chosen: Unsee, retained: int, forgotten: int, recipe: Recipe) -> _Plan:
+        passes = 3 * chosen.share * recipe.epochs * retained
+        allowed = MEASURING * passes / EVALUATION  # samples that may be looked at
+        compared = int(min(chosen.held_out, max(100, allowed / chosen.rounds - forgotten)))
+        rounds = max(1, min(chosen.rounds, int(allowed / (forgotten + compared))))
+        extra = retained if chosen.distill else 0
+        left = passes - EVALUATION * (rounds * (compared + forgotten) + PLACES + forgotten + extra)
+        batch = min(recipe.batch_size, max(SMALL_BATCH, int(left / STEPS)))
+        small = max(8, batch // 4)
+        steps = max(1, int(left / 3 / (batch + small)))
+        small = min(forgotten, max(small, min(batch // 2, VISITS * forgotten // steps)))
+        return cls(rounds, max(2 * rounds, int(left / 3 / (batch + small))), batch, small, compared)
+
+
+@dataclass
+class _Kind:
+    """Forgotten samples of one kind. members: rows of the forget set (k,); others: held-out samples to compare with.
+
+    places: (k,) in (0, 1), or None where the rank alone counts. alike: each member is compared with a sample of the
+    class it looks like, scored at the label of the member; else others are scored at their own. floor: least mean of
+    the log-odds of the others.
+    """
+
+    name: KindName
+    members: Tensor
+    others: Split
+    places: Tensor | None
+    alike: bool = False
+    floor: float | None = None
+
+    def unseen(self, student: nn.Module, logits: Tensor, y: Tensor, run: Run) -> Tensor:
+        """Sorted log-odds that unseen samples have under the student. logits (k, C), y (k,) of the members."""
+        others = predict(student, self.others, run.device).cpu()
+        if self.alike:
+            values = log_odds(others[self._likely(logits, y, run)], y)
+        else:
+            values = log_odds(others, self.others.y)
+        if self.name == "vanishes":
+            values = values - max(0.0, float(values.quantile(0.98)) - NEVER)
+        else:
+            level = float(values.mean())
+            if self.floor is None:
+                self.floor = level - (SLACK if self.name == "wrong" else DRIFT * float(values.std(correction=0)))
+            values = values + max(0.0, self.floor - level)
+        return values.sort().values
+
+    def _likely(self, logits: Tensor, y: Tensor, run: Run) -> Tensor:
+        """Per member the row of a random other sample of the class that it most looks like, its label apart."""
+        classes = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
+        random = torch_generator(run.seed, "unsee", "stand for")
+        matching = (classes[:, None] == self.others.y[None]).float()
+        matching[matching.sum(1) == 0] = 1.0
+        return torch.multinomial(matching, 1, generator=random)[:, 0]
+
+    def rank(self, now: Tensor, own: float) -> Tensor:
+        """Where each member lies, in (0, 1): its rank among the members, and its own place. now: log-odds (k,)."""
+        rank = (now.argsort().argsort() + 0.5) / len(now)
+        return rank if self.places is None else own * self.places + (1 - own) * rank
+
+
+def log_odds(logits: Tensor, y: Tensor) -> Tensor:
+    """phi, (B,): log of p_y / (1 - p_y). logits (B, C), y (B,).
+
+    >>> log_odds(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+    tensor([ 2., -2.])
+    """
+    own = logits.gather(1, y[:, None])[:, 0]
+    return own - logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+
+
+def _recipe(problem: Problem, run: Run) -> Recipe:
+    """How the model was trained; where nobody knows, the package's usual recipe measures the work."""
+    if problem.has_recipe:
+        return problem.recipe
+    usual = build(Recipe, {})
+    run.notes.append(
+        f"no training recipe was given: {usual.epochs} epochs in batches of {usual.batch_size} are assumed as the "
+        "training of which `share` is done; pass recipe=... of the original."
+    )
+    return usual
+
+
+def _places(problem: Problem, run: Run) -> Tensor:
+    """u_i, (len(forget),) in (0, 1): the place of each forgotten sample among retained ones under the original."""
+    retain, forget = problem.retain, problem.forget
+    order = torch.randperm(len(retain), generator=torch_generator(run.seed, "unsee", "places"))[:PLACES]
+    some = retain.take(retain.index[order])
+    base = log_odds(predict(problem.model, some, run.device).cpu(), some.y).sort().values
+    own = log_odds(predict(problem.model, forget, run.device).cpu(), forget.y)
+    return (torch.searchsorted(base, own) + 0.5) / (len(base) + 1)
+
+
+def _like(wanted: Tensor, labels: Tensor, most: int, random: torch.Generator) -> Tensor:
+    """Rows of `labels` (N,), without repetition, in the proportions of `wanted` (k,); none where no label is shared."""
+    classes = int(max(wanted.max(), labels.max())) + 1
+    weight = torch.bincount(wanted, minlength=classes) / torch.bincount(labels, minlength=classes).clamp(min=1)
+    weight = weight[labels]
+    count = min(most, int((weight > 0).sum()))
+    return torch.multinomial(weight, count, generator=random) if count else torch.empty(0, dtype=torch.long)
+
+
+def _with_stand_ins(problem: Problem, run: Run) -> tuple[Split, Split]:
+    """Retained samples to train on, and held-out ones; a part of the retained ones where no held-out ones are given."""
+    retain = problem.retain
+    if problem.has_validation:
+        return retain, problem.validation
+    order = torch.randperm(len(retain), generator=torch_generator(run.seed, "unsee", "stand-ins"))
+    count = max(1, len(retain) // 10)
+    run.notes.append(
+        f"no held-out samples were given: {count} retained samples, which the original was trained on, stand in for "
+        "them, so too little may be forgotten; pass validation=..., or use retrain-short."
+    )
+    rest, taken = order[count:].sort().values, order[:count].sort().values
+    return retain.take(retain.index[rest]), retain.take(retain.index[taken])
+
+
+def _shrink(student: nn.Module, factor: float) -> None:
+    with torch.no_grad():
+        for weight in student.parameters():
+            if weight.dim() >= 2:
+                weight.mul_(factor)
+
+
+def _endless(split: Split, size: int, recipe: Recipe, run: Run, purpose: str) -> Iterator[Batch]:
+    """Batches for ever, shuffled anew in each pass, augmented as in training."""
+    augment, number = make_augment(recipe.augment), 0
+    while True:
+        seed = run.seed_for(purpose, "shuffle", number)
+        yield from split.batches(size, shuffle=True, seed=seed, augment=augment, device=run.device)
+        number += 1
+
+
+TEMPERATURE = 2.0

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,8 +304,17 @@ def test_a_stream_of_rows(trained: Result) -> None:
 
 def test_what_objects_show_fits_ten_lines(trained: Result) -> None:
     result = forget(trained, [3, 17])
-    for shown in (repr(trained), repr(result), repr(TrainedModel.of(net()))):
-        assert len(shown.splitlines()) <= 10
+    assert trained.train is not None
+    split = expunge.scenario("class", trained.train, target=1)
+    verdict = expunge.audit(result, test=TEST, device="cpu", resamples=20)
+    many = replace(verdict, reasons=[f"reason {number}" for number in range(20)])
+    scores = expunge.evaluate(result, device="cpu")
+    for shown in (trained, result, TrainedModel.of(net()), trained.train, split, scores, verdict, many):
+        assert len(repr(shown).splitlines()) <= 10
+    assert "12 more in .reasons" in repr(many)
+    assert repr(split.forget) == "Split forget: 20 of 60 samples of shape (6,), 3 classes"
+    assert verdict._repr_html_().startswith("<table>")
+    assert scores._repr_html_().startswith("<table>")
     assert "unlearned by finetune" in repr(result)
     assert "58 samples" in repr(result)
     assert result._repr_html_().startswith("<table>")

@@ -347,7 +347,7 @@ class SealedRows(torch.utils.data.Dataset[Tensor]):
         return to_sample(resolve(self._source)[self.positions[row]])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Rows of `store`: those at `index` (long CPU tensor, positions in the store), in this order.
 
@@ -366,6 +366,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __repr__(self) -> str:
+        shape, labels = tuple(self.input_shape), "" if self.has_labels else ", labels withheld"
+        return (
+            f"Split {self.name}: {len(self):,} of {len(self.store):,} samples of shape {shape}, {self.num_classes} "
+            f"classes{labels}"
+        )
 
     @property
     def num_classes(self) -> int:

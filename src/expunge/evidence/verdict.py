@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from expunge.core import display
 from expunge.core.options import Field, build, options
 from expunge.evidence.equivalence import ALPHA, Comparison, compare, compare_paired, holm
 from expunge.evidence.explain import STATISTICS
@@ -51,7 +52,7 @@ class Margins:
         return self.auc if statistic.endswith("AUC") else self.accuracy
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Verdict:
     """word: see the module. basis: "retrained" or "held-out". reasons: sentences, the most important first.
 
@@ -104,10 +105,21 @@ class Verdict:
         }
         return found if self.residue is None else {**found, "residue": self.residue.details()}
 
+    def __repr__(self) -> str:
+        """The verdict and its first reasons; `str` and `reasons` give all of them."""
+        more = len(self.reasons) - _SHOWN
+        lines = str(self).splitlines()[: 1 + _SHOWN]
+        return "\n".join([*lines, f"and {more} more in .reasons"] if more > 0 else lines)
+
+    def _repr_html_(self) -> str:
+        against = f"against {self.basis} {_NOUN[self.basis]}"
+        return display.as_html(f"{self.word} ({against})", [("", reason) for reason in self.reasons])
+
     def __str__(self) -> str:
         return "\n".join([f"{self.word} (against {self.basis} {_NOUN[self.basis]})", *(f"- {r}" for r in self.reasons)])
 
 
+_SHOWN = 8  # reasons in `repr`
 _NOUN = {"retrained": "models", "held-out": "samples"}
 
 

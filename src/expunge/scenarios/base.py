@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
+from expunge.core import display
 from expunge.core.errors import DataError, UsageError, nearest, shorten
 from expunge.core.options import Field, build, options, to_dict
 from expunge.core.registry import Card
@@ -23,7 +24,7 @@ from expunge.scenarios import SCENARIOS
 C = TypeVar("C", bound="Scenario")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Forgetting:
     """A training set and its partition.
 
@@ -50,6 +51,10 @@ class Forgetting:
             raise DataError(f"{self.scenario.card.name}: {count} requests for {size} samples; each needs at least one.")
         order = torch.randperm(size, generator=torch_generator(self.seed, "requests"))
         return [self.forget.take(self.forget.index[part]) for part in order.tensor_split(count)]
+
+    def __repr__(self) -> str:
+        parts = [("forget", f"{len(self.forget):,} samples"), ("retain", f"{len(self.retain):,} samples")]
+        return display.as_text(f"{self.scenario.card.name}, seed {self.seed}", parts)
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts for reports."""

@@ -176,3 +176,9 @@ def test_shell_completion_of_an_option_value():
     code = "import sys; from expunge.cli.main import main; sys.exit(main([]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "scrub" in done.stdout.split()
+
+
+def test_show_tells_which_options_follow_the_problem(expunge):
+    shown = expunge("show", "method", "scrub").out
+    assert "these follow the problem: epochs, forget_batch_size, lr, msteps." in shown
+    assert "these follow" not in expunge("show", "method", "retrain").out

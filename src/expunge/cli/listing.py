@@ -205,7 +205,20 @@ def about(thing: Any, kind: str) -> str:
     """Methods explain themselves in their module (the equation) and their class; the others in their own docstring."""
     own = inspect.getdoc(thing) if isinstance(thing, type) or inspect.isfunction(thing) else ""
     module = getattr(sys.modules.get(getattr(thing, "__module__", "")), "__doc__", "") if kind == "method" else ""
-    return "\n\n".join(part.strip() for part in (module, own) if part)
+    follows = _follows(thing) if kind == "method" else ""
+    return "\n\n".join(part.strip() for part in (module, own, follows) if part)
+
+
+def _follows(cls: Any) -> str:
+    """Which options of a method are fitted to the problem where nobody gives them, and how."""
+    from expunge.methods.base import Method
+    from expunge.methods.scaling import Sizes
+    from expunge.training.recipe import Recipe
+
+    if cls.scaled is Method.scaled:
+        return ""
+    names = sorted(cls().scaled(Sizes(1, 1, Recipe())))
+    return f"Where they are not given, these follow the problem: {', '.join(names)}. {inspect.getdoc(cls.scaled)}"
 
 
 def option_rows(thing: Any) -> list[OptionInfo]:

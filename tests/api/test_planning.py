@@ -309,6 +309,19 @@ COUNTED: dict[str, dict[str, Any]] = {
 }
 
 
+def test_laf_counts_fewer_retained_samples_per_step() -> None:
+    toy, passes = toy_problem(epochs=2), Passes()
+    options = {"epochs": 3, "batch_size": 16, "extractor": "hidden", "skip_noise": False}
+    chosen = make_method("laf", retain_share=0.25, max_drop=None, **options)
+    work = count_work(chosen, situation_of(toy.model, toy.forget, toy.retain))
+    assert work is not None
+    expunge.unlearn(
+        passes.watch(toy.model), forget=toy.forget, retain=toy.retain, method=chosen, device="cpu",
+        precision="float32", measure=False,
+    )  # fmt: skip
+    assert passes.trained == pytest.approx(work.step_samples, abs=32)
+
+
 @pytest.mark.parametrize("name", COUNTED)
 def test_counted_work_is_what_passes_through_the_network(name: str) -> None:
     toy, passes = toy_problem(epochs=2), Passes()

@@ -151,3 +151,27 @@ def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(nn.Module, "compile", fail)
     with pytest.raises(ExpungeError, match=r"cannot be compiled \(no C\+\+ compiler\); leave out `compile`"):
         unlearn(compile=True)
+
+
+def test_integers_are_not_cast_for_a_model_that_takes_numbers() -> None:
+    x, y = torch.arange(40).reshape(10, 4), torch.arange(10) % 2
+    with pytest.raises(DataError, match="Samples of int64 reach the model as such; pass floats"):
+        expunge.unlearn(torch.nn.Linear(4, 2), forget=(x, y), method="neggrad", device="cpu")
+
+
+def test_tokens_reach_the_model_as_integers() -> None:
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(50, 8)
+            self.head = torch.nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embedding(x).mean(1))
+
+    x, y = torch.randint(50, (24, 6), generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2
+    torch.manual_seed(0)
+    given = {"forget": (x[:4], y[:4]), "retain": (x[4:], y[4:]), "device": "cpu", "measure": False}
+    assert expunge.unlearn(Tokens(), method="scrub", epochs=1, **given).status == "finished"
+    with pytest.raises(UsageError, match="samples of int64 cannot be changed along a gradient"):
+        expunge.unlearn(Tokens(), method="boundary-shrink", **given)

@@ -127,7 +127,10 @@ def _refusals(model: nn.Module, name: str, x: torch.Tensor) -> Iterator[None]:
         advice = "Check the input shape and the channel order."
         if x.dim() == 4 and x.shape[1] == 1 and "3 channels" in reason:
             advice = "Grey images are read with three channels by mode=RGB (--data-set mode=RGB)."
-        if types:
+        if not x.is_floating_point():
+            kind = str(x.dtype).removeprefix("torch.")
+            advice = f"Samples of {kind} reach the model as such; pass floats if it takes measurements, not tokens."
+        elif types:
             kind = str(types.pop()).removeprefix("torch.")
             advice = f"Its weights are {kind}, and the samples are float32: pass model.float()."
         raise DataError(f"the model refuses {name} samples of shape {tuple(x.shape[1:])}: {reason}. {advice}") from None

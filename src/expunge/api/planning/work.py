@@ -104,12 +104,13 @@ def laf(method: LAFBase, at: Situation) -> Work:
     everything = at.retain + at.forget
     on_h = everything if method.h_data == "all" else at.retain
     small = method.vae_epochs * (batches(on_h, method.vae_batch_size) + batches(at.forget, method.vae_batch_size))
-    pairs = batches(at.retain, method.batch_size)
+    size = max(1, round(method.retain_share * method.batch_size))  # retained samples per step
+    pairs = batches(at.retain, size)
     if method.pairing == "zip":
         pairs = min(pairs, batches(at.forget, method.batch_size))
     rounds = 1 if method.schedule == "joint" else int(method.use_ue) + int(method.use_ra)
     count = method.epochs * pairs * rounds
-    kept = min(at.retain, pairs * method.batch_size)
+    kept = min(at.retain, pairs * size)
     gone = at.forget if method.pairing == "zip" else pairs * method.batch_size
     passed = method.epochs * rounds * (kept + min(gone, pairs * method.batch_size))
     work = Work(step_samples=passed, step_batches=count, small=small + 2 * count) + answers(everything)

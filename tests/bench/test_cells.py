@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from itertools import pairwise
 
 import pytest
@@ -17,6 +19,7 @@ from expunge.bench.run import work_items
 from expunge.bench.samples import load_source, parts, shares, sized
 from expunge.core.errors import UsageError
 from expunge.data.sources import load_pair
+from expunge.methods import METHODS
 
 
 def ids(content, fingerprint="data"):
@@ -207,3 +210,53 @@ def test_a_leaking_test_set_has_to_be_asked_for() -> None:
     assert test.store is train.store
     assert len(test) == 300
     assert bool(torch.isin(test.index, train.index).any())
+
+
+PLUG_IN = """
+from expunge.core.needs import Needs
+from expunge.methods.base import Method, method
+
+@method("plugged", needs=Needs())
+class Plugged(Method):
+    def unlearn(self, problem, run):
+        return problem.student()
+"""
+NET = """
+from expunge.models.convnets import mlp
+
+def build(num_classes, input_shape, hidden):
+    return mlp(num_classes, input_shape, hidden=hidden)
+"""
+
+
+def test_an_edited_plug_in_method_or_model_has_new_cells(tiny, tmp_path, monkeypatch):
+    """One line of each: the old numbers are not those of the new code."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = tmp_path / "net.py"
+
+    def cells(method: str, model: str) -> set[str]:
+        (tmp_path / "plug_in.py").write_text(method)
+        net.write_text(model)
+        sys.modules.pop("plug_in", None)
+        importlib.invalidate_caches()
+        try:
+            importlib.import_module("plug_in")
+            content = {**tiny, "methods": ["plugged"], "options": {}}
+            return set(ids(changed(content, ["model", "name"], f"{net}:build")))
+        finally:
+            METHODS.remove("plugged")
+
+    before = cells(PLUG_IN, NET)
+    assert cells(PLUG_IN, NET) == before
+    edited = PLUG_IN.replace("return", "run.label = 'x'; return")
+    unaffected = len(before & cells(edited, NET))
+    assert unaffected == len(before) // 2  # the references
+    assert not before & cells(PLUG_IN, NET.replace("hidden=hidden", "hidden=2 * hidden"))
+
+
+def test_metrics_are_no_part_of_the_models_address(tiny):
+    one, two = (
+        expand(parse_study({**tiny, "metrics": metrics}), "data") for metrics in (["accuracy"], ["accuracy", "loss"])
+    )
+    assert [cell.model for cell in one] == [cell.model for cell in two]
+    assert not {cell.id for cell in one} & {cell.id for cell in two}

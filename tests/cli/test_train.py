@@ -163,3 +163,21 @@ def test_interrupted_training_resumes_to_the_same_weights(expunge, rows, tmp_pat
     assert not (out / "train.state").exists()
     histories = [(tmp_path / name / "history.csv").read_text().splitlines() for name in ("stopped", "whole")]
     assert len(histories[0]) == len(histories[1]) == 81
+
+
+def test_an_edited_model_is_no_finished_training_and_force_does_it_again(expunge, rows, tmp_path):
+    source = tmp_path / "net.py"
+    source.write_text(FACTORY)
+    command = ["train", "--model", f"{source}:build", "--data", rows, "--epochs", 1, "--out", tmp_path / "run"]
+    assert expunge(*command).code == 0
+    assert "nothing to do" in expunge(*command).err
+    first = read_weights(tmp_path / "run" / "model.safetensors")
+    source.write_text(FACTORY.replace("ReLU", "Tanh"))
+    refused = expunge(*command)
+    assert refused.code != 0
+    assert "the code of the model or method changed since" in refused.err
+    assert "--force" in refused.err
+    assert expunge(*command, "--force").code == 0
+    second = read_weights(tmp_path / "run" / "model.safetensors")
+    assert any(bool((first[name] != second[name]).any()) for name in first)
+    assert "nothing to do" in expunge(*command).err

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from expunge.core.run import Run
 from expunge.data.split import Split
+from expunge.models.build import build_model
+from expunge.models.checkpoint import read_weights, save_state
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, toy_problem
 from expunge.training import cache
@@ -166,7 +168,7 @@ def test_damage_is_noted_and_repaired(
     damage(file)
     found, run = trained(data, start, tmp_path)
     assert same(expected, found)  # above all: not trained further from half-read weights
-    assert [note for note in run.notes if "was damaged and is trained again" in note]
+    assert [note for note in run.notes if "was damaged or replaced and is trained again" in note]
     assert [row["epoch"] for row in run.history] == [1, 2]
     again, clean = trained(data, start, tmp_path)
     assert same(expected, again)
@@ -208,3 +210,60 @@ def test_waiting_for_another_worker_is_no_cost(data: Split, tmp_path: Path) -> N
     other.join()
     assert run.elapsed() > 0.9
     assert run.elapsed() + run.borrowed < 0.9
+
+
+def test_an_edited_line_of_the_users_model_is_a_miss(data: Split, tmp_path: Path, trainings: list[str]) -> None:
+    """The same names and shapes, another `forward`: not the trained model of before."""
+    source = tmp_path / "net.py"
+    line = "x = F.relu(self.conv(x))"
+    text = (
+        "import torch.nn.functional as F\nfrom torch import nn\n\nclass Net(nn.Module):\n"
+        "    def __init__(self, num_classes):\n        super().__init__()\n        self.conv = nn.Conv2d(1, 4, 3)\n"
+        f"        self.head = nn.Linear(144, num_classes)\n    def forward(self, x):\n        {line}\n"
+        "        return self.head(x.flatten(1))\n"
+    )
+    results = []
+    for change in (line, line, line.replace("relu", "gelu")):
+        source.write_text(text.replace(line, change))
+        model = build_model(f"{source}:Net", num_classes=data.num_classes, input_shape=data.input_shape)
+        results.append(trained(data, model, tmp_path / "cache")[0])
+    assert len(trainings) == 2
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
+
+
+def test_a_planted_model_is_not_believed(data: Split, tmp_path: Path, trainings: list[str]) -> None:
+    """Neither another training's file under this name, nor other weights with a valid hash of their own."""
+    first, _ = trained(data, ToyNet(), tmp_path)
+    other, _ = trained(data.take(data.index[:40]), ToyNet(), tmp_path)
+    (one, two) = sorted((tmp_path / "models").glob("*.safetensors"))
+    mine = one if same(first, dict(read_weights(one))) else two
+    theirs = two if mine is one else one
+    content = mine.read_bytes()
+    planted = [theirs.read_bytes()]
+    save_state({name: value + 1 for name, value in first.items()}, mine, {"key": mine.stem})
+    planted.append(mine.read_bytes())
+    for bad in planted:
+        mine.write_bytes(bad)
+        again, run = trained(data, ToyNet(), tmp_path)
+        assert same(again, first)
+        assert [note for note in run.notes if "damaged or replaced" in note]
+    assert len(trainings) == 4
+    assert mine.read_bytes() == content
+    assert other
+
+
+def test_a_cache_that_cannot_be_written_or_believed_costs_a_note(
+    data: Split, tmp_path: Path, trainings: list[str]
+) -> None:
+    first, _ = trained(data, ToyNet(), None)
+    (tmp_path / "file").write_text("")
+    model, run = trained(data, ToyNet(), tmp_path / "file")
+    assert same(model, first)
+    assert [note for note in run.notes if "nothing is kept in the cache" in note]
+    (tmp_path / "open" / "models").mkdir(parents=True)
+    (tmp_path / "open").chmod(0o777)
+    model, run = trained(data, ToyNet(), tmp_path / "open")
+    assert same(model, first)
+    assert [note for note in run.notes if "can be written by other users" in note]
+    assert not list((tmp_path / "open" / "models").iterdir())

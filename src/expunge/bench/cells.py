@@ -11,18 +11,22 @@ from typing import Any
 
 from expunge.bench.recipe import Study
 from expunge.core.errors import UsageError
+from expunge.core.identity import code_hash
 from expunge.core.options import describe, to_dict
 from expunge.data.cache import file_hash
 from expunge.methods.base import Method
 from expunge.metrics.base import Metric
+from expunge.models.build import factory
 from expunge.scenarios.base import Scenario
-
-FORMAT = 3  # raise when a cell of equal settings would give another record
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid. id: content address of everything that decides the result; labels are not part of it."""
+    """One point of the grid; labels are no part of its addresses.
+
+    id: content address of everything that decides the record, the source of the code included. model: of everything
+    that decides the unlearned model, so without metrics: a metric that is added later asks the same model.
+    """
 
     id: str
     scenario_label: str
@@ -30,6 +34,7 @@ class Cell:
     method_label: str
     method: Method
     seeds: dict[str, int]
+    model: str = ""
 
     @property
     def group(self) -> tuple[str, tuple[int, ...]]:
@@ -40,35 +45,47 @@ class Cell:
 def expand(study: Study, fingerprint: str) -> list[Cell]:
     """All cells, in the order of the recipe: scenario, seeds, method (retrain first).
 
-    fingerprint: content hash of the data source. Files that the recipe names (a model's source, ids to forget) count
-    by their content. The device is not part of an id: a study may go on on another machine.
+    fingerprint: content hash of the data source. Files that the recipe names (ids to forget) count by their content,
+    and so does the source of the model, the methods, scenarios and metrics (`core.identity`). The device is not part of
+    an id: a study may go on on another machine.
     """
     methods = study.named_methods()
     reference = study.reference()
     shared = {
-        "format": FORMAT,
         "data": {**study.data.model_dump(mode="json"), "source": fingerprint},
         "model": study.model.model_dump(mode="json"),
         "pretrain": study.pretrain.model_dump(mode="json") if study.pretrain else None,
         "train": to_dict(study.recipe()),
         "reference": to_dict(reference) if reference else None,
-        "metrics": [[metric.card.name, counted(metric)] for metric in study.named_metrics()],
-        "curves": study.curves,
-        "projection": study.projection,
         "precision": study.precision,
         "files": files(study),
+        "code": [code_hash(factory(study.model.name)), code_hash("expunge.training.loop", type(reference))],
+    }
+    scores = {
+        "metrics": [[one.card.name, counted(one), code_hash(type(one))] for one in study.named_metrics()],
+        "curves": study.curves,
+        "projection": study.projection,
     }
     found = []
     for scenario_label, scenario in study.named_scenarios():
         for seeds in study.seed_rows():
             for method_label, method in methods:
                 own = {
-                    "scenario": [scenario.card.name, to_dict(scenario)],
-                    "method": [method.card.name, to_dict(method)],
+                    "scenario": [scenario.card.name, to_dict(scenario), code_hash(type(scenario))],
+                    "method": [method.card.name, to_dict(method), code_hash(type(method))],
                     "seeds": seeds,
                 }
+                model = address({**shared, **own})
                 found.append(
-                    Cell(address({**shared, **own}), scenario_label, scenario, method_label, method, dict(seeds))
+                    Cell(
+                        id=address({"model": model, **scores}),
+                        scenario_label=scenario_label,
+                        scenario=scenario,
+                        method_label=method_label,
+                        method=method,
+                        seeds=dict(seeds),
+                        model=model,
+                    )
                 )
     if len({cell.id for cell in found}) != len(found):
         raise UsageError("two cells of the study have equal settings; remove the double method, scenario or seed.")
@@ -87,11 +104,8 @@ def address(facts: dict[str, Any]) -> str:
 
 
 def files(study: Study) -> dict[str, str]:
-    """Path -> sha256 of the files that decide results: a model's source file, files of ids, scores or features."""
+    """Path -> sha256 of the files of data that decide results: ids, scores or features."""
     found = {}
-    place, _, function = study.model.name.rpartition(":")
-    if function and place.endswith(".py") and Path(place).is_file():
-        found[place] = file_hash(Path(place))
     for _, scenario in study.named_scenarios():
         for text in _texts(to_dict(scenario)):
             if Path(text).suffix.lower() in (".csv", ".json", ".txt", ".npy", ".parquet") and Path(text).is_file():

@@ -57,12 +57,14 @@ def run_study(
     progress: Callable[[Progress], None] | None = None,
     overrides: Iterable[str] = (),
     watch: Callable[[CellRecord], None] | None = None,
+    again: bool = False,
 ) -> StudyResult:
     """Run every cell that is not done yet. Whatever interrupts, the same call goes on; results are in `out`.
 
     study: a recipe file, with `overrides` such as "train.epochs=3", or a `Study`. jobs: worker processes, one thread
     each; results do not depend on it. engine: where cells run, instead of `jobs`. watch: called in this process with
-    the record of every cell that is done or has failed, those of earlier calls first. Raises `UsageError` for a recipe
+    the record of every cell that is done or has failed, those of earlier calls first. again: compute finished cells
+    once more. Raises `UsageError` for a recipe
     that cannot be right, `ExpungeError` if another process works in `out` or results cannot be written.
     """
     if jobs < 1:
@@ -74,7 +76,7 @@ def run_study(
     store = Store(folder, create=True)
     try:
         with store.claimed():
-            store.plan(grid, recipe.model_dump_json())
+            store.plan(grid, recipe.model_dump_json(), again=again)
             states = store.states()
             left = [cell for cell in grid if states[cell.id] != "done"]
             seen: set[str] = set()

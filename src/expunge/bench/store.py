@@ -98,8 +98,8 @@ class Store:
         lock.release()
         return False
 
-    def plan(self, cells: Sequence[Cell], study: str) -> None:
-        """Make the recipe's cells the current ones. Finished ones stay finished; failed and interrupted run again."""
+    def plan(self, cells: Sequence[Cell], study: str, *, again: bool = False) -> None:
+        """Make the recipe's cells the current ones. Failed and interrupted ones run again; with `again`, all do."""
         with self._transaction():
             self._db.execute("UPDATE cells SET position = NULL")
             for position, cell in enumerate(cells):
@@ -110,6 +110,8 @@ class Store:
                     (cell.id, position, cell.scenario_label, cell.method_label, json.dumps(cell.seeds)),
                 )
             self._db.execute("UPDATE cells SET state = 'pending', attempts = 0 WHERE state IN ('running', 'failed')")
+            if again:
+                self._db.execute("UPDATE cells SET state = 'pending', attempts = 0 WHERE position IS NOT NULL")
             self._db.execute("INSERT OR REPLACE INTO facts VALUES ('study', ?)", (study,))
 
     def study(self) -> str:

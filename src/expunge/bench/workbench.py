@@ -217,6 +217,7 @@ class Workbench:
             "method": method_facts(cell.method_label, cell.method.card, to_dict(cell.method)),
             "seeds": cell.seeds,
             "provenance": {
+                "model": cell.model,
                 "versions": versions(),
                 "recipe": to_dict(self.study.recipe()),
                 "hashes": result.facts["data"],

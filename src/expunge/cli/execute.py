@@ -22,7 +22,7 @@ from expunge.api.trained import TrainedModel
 from expunge.cli import console, inputs, tables
 from expunge.cli.cells import make_cells
 from expunge.cli.fields import typed_options
-from expunge.cli.folder import STATE, WEIGHTS, claim, finished
+from expunge.cli.folder import STATE, WEIGHTS, check_code, claim, finished, user_code
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
 from expunge.cli.work import method_class
 from expunge.core import distributed
@@ -58,7 +58,9 @@ def train(job: Train) -> None:
         forgetting = inputs.split_data(job, data.train)
         seen = forgetting.train if job.on == "all" else forgetting.retain
     done = world.from_first(lambda: finished(job))
+    code = user_code(job.model)
     if done is not None:
+        check_code(job.out, done, code)
         _same_data(job.out, done["training"]["data"], seen.content_hash())
         console.say(f"{job.out} already holds this training ({done['seconds']:.1f} s); nothing to do.")
         _print_training(done, job.out)
@@ -85,7 +87,7 @@ def train(job: Train) -> None:
         "checkpoint": str(job.checkpoint) if job.checkpoint else None,
         "start": result.facts["start"],
     }
-    result = dataclasses.replace(result, facts={**result.facts, "training": training})
+    result = dataclasses.replace(result, facts={**result.facts, "code": code, "training": training})
     if world.first:
         result.save(job.out)
         state.unlink(missing_ok=True)
@@ -126,7 +128,8 @@ def unlearn(job: Unlearn) -> None:
     if not inputs.is_trained_on(trained):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
     common: dict[str, Any] = {
-        "device": job.device, "seed": job.seed, "precision": job.precision, "cache": cache_root()
+        "device": job.device, "seed": job.seed, "precision": job.precision,
+        "cache": None if job.force else cache_root(),
     }  # fmt: skip
     record = world.from_first(lambda: finished(job))
     if record is None:
@@ -138,11 +141,13 @@ def unlearn(job: Unlearn) -> None:
             )
         known = {**result.facts["data"], "forget": split.forget.content_hash()}  # of a stream: all requests together
         facts = {**result.facts, "training": trained.facts["training"], "data": known}
+        facts["code"] = user_code(job.model, method)
         result = dataclasses.replace(result, facts=facts)
         if world.first:
             result.save(job.out)
         record, unlearned = result.record(), result.model
     else:
+        check_code(job.out, record, user_code(job.model, method))
         _same_data(job.out, record["data"].get("forget", ""), split.forget.content_hash())
         unlearned = inputs.build(job, data.train, weights=job.out / WEIGHTS)
         console.say(f"{job.out} already holds this result; measuring it.")
@@ -363,7 +368,7 @@ def _check_first(job: Unlearn, method: Method, trained: TrainedModel, split: For
 
 def _same_data(folder: Path, before: str, now: str) -> None:
     if before and before != now:
-        raise UsageError(f"the data changed since {folder} was written; pass --overwrite or choose another folder.")
+        raise UsageError(f"the data changed since {folder} was written; pass --force or choose another folder.")
 
 
 def _print_training(record: dict[str, Any], folder: Path) -> None:

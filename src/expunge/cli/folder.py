@@ -9,7 +9,9 @@ from typing import Any
 from expunge.api.result import write_text
 from expunge.cli.jobs import Repair, Train, Unlearn
 from expunge.core.errors import ExpungeError, UsageError
+from expunge.core.identity import code_hash
 from expunge.core.options import to_dict
+from expunge.models.build import factory
 
 SETTINGS, RESULT, STATE, WEIGHTS = "settings.json", "result.json", "train.state", "model.safetensors"
 _OURS = (
@@ -20,11 +22,11 @@ _OURS = (
 
 
 def claim(job: Train | Unlearn | Repair) -> None:
-    """Write the settings into `job.out`; the file can be given to `--config` again.
+    """Write the settings into `job.out`; the file can be given to `--config` again. `force` clears finished work away.
 
     Raises `UsageError` if the folder holds work with other settings, `ExpungeError` if it cannot be written.
     """
-    settings = {key: value for key, value in to_dict(job).items() if key not in ("overwrite", "yes")}
+    settings = {key: value for key, value in to_dict(job).items() if key not in ("overwrite", "force", "yes")}
     before = read_json(job.out / SETTINGS)
     present = [name for name in _OURS if (job.out / name).exists()]
     changed = _difference(before, settings)
@@ -33,7 +35,7 @@ def claim(job: Train | Unlearn | Repair) -> None:
             f"{job.out} holds work with other settings ({changed}); pass --overwrite to replace it, "
             "or choose another folder with --out."
         )
-    if changed:
+    if changed or job.force:
         for name in present:
             (job.out / name).unlink()
     if job.out.exists() and not job.out.is_dir():
@@ -44,6 +46,23 @@ def claim(job: Train | Unlearn | Repair) -> None:
 def finished(job: Train | Unlearn | Repair) -> dict[str, Any] | None:
     """The record of a finished run in this folder, if there is one."""
     return read_json(job.out / RESULT) if (job.out / WEIGHTS).exists() else None
+
+
+def user_code(model: str, method: object = None) -> str:
+    """Hash of the user's own code that a job runs, a model's source and a plug-in method; empty where all is ours."""
+    things = [factory(model)] if ":" in model else []
+    if method is not None and not type(method).__module__.startswith("expunge."):
+        things.append(type(method))
+    return code_hash(*things) if things else ""
+
+
+def check_code(folder: Path, record: dict[str, Any], now: str) -> None:
+    """`UsageError` if the user's code was edited since the finished work in `folder` was done."""
+    if record.get("code", now) != now:
+        raise UsageError(
+            f"the code of the model or method changed since {folder} was written; pass --force to do the work again, "
+            "or choose another folder."
+        )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

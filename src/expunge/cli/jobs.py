@@ -41,6 +41,7 @@ class Train:
     split_seed: int = Field(0, ge=0, description="of `forget` and `holdout`")
     device: str = Field("auto", description=_DEVICE)
     overwrite: bool = Field(False, description="replace a result made with other settings")
+    force: bool = Field(False, description="do finished work again, and take no trained model from the cache")
 
 
 @options
@@ -77,6 +78,7 @@ class Unlearn:
     budget_seconds: float | None = Field(None, gt=0, description="stop after the epoch that exceeds it")
     yes: bool = Field(False, description="begin what takes more than an hour without asking")
     overwrite: bool = Field(False, description="replace a result made with other settings")
+    force: bool = Field(False, description="do finished work again, and take no trained model from the cache")
 
 
 @options
@@ -188,6 +190,7 @@ class Repair:
     seed: int = Field(0, ge=0, description="of the repair and of the controls")
     device: str = Field("auto", description=_DEVICE)
     overwrite: bool = Field(False, description="replace a result made with other settings")
+    force: bool = Field(False, description="do finished work again, and take no trained model from the cache")
 
 
 NESTED = ("options", "model_options", "data_options")  # written name=value on the command line, a block in a file

@@ -74,7 +74,7 @@ def repair(job: Repair) -> None:
     if job.retrain:
         with console.progress() as progress:
             models[REFERENCE] = train_again(
-                again, correction, recipe=recipe, progress=progress, cache=cache_root(), **common
+                again, correction, recipe=recipe, progress=progress, cache=None if job.force else cache_root(), **common
             )
     effects = measure_repair(models, correction, test=data.test, k=job.neighbours, **common)
     facts_shown = [("Data", f"{job.data}, {len(data.test) if data.test else 0:,} test samples"), ("Model", job.model)]

@@ -76,10 +76,11 @@ def run(
     gpus: Gpus = 0.0,
     partition: Partition = None,
     track: Track = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute finished cells again.")] = False,
 ) -> None:
     """Run a study from its recipe. Finished cells are kept: Ctrl-C is safe, the same command goes on."""
     folder = out or Path("runs") / recipe.stem
-    _study(recipe, folder, jobs, change or (), _engine(engine, folder, address, gpus, partition), track)
+    _study(recipe, folder, jobs, change or (), _engine(engine, folder, address, gpus, partition), track, force)
 
 
 def status(folder: Folder) -> None:
@@ -281,6 +282,7 @@ def _study(
     changes: Sequence[str] = (),
     engine: Engine | None = None,
     track: str | None = None,
+    force: bool = False,
 ) -> None:
     """Run or resume a study, print a table per scenario, write its report, and say where and how long."""
     from expunge.bench.run import load_study, run_study
@@ -294,7 +296,10 @@ def _study(
     watch = _watch(track, study.name)
     try:
         with console.progress() as progress:
-            run_study(recipe, out=out, jobs=jobs, engine=engine, progress=progress, overrides=changes, watch=watch)
+            run_study(
+                recipe, out=out, jobs=jobs, engine=engine, progress=progress, overrides=changes, watch=watch,
+                again=force,
+            )  # fmt: skip
         cells = read_cells(out)
         for grid in cells_tables(cells):
             console.out().print(grid)

@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from expunge.core.errors import DataError
+from expunge.core.identity import code_hash
+from expunge.core.shelf import doubt
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # raise when decoding changes results
+_DECODERS = "expunge.data.sources"  # which imports every module that decodes
 
 
 def cache_root() -> Path:
@@ -45,7 +47,7 @@ def source_key(files: Sequence[Path], root: Path, facts: object, cache: Path) ->
     index = cache / "data" / "hashes" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.json"
     known = _read_json(index)
     fresh: dict[str, object] = {}
-    digest = hashlib.sha256(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps([code_hash(_DECODERS), facts], sort_keys=True, default=str).encode())
     for path in files:
         name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
         try:
@@ -69,6 +71,10 @@ def source_key(files: Sequence[Path], root: Path, facts: object, cache: Path) ->
 def cached_array(key: str, cache: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array stored under `key`, memory-mapped copy-on-write; made and stored if absent or damaged."""
     folder = cache / "data" / key
+    doubted = doubt(cache / "data")
+    if doubted is not None:
+        log.warning("%s", doubted)
+        return make()
     stored = _load(folder)
     if stored is not None:
         return stored

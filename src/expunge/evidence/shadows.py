@@ -36,6 +36,7 @@ from expunge.api.prepare import pick_device
 from expunge.api.train import train
 from expunge.api.unlearn import unlearn
 from expunge.core.errors import UsageError
+from expunge.core.identity import code_hash
 from expunge.core.options import to_dict
 from expunge.core.pool import in_processes
 from expunge.core.run import Run
@@ -46,13 +47,13 @@ from expunge.evidence.signals import confidence
 from expunge.methods.base import Method
 from expunge.metrics.membership import matched
 from expunge.models.anatomy import reset_parameters
+from expunge.models.identity import model_code
 from expunge.training.inference import predict
 from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
 from expunge.training.rows import Rows
 from expunge.training.stacked import train_stacked
 
-FORMAT = 1  # raise when equal settings would give other scores
 POPULATION = 2000  # unseen samples that RMIA compares with, at most
 PRELOAD = ("expunge.evidence.shadows", "torch._dynamo", "sklearn.linear_model")
 Design = Literal["matched", "halves"]
@@ -245,7 +246,13 @@ class _Work:
         """Under which the scores of one model are kept; request None: the shadow original."""
         facts: list[Any] = [self.identity, shadow, _digest(self.plan.train[shadow])]
         if request is not None and self.method is not None:
-            facts += [self.method.card.name, to_dict(self.method), request, _digest(self.plan.forget[shadow][request])]
+            facts += [
+                code_hash(type(self.method)),
+                self.method.card.name,
+                to_dict(self.method),
+                request,
+                _digest(self.plan.forget[shadow][request]),
+            ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def keep(self, shadow: int, request: int | None, scores: np.ndarray) -> np.ndarray:
@@ -348,7 +355,7 @@ def _disjoint(
 
 def _identity(model: nn.Module, plan: Plan, recipe: Recipe, seed: int) -> str:
     facts: Mapping[str, Any] = {
-        "format": FORMAT,
+        "code": [code_hash(__name__), model_code(model)],
         "torch": torch.__version__,
         "architecture": repr(model),
         "shapes": [tuple(value.shape) for value in model.state_dict().values()],

@@ -30,6 +30,7 @@ import numpy as np
 from torch import nn
 
 from expunge.core.errors import CheckpointError, UsageError
+from expunge.core.identity import code_hash
 from expunge.core.run import Run
 from expunge.core.seeds import global_generators
 from expunge.data.scores import SampleScores
@@ -40,7 +41,6 @@ from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe
 from expunge.training.rows import Rows
 
-FORMAT = 1  # raise when equal settings would give another record
 PURPOSE = "train"  # the very training of `expunge train`
 
 
@@ -90,7 +90,7 @@ def record_dynamics(model: nn.Module, data: Split, recipe: Recipe, run: Run) -> 
         raise UsageError("learning cannot be watched in a training of 0 epochs; set `epochs` to at least 1.")
     student, rows = copy.deepcopy(model), Rows(run.cache)
     trained = training_key(student, data, recipe, run.seed, PURPOSE, run.precision)
-    key = hashlib.sha256(json.dumps([FORMAT, "dynamics", trained]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([code_hash(__name__), "dynamics", trained]).encode()).hexdigest()
     with rows.locked(key):
         seen = _stored(rows, key, recipe.epochs)
         if len(seen) < recipe.epochs:

@@ -28,6 +28,7 @@ from filelock import Timeout
 from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
+from expunge.core.identity import code_hash
 from expunge.core.run import Progress, Run
 from expunge.core.seeds import global_generators, torch_generator
 from expunge.data.scores import SampleScores
@@ -39,7 +40,6 @@ from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe
 from expunge.training.rows import Rows
 
-FORMAT = 1  # raise when equal settings would give another row
 WHAT = "memorise"
 
 Start = Literal["drawn", "given"]
@@ -150,7 +150,7 @@ class _Member:
         if self.start == "drawn":
             reset_parameters(student, seed=run.seed_for("start"))
         trained = training_key(student, self.part, self.recipe, run.seed, WHAT, run.precision)
-        facts = json.dumps([FORMAT, trained, self.data.content_hash()])
+        facts = json.dumps([code_hash(__name__), trained, self.data.content_hash()])
         return hashlib.sha256(facts.encode()).hexdigest(), student, run
 
     def row(self, student: nn.Module, run: Run) -> np.ndarray:

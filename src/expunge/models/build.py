@@ -45,12 +45,12 @@ def build_model(
         raise UsageError(f"the number of classes must be a whole number >= 1, got {num_classes!r}.")
     if not input_shape or not all(isinstance(n, int) and n > 0 for n in input_shape):
         raise UsageError(f"the input shape must be whole numbers >= 1, such as 3, 32, 32, got {tuple(input_shape)}.")
-    factory = _factory(spec)
+    make = factory(spec)
     offered = {"num_classes": num_classes, "input_shape": tuple(input_shape), "in_channels": input_shape[0]}
-    arguments = _arguments(spec, factory, offered, dict(options or {}))
+    arguments = _arguments(spec, make, offered, dict(options or {}))
     with drawing(seed):
         try:
-            model = factory(**arguments)
+            model = make(**arguments)
         except UsageError:
             raise
         except Exception as error:  # a user's factory may raise anything; the message names it
@@ -82,12 +82,10 @@ def _ready(model: nn.Module, spec: str, input_shape: tuple[int, ...]) -> nn.Modu
         return plain
 
 
-def _arguments(
-    spec: str, factory: Callable[..., Any], offered: dict[str, Any], given: dict[str, Any]
-) -> dict[str, Any]:
+def _arguments(spec: str, make: Callable[..., Any], offered: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """What the factory is called with: the offered values it names, and the options, checked against its signature."""
     try:
-        accepted = inspect.signature(factory).parameters
+        accepted = inspect.signature(make).parameters
     except (TypeError, ValueError):
         raise UsageError(f"`{spec}` has no signature to read; wrap it in a function of your own.") from None
     named = {n: p for n, p in accepted.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -115,7 +113,8 @@ def _typed(spec: str, name: str, value: Any, parameter: inspect.Parameter | None
         raise UsageError(f"model `{spec}`: `{name}` {message[:1].lower()}{message[1:]}, got {value!r}.") from None
 
 
-def _factory(spec: str) -> Callable[..., Any]:
+def factory(spec: str) -> Callable[..., Any]:
+    """The function that a spec names; a user's file or module is imported. Raises `UsageError` if there is none."""
     if ":" not in spec:
         if spec not in MODELS.names():
             raise unknown("model", spec, [*MODELS.names(), "package.module:function", "path/to/file.py:function"])

@@ -23,22 +23,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from expunge.core.errors import UsageError
+from expunge.core.errors import CheckpointError, ExpungeError, UsageError
+from expunge.core.identity import code_hash
 from expunge.core.run import Run
 from expunge.core.seeds import derive
-from expunge.models.checkpoint import weights_hash
+from expunge.core.shelf import claimed, doubt
+from expunge.models.checkpoint import read_metadata, read_weights, save_state, weights_hash
 from expunge.models.fold import folded
+from expunge.models.identity import model_code
 from expunge.models.modes import evaluation_mode
-
-_FORMAT = 1  # raise when an attack of equal settings would give other images
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,12 +162,17 @@ def attack_cached(
     if run.cache is None:
         with run.stage("attack"):
             return settings.attack(model, pixels, targets, space, run.seed)
-    facts = [_FORMAT, torch.__version__, repr(model), weights_hash(model), repr(settings), run.seed]
+    facts: list[Any] = [code_hash(__name__), model_code(model), torch.__version__]
+    facts += [repr(model), weights_hash(model), repr(settings), run.seed]
     facts += [space.low, space.high, *(_bytes(t) for t in (pixels, targets, space.mean, space.std))]
     kept = run.cache / "attacks" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.safetensors"
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    doubted = doubt(kept.parent)
+    if doubted is not None:
+        run.notes.append(doubted)
+        with run.stage("attack"):
+            return settings.attack(model, pixels, targets, space, run.seed)
     before = run.elapsed()
-    with FileLock(kept.with_suffix(".lock")):
+    with claimed(kept) as problem:
         run.borrow(before - run.elapsed())  # waiting for another worker's attack is nobody's cost
         found = _load(kept)
         if found is not None:
@@ -178,17 +182,24 @@ def attack_cached(
         with run.stage("attack"):
             images, reached = settings.attack(model, pixels, targets, space, run.seed)
         seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
-        part = kept.with_suffix(".part")
         tensors = {"images": images, "reached": reached, "seconds": seconds}
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, part)
-        part.replace(kept)
+        try:
+            if problem is None:
+                save_state(tensors, kept, {"key": kept.stem})
+        except ExpungeError as error:
+            problem = str(error)
+        if problem is not None:
+            run.notes.append(problem)
         return images, reached
 
 
 def _load(path: Path) -> dict[str, Tensor] | None:
+    """What is kept of this attack; None where there is nothing, or what is there is damaged or of another attack."""
     try:
-        return dict(load_file(path)) if path.exists() else None
-    except (SafetensorError, OSError):  # damaged: made again
+        if not path.exists() or read_metadata(path).get("key") != path.stem:
+            return None
+        return dict(read_weights(path))
+    except CheckpointError:
         return None
 
 

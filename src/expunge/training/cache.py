@@ -1,4 +1,8 @@
-"""Trained models kept by content, so that nothing is trained twice and nothing stale is ever reused."""
+"""Trained models kept by content, so that nothing is trained twice, and nothing stale or foreign is used.
+
+The key of a training contains its data, options, start weights and the source of the code that runs: the model's, and
+that of the training loop. A file is believed if it states this key, and holds the weights that its facts tell of.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import nn
 
-from expunge.core.errors import CheckpointError
+from expunge.core.errors import CheckpointError, ExpungeError
+from expunge.core.identity import code_hash
 from expunge.core.options import to_dict
 from expunge.core.run import Run
+from expunge.core.shelf import claimed, doubt
 from expunge.data.split import Split
-from expunge.models.checkpoint import load_weights, save_weights, weights_hash
+from expunge.models.checkpoint import load_weights, read_metadata, save_weights, weights_hash
+from expunge.models.identity import model_code
 from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe
-
-FORMAT = 1  # raise when the training loop changes results
 
 
 def training_key(
@@ -28,7 +32,7 @@ def training_key(
 ) -> str:
     """Hex sha256 over everything that decides the trained weights."""
     facts: dict[str, Any] = {
-        "format": FORMAT,
+        "code": [code_hash("expunge.training.loop"), model_code(model)],
         "torch": torch.__version__,
         "architecture": repr(model),
         "start": weights_hash(model),
@@ -56,14 +60,23 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
         return train_model(model, data, recipe, run, purpose=purpose)
     key = training_key(model, data, recipe, run.seed, purpose, run.precision, run.world.size)
     weights = run.cache / "models" / f"{key}.safetensors"
+    doubted = doubt(weights.parent)
+    if doubted is not None:
+        _note(run, doubted)
+        return train_model(model, data, recipe, run, purpose=purpose)
     # Two workers that need the same model: one trains, the other waits and loads; waiting is nobody's cost. Of
     # processes that share this run only the first holds the lock and reads.
     before = run.elapsed()
-    with _lock(weights) if run.world.first else nullcontext():
+    with claimed(weights) if run.world.first else nullcontext() as problem:
         run.borrow(before - run.elapsed())
         kept = run.world.from_first(lambda: _load(model, weights, run))
         if kept is None:
-            _train_and_keep(model, data, recipe, run, purpose, weights)
+            began = run.elapsed()
+            train_model(model, data, recipe, run, purpose=purpose)
+            if problem is not None:
+                _note(run, problem)
+            elif run.status == "finished" and run.world.first:
+                _keep(model, weights, run, run.elapsed() - began)
         else:
             run.world.align(model)
             run.history.extend(kept[0])
@@ -71,9 +84,9 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
     return model.to(run.device)
 
 
-def _lock(weights: Path) -> FileLock:
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(weights.with_suffix(".lock"))
+def _note(run: Run, sentence: str) -> None:
+    if sentence not in run.notes:
+        run.notes.append(sentence)
 
 
 def _load(model: nn.Module, weights: Path, run: Run) -> tuple[list[dict[str, float]], float] | None:
@@ -81,22 +94,29 @@ def _load(model: nn.Module, weights: Path, run: Run) -> tuple[list[dict[str, flo
     facts = weights.with_suffix(".json")
     if not (weights.exists() and facts.exists()):
         return None
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     try:
         stored = json.loads(facts.read_text(encoding="utf-8"))
-        history, seconds = list(stored["history"]), float(stored["seconds"])
-        load_weights(model, weights)  # last: a model that is trained again must not start from half of this
-    except (CheckpointError, LookupError, TypeError, ValueError):
-        run.notes.append(f"the cached model {weights.stem[:12]} was damaged and is trained again.")
+        history, seconds, stated = list(stored["history"]), float(stored["seconds"]), str(stored["weights"])
+        if read_metadata(weights).get("key") != weights.stem:
+            raise CheckpointError(f"{weights} is that of another training.")
+        if weights_hash(load_weights(model, weights)) != stated:
+            raise CheckpointError(f"{weights} does not hold the weights that {facts.name} tells of.")
+    except (CheckpointError, LookupError, OSError, TypeError, ValueError):
+        model.load_state_dict(before)  # what is trained again must not start from another model
+        run.notes.append(f"the cached model {weights.stem[:12]} was damaged or replaced and is trained again.")
         return None
     return history, seconds
 
 
-def _train_and_keep(model: nn.Module, data: Split, recipe: Recipe, run: Run, purpose: str, weights: Path) -> None:
-    before = run.elapsed()
-    train_model(model, data, recipe, run, purpose=purpose)
-    if run.status == "finished" and run.world.first:
-        save_weights(model, weights)
-        facts = weights.with_suffix(".json")
-        part = facts.with_suffix(".part")
-        part.write_text(json.dumps({"seconds": run.elapsed() - before, "history": run.history}), encoding="utf-8")
+def _keep(model: nn.Module, weights: Path, run: Run, seconds: float) -> None:
+    """Write weights and facts; a full disk costs a note, because the model is there."""
+    facts = weights.with_suffix(".json")
+    part = facts.with_suffix(".part")
+    content = {"seconds": seconds, "history": run.history, "weights": weights_hash(model)}
+    try:
+        save_weights(model, weights, {"key": weights.stem})
+        part.write_text(json.dumps(content), encoding="utf-8")
         part.replace(facts)
+    except (ExpungeError, OSError) as error:
+        _note(run, f"the trained model is not kept in the cache ({str(error).rstrip('.')}).")

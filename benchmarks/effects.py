@@ -22,9 +22,10 @@ import statistics
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,7 +187,7 @@ def truth(own: dict[str, float], original: dict[str, float], exact: list[dict[st
 
 
 def candidates(
-    original: nn.Module, splits: dict[str, object], recipe: dict[str, object], seed: int
+    original: nn.Module, splits: Mapping[str, Any], recipe: Mapping[str, Any], seed: int
 ) -> Iterator[tuple[str, nn.Module]]:
     """Models that did too little, too much, or about right."""
     for size in (0.2, 0.5, 1.0):
@@ -195,13 +196,14 @@ def candidates(
             for weight in noisy.parameters():
                 weight.add_(size * weight.std(correction=0) * torch.randn(weight.shape, generator=random))
         yield f"noise {size:g}", noisy
-    for name, options in (
+    methods: tuple[tuple[str, dict[str, Any]], ...] = (
         ("finetune", {"epochs": 1, "lr": 1e-5}),
         ("neggrad", {"epochs": 20, "lr": 0.2, "clip": 1.0}),
         ("neggrad+", {}),
         ("scrub", {}),
         ("random-label", {}),
-    ):
+    )
+    for name, options in methods:
         try:
             made = expunge.unlearn(
                 original, **splits, recipe=recipe, method=name, max_drop=None, seed=seed, device="cpu", measure=False,
@@ -267,7 +269,7 @@ def report(rows: list[dict[str, str]]) -> str:
     labels = sorted({row["effect"] for row in rows})
     lines = ["| truth | cells | " + " | ".join(labels) + " | rightly named |", "|---" * (len(labels) + 3) + "|"]
     for kind in ("good", "nothing", "destroyed", "other"):
-        numbers = [counts[kind, label] for label in labels]
+        numbers: list[int] = [counts[kind, label] for label in labels]
         right = sum(counts[kind, label] for label in RIGHT.get(kind, ()))
         share = f"{right / sum(numbers):.1%}" if kind in RIGHT and sum(numbers) else "-"
         lines.append(f"| {kind} | {sum(numbers)} | {' | '.join(map(str, numbers))} | {share} |")

@@ -70,7 +70,7 @@ def test_names_are_part_of_no_id(tiny, path, value):
         (["train", "epochs"], 4),
         (["precision"], "bfloat16"),
         (["metrics"], ["accuracy"]),
-        (["metrics"], [{"name": "mia-auc", "resamples": 60}]),
+        (["metrics"], [{"name": "mia-repeated", "repeats": 60}]),
         (["curves"], False),
         (["options", "retrain"], {"epochs": 1}),  # the reference decides every gap
         (["pretrain"], {"source": "digits"}),

@@ -37,7 +37,7 @@ WRONG = [
     ({"scenarios": [{"name": "class", "targt": 1}]}, "unknown key `scenarios[0].targt`; did you mean `target`?"),
     ({"scenarios": []}, "`scenarios`"),
     ({"metrics": ["accuracy", "mia-acu"]}, "metrics[1]: unknown metric `mia-acu`; did you mean `mia-auc`?"),
-    ({"metrics": [{"name": "mia-auc", "resamples": 1}]}, "metrics[0]: mia-auc: `resamples` should be"),
+    ({"metrics": [{"name": "mia", "splits": 0}]}, "metrics[0]: mia: `splits` should be"),
     ({"seeds": []}, "`seeds` is empty"),
     ({"seeds": [0, 0]}, "names the same seeds twice"),
     ({"seeds": {"dta": [0]}}, "unknown key `seeds.dta`; did you mean `data`?"),
@@ -74,9 +74,9 @@ def test_seeds_are_paired_or_repeated(tiny):
 
 
 def test_metrics_take_options(tiny):
-    found = parse_study({**tiny, "metrics": ["accuracy", {"name": "mia-auc", "resamples": 60}]}).named_metrics()
-    assert [metric.card.name for metric in found] == ["accuracy", "mia-auc"]
-    assert found[1].resamples == 60
+    found = parse_study({**tiny, "metrics": ["accuracy", {"name": "mia-repeated", "repeats": 60}]}).named_metrics()
+    assert [metric.card.name for metric in found] == ["accuracy", "mia-repeated"]
+    assert found[1].repeats == 60
 
 
 BASE = """

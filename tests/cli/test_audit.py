@@ -28,7 +28,9 @@ def test_references_made_now_give_the_strong_verdict(audit, tmp_path):
     assert record["retrained"] == 3
     assert record["basis"] == "retrained"
     assert set(record["statistics"]) == {"original", "unlearned", "retrained 1", "retrained 2", "retrained 3"}
-    assert len(pd.read_csv(tmp_path / "audit" / "tests.csv")) == 4
+    assert {"utility", "answers", "single samples", "representation"} <= set(
+        pd.read_csv(tmp_path / "audit" / "tests.csv")["kind"]
+    )
     assert set(pd.read_csv(tmp_path / "audit" / "attacks.csv")["signal"]) >= {"loss", "margin", "entropy"}
     page = (tmp_path / "audit" / "audit.html").read_text()
     assert record["word"] in page
@@ -107,13 +109,26 @@ def test_shadow_models_that_cannot_be_made_are_refused(audit):
         assert phrase in result.err
 
 
-def test_what_lies_below_the_answers_is_looked_at_on_request(audit, tmp_path):
-    result = audit("--retrain", 2, "--residue")
+def test_what_lies_below_the_answers_is_looked_at_unless_it_is_left_out(audit, tmp_path):
+    result = audit("--retrain", 2)
     assert result.code == 0, result.err
-    record = json.loads((tmp_path / "audit" / "verdict.json").read_text())["residue"]
-    assert [one["name"] for one in record["tests"]] == list(record["statistics"]["unlearned"])
+    record = json.loads((tmp_path / "audit" / "verdict.json").read_text())
+    assert {"probe confidence", "relearn accuracy"} <= {one["name"] for one in record["tests"]}
     table = pd.read_csv(tmp_path / "audit" / "residue.csv")
     assert set(table["model"]) == {"original", "unlearned", "retrained 1", "retrained 2"}
     assert set(table["statistic"]) >= {"probe confidence", "relearn accuracy", "layer CKA, forgotten"}
-    assert all(f"note on residue: {note}"[:40] in result.err for note in record["notes"])
-    assert record["notes"]
+    result = audit("--retrain", 2, "--no-residue")
+    assert result.code == 0, result.err
+    record = json.loads((tmp_path / "audit" / "verdict.json").read_text())
+    assert any("it was not looked at" in one for one in record["unmeasured"])
+
+
+def test_a_verdict_can_end_with_an_exit_code(audit, tmp_path):
+    assert audit("--fail-on", "forgotte").code == 2
+    assert not (tmp_path / "audit").exists()
+    word = json.loads((tmp_path / "audit" / "verdict.json").read_text())["word"] if audit().code == 0 else ""
+    result = audit("--fail-on", f"damaged,{word.replace(' ', '-')}")
+    assert result.code == 3
+    assert f"the verdict is `{word}`" in result.err
+    other = "damaged" if word != "damaged" else "forgotten"
+    assert audit("--fail-on", other).code == 0

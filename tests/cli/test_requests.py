@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from expunge.evidence.verdict import WORDS
 from tests.cli.conftest import Call
 from tests.requests.desks import make_desk
 
@@ -55,7 +56,7 @@ def test_verify_rollback_export_and_check(init: list[object], tmp_path: Path, ex
     expunge(*init)
     place = ("--workspace", tmp_path / "desk")
     settings = tmp_path / "desk" / "expunge.yaml"
-    words = "[forgotten, forgotten (weak), not enough evidence, not forgotten, over-forgotten, damaged]"
+    words = f"[{', '.join(WORDS)}]"
     settings.write_text(f"{settings.read_text()}accept: {words}\n")
     expunge("requests", "add", "--subject", "t3", *place)
     assert expunge(*FULFIL, *place).code == 0

@@ -357,7 +357,7 @@ def test_what_cannot_be_measured_is_left_out_and_said(world: dict[str, Any]) -> 
     assert "layer CKA gap" not in {one.name for one in mixed.comparisons}
 
 
-def test_an_audit_says_what_is_hidden_and_keeps_its_word(world: dict[str, Any]) -> None:
+def test_an_audit_looks_below_and_says_what_is_hidden(world: dict[str, Any]) -> None:
     def audit(model: nn.Module, residue: bool) -> expunge.Verdict:
         return expunge.audit(
             world["original"], model, retrained=world["retrained"][:3], resamples=5, device="cpu", residue=residue,
@@ -366,10 +366,30 @@ def test_an_audit_says_what_is_hidden_and_keeps_its_word(world: dict[str, Any]) 
 
     plain, deep = audit(world["silenced"], False), audit(world["silenced"], True)
     assert plain.residue is None
-    assert deep.word == plain.word
+    assert ("representation", "it was not looked at (residue=False)") in plain.unmeasured
     assert deep.residue is not None
-    assert deep.reasons == [*plain.reasons, *(f"hides: {flag}" for flag in deep.residue.flags)]
-    assert len(deep.reasons) > len(plain.reasons)
+    assert "forgotten" not in (plain.word, deep.word)
+    assert set(STATISTICS) <= {one.name for one in deep.comparisons}
+    assert any("last layer is the original's" in reason for reason in deep.reasons), deep
     known = audit(world["original"], True)
     assert known.word == "not forgotten"
-    assert known.reasons[-1].startswith("residue: ")
+
+
+def test_relearning_that_fails_is_said_and_stops_nothing(world: dict[str, Any]) -> None:
+    class Constant(nn.Module):
+        """Outputs that depend on no weight: nothing can be taught."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x).detach()
+
+    found = look(world, Constant(world["silenced"]), depth=FAST)
+    assert any(what == "relearning" for what, _ in found.left_out)
+    verdict = expunge.audit(
+        world["original"], Constant(world["fresh"]), retrained=world["retrained"][:3], device="cpu", **world["splits"]
+    )
+    assert verdict.word != "forgotten"
+    assert any("relearning" in what for what, _ in verdict.unmeasured)

@@ -13,7 +13,8 @@ from expunge.core.errors import UsageError
 from expunge.data.convert import as_split
 from expunge.metrics.agreement import Moments
 from expunge.metrics.base import Evaluation, check_applies
-from expunge.metrics.change import Drift, LayerCKA, PredictionPattern, gram_cka, layer_outputs
+from expunge.metrics.change import Drift, LayerCKA, PredictionPattern, layer_outputs
+from expunge.numerics.statistics import gram_cka
 from expunge.testing.toys import toy_problem
 from expunge.training.ensemble import Ensemble
 

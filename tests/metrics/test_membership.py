@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from expunge.data.split import ResidentStore, Split
@@ -16,27 +14,9 @@ from expunge.metrics.base import Evaluation, Value
 from expunge.metrics.membership import (
     RepeatedAttack,
     basic_attack,
-    bootstrap_auc,
     histogram_weights,
     matched,
-    weighted_auc,
 )
-
-
-def test_auc_equals_scikit_learn_with_ties_and_weights() -> None:
-    rng = np.random.default_rng(0)
-    positive, negative = rng.integers(0, 6, 40).astype(float), rng.integers(0, 5, 70).astype(float)
-    w_pos, w_neg = rng.random(40), rng.random(70)
-    truth = np.repeat([1, 0], [40, 70])
-    theirs = roc_auc_score(truth, np.concatenate([positive, negative]), sample_weight=np.concatenate([w_pos, w_neg]))
-    assert weighted_auc(positive, negative, w_pos, w_neg) == pytest.approx(theirs)
-
-
-def test_auc_of_gaussians_has_its_closed_form_inside_the_interval() -> None:
-    rng = np.random.default_rng(1)
-    value, low, high = bootstrap_auc(rng.normal(1, 1, 800), rng.normal(0, 1, 800), np.ones(800), rng, 300)
-    assert low < norm.cdf(1 / 2**0.5) < high
-    assert low < value < high
 
 
 def test_basic_attack_on_separable_and_on_identical_losses() -> None:

@@ -11,15 +11,29 @@ import pandas as pd
 import pytest
 
 from expunge.evidence import explain
-from expunge.evidence.equivalence import compare
+from expunge.evidence.family import KINDS, Family, Quantity, judge_family
 from expunge.evidence.persample import PerSample
-from expunge.evidence.rates import Interval, Separation
+from expunge.evidence.rates import Separation
 from expunge.evidence.residue import STATISTICS
 from expunge.evidence.signals import SIGNALS
-from expunge.evidence.verdict import FORGETTING, UTILITY, WORDS, Verdict
+from expunge.evidence.verdict import WORDS, Verdict
+from expunge.numerics.statistics import Interval
 from expunge.report.audit_page import build_audit_page, relearning_curves
 
 FOUND = Separation(Interval(0.6, 0.55, 0.65), {0.001: None, 0.01: Interval(0.1, 0.0, 0.2)})
+
+
+TESTED = judge_family(
+    Family(
+        [
+            Quantity("forget accuracy", 0.9, 0.95, (0.5, 0.52, 0.51)),
+            Quantity("test accuracy", 0.7, 0.71, (0.69, 0.7, 0.71)),
+            Quantity("layer CKA gap", 0.0, 0.0, (-0.1, -0.11, -0.12)),
+        ],
+        [],
+    ),
+    lambda _: 0.05,
+)  # fmt: skip
 
 
 def verdict(**changed: Any) -> Verdict:
@@ -28,7 +42,7 @@ def verdict(**changed: Any) -> Verdict:
         "word": "not forgotten",
         "basis": "retrained",
         "reasons": ["not forgotten: <b>because</b>."],
-        "comparisons": [compare("forget accuracy", 0.9, [0.5, 0.52, 0.51], 0.05)],
+        "comparisons": TESTED,
         "attacks": attacks,
         "details": {"tow": 0.6, "jsd": {"forget": {"unlearned": 0.2, "among retrained": 0.01}}},
     }
@@ -44,9 +58,11 @@ def test_numbers_and_sentences_are_there(tmp_path: Path) -> None:
     text = text_of(page)
     for part in ("not forgotten", "&lt;b&gt;because", "0.900", "0.510 ± 0.010", "different", "0.2000", "digits"):
         assert part in text
-    for absent in ("Attacks on single samples", "What lies below"):
+    for absent in ("Attacks on single samples", "What lies below", "nan"):
         assert absent not in text
-    assert page.read_text().count("<svg") == 1
+    assert page.read_text().count("<svg") == 2
+    assert text.count("no difference; says little") == 1
+    assert ">different<" in text
     assert "http" not in re.sub(r"http://www.w3.org\S*|http://purl\S*|http://creativecommons\S*", "", page.read_text())
 
 
@@ -57,7 +73,7 @@ def test_attacks_on_single_samples_are_drawn(tmp_path: Path) -> None:
     text = text_of(page)
     assert "0.40 of at most 1.90" in text
     assert "too few / 10.0" in text
-    assert page.read_text().count("<svg") == 2
+    assert page.read_text().count("<svg") == 3
 
 
 def test_equal_verdicts_give_equal_pages(tmp_path: Path) -> None:
@@ -80,8 +96,8 @@ def test_the_curve_is_that_of_the_samples_not_taught() -> None:
 @pytest.mark.parametrize(
     ("names", "sentences"),
     [
-        ([*WORDS, "forgotten", "forgotten (weak)", "not enough evidence"], explain.WORDS),
-        ([*FORGETTING, *UTILITY, "U-LiRA AUC"], explain.STATISTICS),
+        (list(WORDS), explain.WORDS),
+        ([name for name, kind in KINDS.items() if kind != "representation"] + ["U-LiRA AUC"], explain.STATISTICS),
         ([*SIGNALS, "gradient norm", "LiRA", "RMIA", "U-LiRA"], explain.ATTACKS),
         (STATISTICS, explain.RESIDUE),
     ],

@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 from expunge import report
 from expunge.api.record import CellRecord
 from expunge.core.errors import UsageError
-from expunge.evidence.equivalence import holm
+from expunge.numerics.statistics import holm
 from expunge.report.comparison import direction, pairs, ranks, table, unbeaten
 from expunge.report.summarise import blocks
 

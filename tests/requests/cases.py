@@ -45,7 +45,7 @@ UNLEARNING: dict[str, Any] = {
     "history": [{"epoch": 1.0}], "versions": {"torch": "2.11", "expunge": "0.1.0"}, "device": "cpu",
 }  # fmt: skip
 AUDIT: dict[str, Any] = {
-    "word": "forgotten (weak)", "basis": "held-out", "tests": [],
+    "word": "not enough evidence", "basis": "held-out", "tests": [],
     "reasons": ["the loss does not tell the samples to forget from unseen ones: AUC 0.498 (0.470 .. 0.526)."],
     "statistics": {
         "original": {"forget accuracy": 1.0, "loss attack AUC": 0.61, "retain accuracy": 0.999, "test accuracy": 0.99},

@@ -40,7 +40,7 @@ def test_everything_an_officer_asks_is_said(signer: Signer) -> None:
     made = document(signer)
     text = words(made)
     for part in (
-        "Deletion case 1", "forgotten (weak)", "2 requests to delete what the model knows of 2 training samples",
+        "Deletion case 1", "not enough evidence", "2 requests to delete what the model knows of 2 training samples",
         "received on 26 February 2026", "GDPR Art. 17", "T-1", "1 March 2026, 12:32 UTC",
         f"Model {hashed('old')[:12]} was made to forget", f"model {hashed('new')[:12]}, which takes its place",
         "epochs = 3, alpha = 0.001", "It took 12.5 s; it ran to its end", "labels and retained data are at hand",

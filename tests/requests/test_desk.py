@@ -15,9 +15,10 @@ import yaml
 
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.core.options import build
+from expunge.evidence.verdict import WORDS
 from expunge.models.checkpoint import load_weights, save_weights, weights_hash
 from expunge.requests.desk import Desk
-from expunge.requests.workspace import WORDS, Settings, Workspace, load
+from expunge.requests.workspace import Settings, Workspace, load
 from expunge.training.recipe import Recipe
 from expunge.training.shards import Sharding, read_plan
 from expunge.training.sisa import ShardedTraining
@@ -31,7 +32,7 @@ FAST = {"method": "finetune", "options": {"epochs": 1}}  # changes weights, and 
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which nothing happened yet; tests copy it."""
     folder = tmp_path_factory.mktemp("made")
-    make_desk(folder, accept=["forgotten (weak)", "not forgotten", "not enough evidence", "over-forgotten"]).close()
+    make_desk(folder, accept=[word for word in WORDS if word != "damaged"]).close()
     return folder / "desk"
 
 

@@ -43,7 +43,7 @@ from expunge.core.errors import EffectWarning
 from expunge.core.options import Field, build, options, to_dict
 from expunge.core.seeds import torch_generator
 from expunge.data.split import ResidentStore, Split
-from expunge.metrics.membership import weighted_auc
+from expunge.numerics.statistics import weighted_auc
 from expunge.training.inference import predict
 
 Label = Literal["nothing", "partial", "plausible", "over-forgotten", "damaged", "not measured"]

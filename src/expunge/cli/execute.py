@@ -26,7 +26,7 @@ from expunge.cli.folder import STATE, WEIGHTS, check_code, claim, finished, user
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
 from expunge.cli.work import method_class
 from expunge.core import distributed
-from expunge.core.errors import DivergedError, UsageError, nearest
+from expunge.core.errors import DivergedError, ExpungeError, UsageError, nearest, unknown
 from expunge.core.files import csv_for_people, write_text
 from expunge.core.options import given, option_names, to_dict
 from expunge.core.run import Progress
@@ -34,10 +34,11 @@ from expunge.core.version import versions
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.evidence import audit as evidence
-from expunge.evidence.verdict import Margins
+from expunge.evidence.verdict import WORDS, Margins
 from expunge.methods import METHODS
 from expunge.methods.base import Method, check_parallel, make_method
 from expunge.methods.scaling import Sizes
+from expunge.models.checkpoint import weights_hash
 from expunge.scenarios.base import Forgetting
 from expunge.training.recipe import Recipe
 
@@ -252,6 +253,7 @@ def audit(job: Audit) -> None:
     """Retrained references by name or made now, then the verdict; printed and written."""
     from expunge.report.audit_page import build_audit_page
 
+    failing = failing_words(job.fail_on)
     method = _method_of(job)
     job, data = inputs.data_for(job, job.original)
     if data.test is None:
@@ -268,13 +270,18 @@ def audit(job: Audit) -> None:
     again += train_references(
         original, job.retrain, forget=split.forget, retain=split.retain, seed=job.seed, device=job.device
     )
+    unlearned = inputs.build(job, data.train, weights=job.unlearned)
     with console.progress() as progress:
         verdict = evidence.audit(
-            original, inputs.build(job, data.train, weights=job.unlearned), forget=split, test=data.test,
-            references=again, margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed,
-            device=job.device, shadows=job.shadows, method=method, design=job.design, requests=job.requests,
-            jobs=job.jobs, cache=cache_root(), residue=job.residue, progress=_counting("shadows", progress),
+            original, unlearned, forget=split, test=data.test, references=again,
+            margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
+            shadows=job.shadows, method=method, design=job.design, requests=job.requests, jobs=job.jobs,
+            cache=cache_root(), residue=job.residue, goal=job.goal,
+            random=job.forget.partition(":")[0] == "random", progress=_counting("shadows", progress),
         )  # fmt: skip
+    facts = inputs.facts_beside(job.unlearned)
+    if facts.get("weights") == weights_hash(unlearned):  # what was written about this very model
+        verdict = evidence.by_construction(verdict, facts, split.forget)
     record = {
         **verdict.record(), "forgotten": split.describe(), "retrained": len(again), "settings": to_dict(job),
         "versions": versions(),
@@ -297,6 +304,24 @@ def audit(job: Audit) -> None:
     for note in verdict.residue.notes if verdict.residue is not None else ():
         console.say(f"note on residue: {note}")
     console.out().print(f"report: {page}", soft_wrap=True)
+    if verdict.word in failing:
+        raise VerdictRefused(f"the verdict is `{verdict.word}`, which --fail-on names; {page} says why.")
+
+
+class VerdictRefused(ExpungeError):
+    """A verdict that the caller wants to fail on: everything is written, and the exit code says it."""
+
+    exit_code = 3
+
+
+def failing_words(names: str | None) -> list[str]:
+    """Verdicts named on the command line, with hyphens or spaces. Raises `UsageError` for an unknown one."""
+    known = {word.replace(" ", "-"): word for word in WORDS}
+    wanted = [name.strip().replace(" ", "-") for name in (names or "").split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise unknown("verdict", name, known)
+    return [known[name] for name in wanted]
 
 
 def _counting(what: str, report: Callable[[Progress], None] | None) -> Callable[[int, int], None] | None:

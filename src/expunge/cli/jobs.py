@@ -129,7 +129,13 @@ class Audit:
     options: dict[str, Any] = Field(default_factory=dict, description="options of `method`, name=value")
     margin_accuracy: float = Field(0.05, gt=0, lt=0.5, description="difference in accuracy that counts as none")
     margin_auc: float = Field(0.05, gt=0, lt=0.5, description="difference in the attack's AUC that counts as none")
-    residue: bool = Field(False, description="also look for what is left below the answers (a few training steps)")
+    residue: bool = Field(True, description="look for what is left below the answers (a few training steps per model)")
+    goal: Literal["untrain", "unlearn", "repair"] = Field(
+        "untrain", description="undo these samples' influence, remove what they stand for, or undo wrong samples"
+    )
+    fail_on: str | None = Field(
+        None, description="verdicts that end with exit code 3, separated by commas, e.g. not-forgotten,damaged"
+    )
     seed: int = Field(0, ge=0, description="of the audit, and the first of the references")
     split_seed: int = Field(0, ge=0, description="of `forget`")
     device: str = Field("auto", description=_DEVICE)

@@ -15,7 +15,7 @@ from expunge.cli.lazy import LazyGroup
 from expunge.core.version import __version__
 
 EPILOG = """Exit codes: 0 done, 1 failed, 2 the request cannot be right as written,
-130 interrupted (run it again to go on).
+3 a verdict that --fail-on names, 130 interrupted (run it again to go on).
 
 Examples:\n
   expunge demo\n

@@ -21,9 +21,15 @@ from expunge.core.seeds import torch_generator
 from expunge.data.split import Split
 from expunge.evidence.probe import PENALTY, cross_read
 from expunge.metrics.base import Evaluation
-from expunge.metrics.change import gram_cka, layer_outputs
+from expunge.metrics.change import layer_outputs
 from expunge.metrics.relearn import gather
+from expunge.numerics.statistics import gram_cka
 from expunge.training.inference import predict
+
+
+class NothingBelow(UsageError):
+    """The model has no layer below its head: nothing can lie below its answers."""
+
 
 _FEWEST = 4  # samples that the unbiased estimator of CKA needs
 
@@ -192,7 +198,7 @@ def grams(model: nn.Module, draw: Draw, device: torch.device) -> Grams:
     first, second = (layer_outputs(model, split, device) for split in draw.alike)
     found = {block: (first[block], second[block]) for block in list(first)[:-1]}  # the head ran last
     if not found:
-        raise UsageError("the model has no layer below its head.")
+        raise NothingBelow("the model has no layer below its head.")
     return found
 
 

@@ -23,8 +23,9 @@ from typing import Literal
 import numpy as np
 
 from expunge.core.seeds import numpy_generator
-from expunge.evidence.rates import Interval, Separation, epsilon_bound, separation, smallest_epsilon
+from expunge.evidence.rates import Separation, epsilon_bound, separation, smallest_epsilon
 from expunge.evidence.shadows import ShadowScores
+from expunge.numerics.statistics import Interval
 
 Variance = Literal["auto", "per-sample", "global"]
 Centre = Literal["median", "mean"]

@@ -14,18 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from expunge.metrics.membership import weighted_auc
+from expunge.numerics.statistics import Interval, auc_interval, clopper_pearson, tail_rates
 
 RATES = (0.001, 0.01)  # false positive rates that are looked at
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -34,16 +25,6 @@ class Separation:
 
     auc: Interval
     tpr: dict[float, Interval | None]
-
-
-def tpr_at(members: np.ndarray, others: np.ndarray, weights: np.ndarray, rate: float) -> float:
-    """Largest share of members above a threshold that at most `rate` of the (weighted) others exceed."""
-    order = np.argsort(-others, kind="stable")
-    above = np.cumsum(weights[order]) / weights.sum()
-    passed = int(np.searchsorted(above, rate, side="right"))  # so many of the highest others may lie above
-    if passed == len(others):
-        return 1.0
-    return float((members > others[order[passed]]).mean())
 
 
 def separation(
@@ -55,52 +36,15 @@ def separation(
     resamples: int = 500,
     rates: tuple[float, ...] = RATES,
 ) -> Separation:
-    """AUC and TPR at low FPR, with percentile intervals over resampled members and others."""
+    """AUC (DeLong's interval) and TPR at low FPR (percentile interval over resampled members and others).
+
+    members (m,), others (n,): scores, higher where a sample looks like a member; weights (n,) of the others. rng,
+    resamples: of the interval of the rates.
+    """
     effective = weights.sum() ** 2 / np.square(weights).sum()
     possible = [rate for rate in rates if rate * effective >= 1]
-
-    point = [float(weighted_auc(members, others, np.ones(len(members)), weights))]
-    point += [tpr_at(members, others, weights, rate) for rate in possible]
-    levels, places = np.unique(np.concatenate([members, others]), return_inverse=True)
-    mine, theirs = places[: len(members)], places[len(members) :]
-    draws = []
-    for _ in range(resamples):
-        chosen = mine[rng.integers(len(members), size=len(members))]
-        at = rng.integers(len(others), size=len(others))
-        if weights[at].sum() > 0:
-            counts = np.bincount(chosen, minlength=len(levels)).astype(float)
-            mass = np.bincount(theirs[at], weights[at], minlength=len(levels))
-            draws.append(_at_levels(counts, mass, possible))
-    low, high = np.quantile(np.array(draws), [0.025, 0.975], axis=0)
-    found = [Interval(p, float(lo), float(hi)) for p, lo, hi in zip(point, low, high, strict=True)]
-    known = dict(zip(possible, found[1:], strict=True))
-    return Separation(found[0], {rate: known.get(rate) for rate in rates})
-
-
-def _at_levels(counts: np.ndarray, mass: np.ndarray, rates: list[float]) -> list[float]:
-    """AUC and TPR at each rate from members (counts) and others (weights) per distinct score, ascending: no sorting."""
-    total, weight = counts.sum(), mass.sum()
-    up_to = mass.cumsum()
-    found = [float((counts * (up_to - mass / 2)).sum() / (total * weight))]  # a tie is worth one half
-    above_members, above = counts[::-1].cumsum(), mass[::-1].cumsum() / weight
-    for rate in rates:
-        level = int(np.searchsorted(above, rate, side="right"))  # the highest level that others may not pass
-        found.append(1.0 if level == len(above) else float(above_members[level] - counts[::-1][level]) / total)
-    return found
-
-
-def clopper_pearson(successes: int, trials: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Exact two-sided interval of a proportion.
-
-    >>> low, high = clopper_pearson(0, 10)
-    >>> low, round(high, 4)
-    (0.0, 0.3085)
-    """
-    from scipy.stats import beta
-
-    low = float(beta.ppf(alpha / 2, successes, trials - successes + 1)) if successes else 0.0
-    high = float(beta.ppf(1 - alpha / 2, successes + 1, trials - successes)) if successes < trials else 1.0
-    return low, high
+    known = dict(zip(possible, tail_rates(members, others, weights, possible, rng, resamples), strict=True))
+    return Separation(auc_interval(members, others, weights), {rate: known.get(rate) for rate in rates})
 
 
 def epsilon_bound(

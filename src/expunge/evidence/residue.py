@@ -29,7 +29,7 @@ Tests      `compare` of each statistic against the retrained models, Holm over t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,10 @@ import pandas as pd
 from expunge.api.prepare import as_classifier, as_module, as_splits, check_disjoint, check_fit, pick_device
 from expunge.core.errors import UsageError
 from expunge.core.options import build
-from expunge.evidence.depth import Depth, Draw, Row, grams, layer_rows, probe_rows, relearn_rows
-from expunge.evidence.equivalence import ALPHA, Comparison, compare, holm
-from expunge.evidence.verdict import Verdict
+from expunge.evidence.depth import Depth, Draw, NothingBelow, Row, grams, layer_rows, probe_rows, relearn_rows
+from expunge.evidence.equivalence import ALPHA, Comparison, compare
 from expunge.metrics.base import ORIGINAL, Evaluation
+from expunge.numerics.statistics import holm
 
 UNLEARNED = "unlearned"
 STATISTICS = ("probe confidence", "misalignment", "relearn accuracy", "layer CKA gap")
@@ -66,12 +66,14 @@ class Residue:
     """rows: every number of every model. comparisons: one per statistic, empty without retrained models.
 
     flags: one sentence per statistic that shows residue. notes: what was left out or cannot tell anything, and why.
+    left_out: (what, why) of what could not be measured, though the models have it.
     """
 
     rows: list[Row]
     comparisons: list[Comparison]
     flags: list[str]
     notes: list[str]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def numbers(self) -> dict[str, dict[str, float]]:
         """model -> statistic -> value, of those that are tested."""
@@ -81,11 +83,6 @@ class Residue:
         """One row per number: model, statistic, part (layer, half), step (of relearning; missing elsewhere), value."""
         frame = pd.DataFrame([vars(row) for row in self.rows], columns=["model", "statistic", "part", "step", "value"])
         return frame.astype({"step": "Int64"})
-
-    def reasons(self, word: str) -> list[str]:
-        """The flags as reasons of a verdict: a model that was found to know the samples openly does not hide them."""
-        kind = "residue" if word == "not forgotten" else "hides"
-        return [f"{kind}: {flag}" for flag in self.flags]
 
     def details(self) -> dict[str, Any]:
         """JSON-ready, without the single numbers of `frame`."""
@@ -138,18 +135,22 @@ def examine(evaluation: Evaluation, depth: Depth | Mapping[str, float] | None = 
     draw = Draw.of(splits["forget"], others, splits["test"], evaluation.seed, settings)
     rows: list[Row] = []
     notes: list[str] = []
+    left_out: list[tuple[str, str]] = []
     for rows_of in (_probes, _relearning, _layers):
         try:
             rows += list(rows_of(evaluation, draw))
-        except UsageError as error:  # a model without a head, or too few samples: all models go without
-            notes.append(f"{rows_of.__name__.strip('_')} left out: {error}")
+        except NothingBelow as error:
+            notes.append(f"{rows_of.__name__.strip('_')} does not apply: {error}")
+        except (UsageError, RuntimeError, ValueError, TypeError, IndexError) as error:  # all models go without
+            left_out.append((rows_of.__name__.strip("_"), _first_line(error)))
+    notes += [f"{what} left out: {why}" for what, why in left_out]
     numbers = _numbers(rows)
     again = [name for name in evaluation.models if name not in (ORIGINAL, UNLEARNED)]
     if not again:
         notes.append("no retrained models were given: these are numbers only, and nothing is flagged.")
-        return Residue(rows, [], [], notes)
+        return Residue(rows, [], [], notes, left_out)
     comparisons, flags, silent = judge(numbers, again, settings)
-    return Residue(rows, comparisons, flags, [*notes, *silent])
+    return Residue(rows, comparisons, flags, [*notes, *silent], left_out)
 
 
 def judge(
@@ -177,11 +178,8 @@ def judge(
     return found, flags, notes
 
 
-def with_residue(verdict: Verdict, found: Residue | None) -> Verdict:
-    """The verdict with what was found below, if anybody looked."""
-    if found is None:
-        return verdict
-    return replace(verdict, reasons=[*verdict.reasons, *found.reasons(verdict.word)], residue=found)
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _probes(evaluation: Evaluation, draw: Draw) -> Iterator[Row]:

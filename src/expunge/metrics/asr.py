@@ -24,7 +24,8 @@ from expunge.core.seeds import derive, numpy_generator
 from expunge.data.augment import make_augment
 from expunge.metrics.accuracy import wilson
 from expunge.metrics.base import Evaluation, Metric, Value, metric, missing
-from expunge.metrics.membership import bootstrap_auc, histogram_weights, matched
+from expunge.metrics.membership import histogram_weights, matched
+from expunge.numerics.statistics import auc_interval, mean_of_shares
 
 BATCH = 32  # the authors walk the test set in batches of this size
 _TOO_FEW = 10  # samples of a side below which nothing is fitted
@@ -113,7 +114,7 @@ class BalancedASR(Metric):
     The attack learns retained (1) against test (0) samples, of every class equally many, in `folds` parts: every
     sample is judged by an attack that has not seen it, D_f too. Test samples are weighted to the classes of D_f.
     `asr_balanced`: mean of the shares of D_f said to be known and of test samples said to be unseen, `asr_auc`: area
-    under the ROC of D_f against test samples; both with a 95 % bootstrap interval over the samples. `asr_validation`:
+    under the ROC of D_f against test samples; both with a 95 % interval over the samples. `asr_validation`:
     accuracy on held-out retained and test samples. If that is 0.5, the attack knows nothing, and neither do the others.
     """
 
@@ -122,7 +123,6 @@ class BalancedASR(Metric):
     folds: int = Field(5, ge=2, description="parts of the cross-validation")
     samples: int = Field(5000, ge=_TOO_FEW, description="most samples of either side that the attack learns from")
     attack: Literal["trees", "logistic"] = Field("trees", description="scikit-learn's boosted trees, or a linear model")
-    resamples: int = Field(500, ge=50, description="bootstrap resamples")
 
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         gone, kept, test = (outputs(evaluation.logits(model, name)) for name in ("forget", "retain", "test"))
@@ -143,10 +143,10 @@ class BalancedASR(Metric):
         scores = self._scores((gone, kept[known], test), unseen, rng)
         members, trained, others = scores
         weights = histogram_weights(labels["test"][judged], labels["forget"])
-        value, low, high = balanced_accuracy(members > 0.5, others[judged] <= 0.5, weights, rng, self.resamples)
-        yield Value("asr_balanced", value, "fraction", "half", low, high)
-        value, low, high = bootstrap_auc(members, others[judged], weights, rng, self.resamples)
-        yield Value("asr_auc", value, "fraction", "half", low, high)
+        balanced = mean_of_shares(members > 0.5, others[judged] <= 0.5, weights)
+        yield Value("asr_balanced", balanced.value, "fraction", "half", balanced.low, balanced.high)
+        auc = auc_interval(members, others[judged], weights)
+        yield Value("asr_auc", auc.value, "fraction", "half", auc.low, auc.high)
         right = np.concatenate([trained > 0.5, others[unseen] <= 0.5])
         low, high = wilson(int(right.sum()), len(right))
         yield Value("asr_validation", float(right.mean()), "fraction", "reference", low, high)
@@ -179,24 +179,6 @@ def outputs(logits: Tensor) -> np.ndarray:
 def sides(members: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features of both, and the truth: 1 for members."""
     return np.concatenate([members, others]), np.repeat([1, 0], [len(members), len(others)])
-
-
-def balanced_accuracy(
-    caught: np.ndarray, cleared: np.ndarray, weights: np.ndarray, rng: np.random.Generator, resamples: int
-) -> tuple[float, float, float]:
-    """Mean of two shares with its 95 % bootstrap interval. caught (P,), cleared (N,) bool; weights of cleared (N,)."""
-
-    def value(first: np.ndarray, second: np.ndarray) -> float:
-        return float((first @ caught / first.sum() + second @ cleared / second.sum()) / 2)
-
-    draws = []
-    for _ in range(resamples):
-        first = rng.multinomial(len(caught), np.full(len(caught), 1 / len(caught)))
-        second = rng.multinomial(len(cleared), np.full(len(cleared), 1 / len(cleared))) * weights
-        if second.sum() > 0:
-            draws.append(value(first, second))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return value(np.ones(len(caught)), weights), float(low), float(high)
 
 
 def _xgboost(x: np.ndarray, y: np.ndarray, seed: int) -> Any:

@@ -20,6 +20,7 @@ from expunge.metrics.base import ORIGINAL, Evaluation, Metric, Value, metric, mi
 from expunge.metrics.distance import relative_distance
 from expunge.models.anatomy import anatomy
 from expunge.models.modes import evaluation_mode
+from expunge.numerics.statistics import gram_cka
 
 _FEWEST = 4  # samples that the unbiased estimator needs
 _OTHER_TENSORS = "the tensors of the model are not those of the original"
@@ -147,27 +148,6 @@ def layer_outputs(model: nn.Module, split: Split, device: torch.device) -> dict[
             handle.remove()
         model.to(home)
     return found
-
-
-def gram_cka(k: Tensor, other: Tensor, *, unbiased: bool) -> float | None:
-    """CKA of two Gram matrices (n, n); None where one of them is that of equal rows."""
-    hsic = _unbiased if unbiased else _biased
-    own = [float(hsic(g, g)) for g in (k, other)]
-    if any(value <= 1e-20 * float(g.trace()) ** 2 for value, g in zip(own, (k, other), strict=True)):
-        return None
-    return float(hsic(k, other)) / (own[0] * own[1]) ** 0.5
-
-
-def _biased(k: Tensor, other: Tensor) -> Tensor:
-    centred = k - k.mean(0) - k.mean(1, keepdim=True) + k.mean()
-    return (centred * other).sum()
-
-
-def _unbiased(k: Tensor, other: Tensor) -> Tensor:
-    n = len(k)
-    k, other = (g - torch.diag(g.diagonal()) for g in (k, other))
-    ones = k.sum() * other.sum() / ((n - 1) * (n - 2))
-    return (k * other).sum() + ones - 2 / (n - 2) * (k.sum(0) @ other.sum(0))
 
 
 def _norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:

@@ -14,6 +14,7 @@ import torch
 from expunge.core.options import Field
 from expunge.core.seeds import numpy_generator
 from expunge.metrics.base import Evaluation, Metric, Value, metric, missing
+from expunge.numerics.statistics import auc_interval
 
 _TOO_FEW = 10  # per side: the published attack's test folds of 10 % would be empty
 
@@ -128,11 +129,10 @@ class LossAUC(Metric):
 
     Above 0.5 the forget set still looks known; below, it sticks out as unusually hard (over-forgetting). Unseen
     samples are weighted to the class histogram of the forget split, so class difficulty does not count as
-    membership. 95 % percentile bootstrap interval over the samples of both sides.
+    membership. 95 % interval over the samples of both sides, in closed form (DeLong et al., 1988).
     """
 
     requires: ClassVar[tuple[str, ...]] = ("forget", "test")
-    resamples: int = Field(500, ge=50, description="bootstrap resamples")
 
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         chosen = unseen_like_forget(evaluation)
@@ -143,9 +143,8 @@ class LossAUC(Metric):
         members = -evaluation.losses(model, "forget").numpy()
         others = -evaluation.losses(model, "test")[chosen].numpy()
         weights = histogram_weights(evaluation.labels("test")[chosen].numpy(), evaluation.labels("forget").numpy())
-        rng = numpy_generator(evaluation.seed, "mia-auc")
-        value, low, high = bootstrap_auc(members, others, weights, rng, self.resamples)
-        yield Value("mia_auc", value, "fraction", "half", low, high)
+        found = auc_interval(members, others, weights)
+        yield Value("mia_auc", found.value, "fraction", "half", found.low, found.high)
 
 
 def histogram_weights(labels: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -153,48 +152,3 @@ def histogram_weights(labels: np.ndarray, like: np.ndarray) -> np.ndarray:
     size = int(max(labels.max(initial=0), like.max(initial=0))) + 1
     here, there = np.bincount(labels, minlength=size), np.bincount(like, minlength=size)
     return (there / np.maximum(here, 1))[labels].astype(float)
-
-
-def weighted_auc(positive: np.ndarray, negative: np.ndarray, w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
-    """P(positive > negative) + P(equal)/2 under sample weights.
-
-    positive (P,), negative (N,), w_pos (..., P), w_neg (..., N): one AUC per leading index. O((P+N) log(P+N)).
-    """
-    return _auc_of_ranks(*_ranks(positive, negative), w_pos, w_neg)
-
-
-def _ranks(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each value among the distinct values of both sides."""
-    codes = np.unique(np.concatenate([positive, negative]), return_inverse=True)[1]
-    return codes[: len(positive)], codes[len(positive) :]
-
-
-def _auc_of_ranks(positive: np.ndarray, negative: np.ndarray, w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
-    bins = int(max(positive.max(), negative.max())) + 1
-
-    def histogram(code: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        flat = weights.reshape(-1, weights.shape[-1])
-        rows = np.stack([np.bincount(code, weights=row, minlength=bins) for row in flat])
-        return rows.reshape(*weights.shape[:-1], bins)
-
-    pos, neg = histogram(positive, w_pos), histogram(negative, w_neg)
-    below = np.cumsum(neg, axis=-1) - neg
-    wins = (pos * (below + neg / 2)).sum(-1)
-    result: np.ndarray = wins / (pos.sum(-1) * neg.sum(-1))
-    return result
-
-
-def bootstrap_auc(
-    positive: np.ndarray, negative: np.ndarray, w_neg: np.ndarray, rng: np.random.Generator, resamples: int
-) -> tuple[float, float, float]:
-    """AUC with its 95 % percentile interval; both sides are resampled."""
-    value = float(weighted_auc(positive, negative, np.ones(len(positive)), w_neg))
-    ranks = _ranks(positive, negative)  # the same for all resamples, which differ in weights alone
-    draws = []
-    for _ in range(resamples):  # one at a time keeps memory at one row
-        counts_pos = rng.multinomial(len(positive), np.full(len(positive), 1 / len(positive)))
-        counts_neg = rng.multinomial(len(negative), np.full(len(negative), 1 / len(negative))) * w_neg
-        if counts_neg.sum() > 0:
-            draws.append(float(_auc_of_ranks(*ranks, counts_pos.astype(float), counts_neg)))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return value, float(low), float(high)

@@ -1,4 +1,4 @@
-"""One page about one audit: the word, its reasons, every number with a sentence, attacks drawn."""
+"""One page about one audit: the word, its reasons, everything that was tested in one picture, numbers, attacks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from matplotlib.figure import Figure
 from expunge.api.result import write_text
 from expunge.core.version import __version__
 from expunge.evidence import explain
+from expunge.evidence.equivalence import POWER, Comparison
+from expunge.evidence.family import KINDS
 from expunge.evidence.verdict import Verdict
 from expunge.report.environment import environment, stylesheet
 from expunge.report.plots import COLOURS, INK, PICTURE_STYLE, svg
 
 _MODELS = {"original": ("#888888", "s", 0.12), "unlearned": (COLOURS[0], "o", -0.12)}
-_TONE = {"forgotten": "good", "forgotten (weak)": "good", "not enough evidence": "open"}
+_TONE = {
+    **dict.fromkeys(("forgotten", "forgotten by construction", *explain.RETIRED), "good"),
+    **dict.fromkeys(("not enough evidence", "indistinguishable from the start"), "open"),
+}
 
 
 def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence[tuple[str, str]] = ()) -> Path:
@@ -33,11 +38,14 @@ def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence
             title=title,
             word=verdict.word,
             tone=tone(verdict.word),
-            meaning=explain.WORDS[verdict.word],
+            meaning=explain.meaning(verdict.word),
             basis=f"{explain.BASIS[verdict.basis]} An audit gives evidence, not proof.",
             reasons=verdict.reasons,
             facts=facts,
-            tests=[_test(one, explain.STATISTICS) for one in verdict.comparisons],
+            goal=explain.GOALS[verdict.goal],
+            groups=_groups(verdict),
+            tested=_drawn(family_picture(verdict)) if verdict.comparisons else None,
+            unmeasured=[f"{what}: {why}" for what, why in verdict.unmeasured],
             attacks=_drawn(attack_intervals(frame)) if not frame.empty else None,
             attack_texts=[(name, explain.ATTACKS[name]) for name in dict.fromkeys(frame.get("signal", ()))],
             roc=_drawn(roc_curves(verdict)) if verdict.per_sample else None,
@@ -55,6 +63,62 @@ def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence
 def tone(word: str) -> str:
     """The colour of a verdict: good, open or bad."""
     return _TONE.get(word, "bad")
+
+
+LIMIT = 4.0  # of the picture, in units of the smallest difference that counts
+
+
+def family_picture(verdict: Verdict) -> str:
+    """Every statistic of the family as a distance from retraining, where 1 is the smallest that is called a difference.
+
+    Band: not a difference. Ticks: the retrained models. What lies further out than the picture is drawn at its edge.
+    """
+    known = [one for one in verdict.comparisons if one.error > 0]
+    numbers = verdict.details.get("statistics", {})
+    again = [name for name in numbers if name.startswith("retrained")]
+    with matplotlib.rc_context(PICTURE_STYLE):
+        figure = Figure(figsize=(7.2, 1.0 + 0.3 * len(known)))
+        axes = figure.add_subplot()
+        axes.axvspan(-1, 1, color=COLOURS[2], alpha=0.16, linewidth=0, label="no difference")
+        axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
+        shown: set[str] = set()
+        for row, one in enumerate(reversed(known)):
+            limit = critical(one)
+            for name in again:
+                if one.name in numbers[name]:
+                    at = (numbers[name][one.name] - one.reference) / limit
+                    axes.plot(
+                        _inside(at), row, "|", color=COLOURS[2], markersize=9, label=_once("trained again", shown)
+                    )
+            for value, name in ((one.original, "original"), (one.value, "unlearned")):
+                if np.isnan(value):
+                    continue
+                colour, marker, shift = _MODELS[name]
+                colour = COLOURS[4] if name == "unlearned" and one.differs else colour
+                label = "unlearned, differs" if name == "unlearned" and one.differs else name
+                at = (value - one.reference) / limit
+                axes.plot(_inside(at), row + shift, marker, color=colour, label=_once(label, shown))
+                if abs(at) > LIMIT:
+                    axes.annotate(
+                        f"{at:+.0f}", (_inside(at), row + shift), textcoords="offset points", fontsize=7,
+                        xytext=(-9 if at > 0 else 9, 0), ha="right" if at > 0 else "left", va="center",
+                    )  # fmt: skip
+        axes.set_yticks(range(len(known)), [one.name for one in reversed(known)])
+        axes.set_xlim(-LIMIT - 0.25, LIMIT + 0.25)
+        axes.set_xlabel("distance from models trained again; beyond 1 it is called a difference")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.35, -0.9 / figure.get_figheight() - 0.02), ncols=3)
+        return svg(figure, "Every tested number of the original and the unlearned model beside models trained again")
+
+
+def critical(one: Comparison) -> float:
+    """The smallest difference that the test calls one, at the level of Holm's first step."""
+    from scipy.stats import norm
+
+    return one.detectable - float(norm.ppf(POWER)) * one.error
+
+
+def _inside(at: float) -> float:
+    return float(np.clip(at, -LIMIT, LIMIT))
 
 
 def attack_intervals(frame: pd.DataFrame) -> str:
@@ -164,27 +228,47 @@ def _below(verdict: Verdict) -> dict[str, Any] | None:
     picture = relearning_curves(found.frame())
     numbers = found.numbers()
     return {
-        "tests": [
-            {**_test(one, explain.RESIDUE), "original": f"{numbers['original'][one.name]:.3f}"}
-            for one in found.comparisons
+        "numbers": [
+            (name, *(f"{numbers[model].get(name, float('nan')):.3f}" for model in ("original", "unlearned")), text)
+            for name, text in explain.RESIDUE.items()
+            if name in numbers.get("unlearned", {})
         ],
-        "numbers": [(name, f"{value:.3f}", explain.RESIDUE[name]) for name, value in numbers["unlearned"].items()],
-        "notes": found.notes,
+        "notes": [note for note in found.notes if "no retrained models" not in note],
         "curve": None if picture is None else _drawn(picture),
     }
 
 
-def _test(one: Any, texts: Mapping[str, str]) -> dict[str, str]:
-    word = "the same" if one.equivalent else "different" if one.p_difference < 0.05 else "open"
+_HEADINGS = {
+    "utility": "What should have stayed",
+    "answers": "Answers on the samples to forget",
+    "single samples": "Each sample against models trained again",
+    "unseen samples": "Answers on samples that have nothing to do with the request",
+    "representation": "Below the answers",
+}
+
+
+def _groups(verdict: Verdict) -> list[tuple[str, list[dict[str, str]]]]:
+    """(heading, rows) of the tests, kind by kind."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for one in verdict.comparisons:
+        found.setdefault(KINDS.get(one.name, "answers"), []).append(_test(one))
+    return [(heading, found[kind]) for kind, heading in _HEADINGS.items() if kind in found]
+
+
+def _test(one: Comparison) -> dict[str, str]:
+    text = explain.STATISTICS.get(one.name) or explain.RESIDUE[one.name]
+    unsaid = "" if one.tells_original else "; says little: the original does not differ either"
     return {
         "name": one.name,
+        "original": "–" if np.isnan(one.original) else f"{one.original:.3f}",
         "value": f"{one.value:.3f}",
         "reference": f"{one.reference:.3f} ± {one.spread:.3f}",
-        "difference": f"{one.difference:+.3f} ({one.low:+.3f} .. {one.high:+.3f})",
-        "margin": f"± {one.delta:g}",
-        "p": f"{one.p_equivalence:.3g} / {one.p_difference:.3g}",
-        "word": word,
-        "text": texts[one.name],
+        "difference": f"{one.difference:+.3f}",
+        "seen": f"{one.detectable:.3f}",
+        "p": "below 0.001" if one.p_corrected < 0.001 else f"{one.p_corrected:.3f}",
+        "word": "different" if one.differs else f"no difference{unsaid}",
+        "tone": "bad" if one.differs else "",
+        "text": text,
     }
 
 

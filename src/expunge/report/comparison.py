@@ -23,7 +23,8 @@ import pandas as pd
 
 from expunge.api.record import CellRecord
 from expunge.core.errors import UsageError, nearest
-from expunge.evidence.equivalence import ALPHA, holm
+from expunge.evidence.equivalence import ALPHA
+from expunge.numerics.statistics import holm
 from expunge.report.summarise import ORIGINAL, REFERENCE, ScenarioBlock
 
 FEWEST_BLOCKS = 4  # below, neither ranks nor tests say anything

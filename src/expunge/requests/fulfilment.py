@@ -33,8 +33,8 @@ from expunge.core.seeds import derive
 from expunge.data.cache import cache_root
 from expunge.data.ids import columns_of
 from expunge.data.split import Split
-from expunge.evidence.audit import audit
-from expunge.evidence.verdict import WORDS
+from expunge.evidence.audit import audit, by_construction
+from expunge.evidence.verdict import FAILED
 from expunge.methods.base import make_method
 from expunge.models.checkpoint import save_weights
 from expunge.requests import members
@@ -206,6 +206,7 @@ class Worker:
             device=settings.device,
             progress=(lambda done, of: counted(Progress("shadows", done, of, {}))) if counted is not None else None,
         )
+        verdict = by_construction(verdict, one.facts, forget)
         record = {
             **verdict.record(),
             "side_effects": side_effects(parent, new, retain=retain, test=self.data.test, device=settings.device),
@@ -215,7 +216,7 @@ class Worker:
         losses = utility_losses(statistics["original"], statistics["unlearned"], counts, settings.max_drop)
         if losses:
             raise Refused(f"the model was damaged: {' '.join(losses)}", plain(record))
-        if verdict.word not in settings.accept:
+        if not workspace.accepts(verdict.word):
             reasons = " ".join(verdict.reasons[:2])
             message = f"the audit says `{verdict.word}`, which `accept` does not allow: {reasons}"
             raise Refused(message, plain(record))
@@ -242,8 +243,8 @@ class Worker:
             steps=len(line),
             forgotten=sum(len(step.samples) for step in line),
             knew=base.knows,
-            failed=sum(step.audit.get("word") in WORDS for step in line[:-1])
-            + (word in WORDS)
+            failed=sum(step.audit.get("word") in FAILED for step in line[:-1])
+            + (word in FAILED)
             + self._refused(base, one),
             removed=_classes_without(retain),
             device=pick_device(self.workspace.settings.device),

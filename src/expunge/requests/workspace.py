@@ -39,7 +39,7 @@ from expunge.training.recipe import Recipe
 
 SETTINGS, LEDGER, MEMBERS = "expunge.yaml", "ledger.sqlite", "members.txt"
 LEDGER_VARIABLE = "EXPUNGE_LEDGER"
-WORDS = ("forgotten", "forgotten (weak)", "not enough evidence", *verdict.WORDS)
+RETIRED, SUCCESSOR = "forgotten (weak)", verdict.INDISTINGUISHABLE  # a verdict of version 0.1, and what it said
 
 
 @options
@@ -58,9 +58,10 @@ class Settings:
     budget_seconds: float | None = Field(None, gt=0, description="time that one fulfilment may take")
     references: int = Field(0, ge=0, description="models retrained for each audit; 0 gives the weaker verdict")
     shadows: int = Field(0, ge=0, description="shadow models for each audit; 64 say something")
-    residue: bool = Field(False, description="also look below the answers in each audit")
+    residue: bool = Field(True, description="look below the answers in each audit; without it nothing is `forgotten`")
     accept: list[str] = Field(
-        ["forgotten", "forgotten (weak)", "not enough evidence"], description="verdicts that fulfil a request"
+        [verdict.FORGOTTEN, verdict.INDISTINGUISHABLE, verdict.OPEN],
+        description="verdicts that fulfil a request; `forgotten` includes `forgotten by construction`",
     )
     max_drop: float = Field(
         0.05, ge=0, le=1, description="accuracy on retained or unseen samples that a fulfilment may cost at most"
@@ -79,8 +80,8 @@ class Settings:
     @classmethod
     def _known_words(cls, words: list[str]) -> list[str]:
         for word in words:
-            if word not in WORDS:
-                raise ValueError(f"knows no verdict `{word}`; allowed: {', '.join(WORDS)}")
+            if word not in verdict.WORDS:
+                raise ValueError(f"knows no verdict `{word}`; allowed: {', '.join(verdict.WORDS)}")
         return words
 
 
@@ -96,6 +97,7 @@ class Workspace:
         """Raises `UsageError` where `expunge init` was not run, or where the settings cannot be read."""
         path = folder / SETTINGS
         try:
+            _migrate(path)
             values = read_yaml(path)
         except FileNotFoundError:
             raise UsageError(
@@ -160,6 +162,10 @@ class Workspace:
     def limits(self) -> Limits:
         return build(Limits, self.settings.limits)
 
+    def accepts(self, word: str) -> bool:
+        """Whether a verdict fulfils a request; an exact method is accepted where "forgotten" is."""
+        return (verdict.FORGOTTEN if word == verdict.BY_CONSTRUCTION else word) in self.settings.accept
+
     def load(self) -> tuple[Split, Split]:
         """Training and test data as the settings name them. Raises `DataError` without unseen samples."""
         return load(self.settings)
@@ -216,6 +222,15 @@ def _ledger(url: str | None, absolute: Callable[[str], str]) -> str | None:
     """A relative SQLite file is relative to the workspace; other URLs stay."""
     prefix = "sqlite:///"
     return f"{prefix}{absolute(url.removeprefix(prefix))}" if url is not None and url.startswith(prefix) else url
+
+
+def _migrate(path: Path) -> None:
+    """Replace the retired verdict in settings of version 0.1, whose old text is kept beside them as `.0.1.bak`."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if RETIRED not in text or "\N{REPLACEMENT CHARACTER}" in text:
+        return
+    write_text(path.with_name(f"{path.name}.0.1.bak"), text)
+    write_text(path, text.replace(RETIRED, SUCCESSOR))
 
 
 def load(settings: Settings) -> tuple[Split, Split]:

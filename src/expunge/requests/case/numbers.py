@@ -96,11 +96,11 @@ _KINDS = {"retain": "Kept data", "test": "Unseen data"}
 def _number(name: str, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if name.endswith("AUC") else percent(value)
+    return percent(value) if name.endswith("accuracy") or name.startswith("share") else f"{value:.3f}"
 
 
 def _interval(name: str, value: float, audit: Mapping[str, Any]) -> str:
-    """An accuracy's is Wilson's, an attack's that of its bootstrap."""
+    """An accuracy's is Wilson's, an attack's that of DeLong."""
     if name.endswith("AUC"):
         signal = name.removesuffix(" AUC").removesuffix(" attack")
         for row in audit["attacks"]:

@@ -103,7 +103,7 @@ def _story(document: Mapping[str, Any]) -> Story:
         title=f"Deletion case {content['fulfilment']['id']}",
         word=word,
         tone=tone(word) if audit else "open",
-        meaning=explain.WORDS.get(word, "Nothing was measured after the samples were deleted from the model."),
+        meaning=explain.meaning(word) or "Nothing was measured after the samples were deleted from the model.",
         basis=f"{explain.BASIS[audit['basis']]} {_CLAIM[bool(content['exact'])]}" if audit else "",
         facts=facts,
         sections=[section for section in sections if section is not None],
@@ -199,7 +199,7 @@ def _forgotten(content: Mapping[str, Any]) -> Section:
     return Section(
         FORGOTTEN,
         [
-            f"Verdict: {audit['word']}. {explain.WORDS[audit['word']]}",
+            f"Verdict: {audit['word']}. {explain.meaning(audit['word'])}",
             "An AUC says how well an attacker tells the samples to forget from unseen ones: 0.5 is guessing, 1 is "
             "always right. The interval says how far chance reaches with so many samples.",
         ],

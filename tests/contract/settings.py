@@ -33,6 +33,8 @@ _TARGETS: dict[str, Any] = {
     "rewind": {"lr": 0.05, "limit": 8},
 }
 
+_KEPT = {"importance": "who reads what, tested in methods/test_ssd.py"}
+
 SETTINGS: dict[str, Settings] = {
     "original": Settings(),
     "retrain": Settings(
@@ -176,10 +178,11 @@ SETTINGS: dict[str, Settings] = {
         contexts={**_TARGETS, "limit": {"lr": 1e-4}},
     ),
     # The toy is surer of class 1 than of the rest, so its gradients are the smaller ones: a mixed handful is forgotten.
-    "ssd": Settings(options={"alpha": 1.5, "batch_size": 8}, values={"batch_size": 3}, forget_class=None),
-    "lfssd": Settings(options={"alpha": 1.5, "batch_size": 8}, values={"batch_size": 3}),
-    "assd": Settings(options={"batch_size": 30, "lam": 0.0}, values={"batch_size": 3}, forget_class=None),
+    "ssd": Settings(inert=_KEPT, options={"alpha": 1.5, "batch_size": 8}, values={"batch_size": 3}, forget_class=None),
+    "lfssd": Settings(inert=_KEPT, options={"alpha": 1.5, "batch_size": 8}, values={"batch_size": 3}),
+    "assd": Settings(inert=_KEPT, options={"batch_size": 30, "lam": 0.0}, values={"batch_size": 3}, forget_class=None),
     "potion": Settings(
+        inert=_KEPT,
         options={"batch_size": 8, "rho": 0.5, "growth": 1.5},
         values={"rho": 0.0, "start": 1.0, "batch_size": 3},
         contexts={"rounds": {"rounds": 3}},

@@ -63,7 +63,7 @@ def test_delete_by_prediction_reads_no_label_and_masks_the_answer() -> None:
     assert same(
         weights(by_answer), weights(run(DELETE(epochs=3, lr=0.02, max_drop=None), problem).model)
     )  # it answers the labels
-    other = replace(problem, forget=problem.forget.with_labels((problem.forget.y + 1) % 4))
+    other = replace(problem, forget=problem.forget.with_labels((problem.store.labels + 1) % 4))
     assert same(
         weights(by_answer), weights(run(DELETE(mask="prediction", epochs=3, lr=0.02, max_drop=None), other).model)
     )

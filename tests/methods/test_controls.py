@@ -55,13 +55,18 @@ def test_masked_confidence_keeps_every_answer_and_tells_nothing_else() -> None:
         run(ConfidenceMasking(confidence=0.25), problem)
 
 
-def test_no_plan_and_no_automatic_choice_names_a_control() -> None:
-    from expunge.api.planning import choices
+@pytest.mark.parametrize("whole_class", [True, False])
+def test_no_plan_names_a_control_however_well_it_ranks(whole_class: bool) -> None:
+    from expunge.api.planning.choices import choices
+    from expunge.api.planning.ranks import Rank
+    from expunge.api.planning.situation import Situation
 
     controls = {card.name for card in METHODS.cards() if "control" in card.tags}
     assert controls >= {"head-distillation", "confidence-masking"}
-    named = {choice.method for group in choices.CHOICES.values() for choice in group}
-    assert named
+    best = {request: Rank(1.0, 0.0, 0.0, 9) for request in ("class", "random-10")}
+    at = Situation(forget=100, retain=900, classes=10, whole_class=whole_class)
+    named = {choice.method for choice in choices(at, dict.fromkeys([*controls, "ssd"], best))}
+    assert "ssd" in named
     assert not controls & named
 
 

@@ -47,7 +47,7 @@ def test_it_stops_below_the_held_out_accuracy_and_does_nothing_where_it_is_there
     assert result.status == "reached"
     assert result.history[-1]["excess_accuracy"] <= -0.01
     assert all(row["excess_accuracy"] > -0.01 for row in result.history[:-1])
-    wrong = replace(problem, forget=problem.forget.with_labels((problem.forget.y + 1) % 4))
+    wrong = replace(problem, forget=problem.forget.with_labels((problem.store.labels + 1) % 4))
     unchanged = run(LoTUS(), wrong)
     assert unchanged.status == "already"
     assert same(weights(unchanged.model), weights(problem.model))

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from expunge import api
+from expunge.api.saved import load
+from expunge.api.trained import TrainedModel
+from expunge.core.errors import UsageError
+from expunge.core.needs import Needs
+from expunge.methods.base import Method, make_method
 from expunge.methods.ssd import SSD, Potion, adaptive_percentile, at_percentile, dampened, sorted_ratios
 from expunge.testing.conformance import run, same, weights
-from expunge.testing.toys import toy_problem
+from expunge.testing.toys import ToyNet, toy_problem
 from expunge.training.inference import error_rate, predict
 
 
@@ -78,3 +87,72 @@ def test_potion_stops_at_the_first_share_that_reaches_its_target() -> None:
     assert fewer.status == "limit"
     assert fewer.details["forget_accuracy"] > 0.5 * before
     assert any("still" in note for note in fewer.notes)
+
+
+def known(method: str | Method) -> tuple[Any, TrainedModel]:
+    """The toy problem, and its model with the importance of its training data."""
+    problem = toy_problem(forget_class=None)
+    data = problem.forget.take(torch.cat([problem.forget.index, problem.retain.index]), "train")
+    trained = TrainedModel.of(problem.model, data=data).with_importance(method, device="cpu")
+    problem.clear()
+    return problem, trained
+
+
+def stored(trained: TrainedModel, problem: Any, method: str, **options: Any) -> Any:
+    return api.unlearn(
+        trained, forget=problem.forget, retain=problem.retain, method=method, importance="stored", measure=False,
+        device="cpu", precision="float32", **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["ssd/det", "lfssd/det", "assd", "potion"])
+def test_with_kept_importance_the_forget_set_is_all_that_is_read(method: str) -> None:
+    """The same result as from all data, and the method was handed no retained sample."""
+    chosen = make_method(method, unit="sample")
+    problem, trained = known(chosen)
+    result = stored(trained, problem, method, unit="sample")
+    assert problem.handed("retain") == 0
+    assert problem.handed("forget") > 0
+    assert result.needs == replace(chosen.needs, retain="none", importance=True)
+    computed = run(chosen, problem)
+    for key, value in weights(computed.model).items():
+        torch.testing.assert_close(weights(result.model)[key], value, rtol=1e-5, atol=1e-7)
+
+
+def test_kept_importance_is_saved_loaded_and_dropped_with_the_weights(tmp_path: Path) -> None:
+    problem, trained = known("ssd/det")
+    trained.save(tmp_path)
+    again = load(tmp_path, model=ToyNet())
+    assert again.importance is not None
+    assert trained.importance is not None
+    assert again.importance.facts() == trained.importance.facts()
+    assert same(dict(again.importance.values), dict(trained.importance.values))
+    result = stored(again, problem, "ssd/det", alpha=1.5)
+    assert result.importance is None  # of other weights
+    replace(trained, importance=None).save(tmp_path)
+    assert not (tmp_path / "importance.safetensors").exists()
+
+
+def test_importance_of_another_kind_or_model_is_refused() -> None:
+    problem, trained = known("ssd")
+    with pytest.raises(UsageError, match="does not carry"):
+        stored(replace(trained, importance=None), problem, "ssd")
+    with pytest.raises(UsageError, match="loss = 'cross-entropy'"):
+        stored(trained, problem, "lfssd")
+    with pytest.raises(UsageError, match="batch_size = 64"):
+        stored(trained, problem, "ssd", batch_size=32)
+    other = replace(trained, model=toy_problem(epochs=1).model)
+    with pytest.raises(UsageError, match="of other weights"):
+        stored(other, problem, "ssd")
+    with pytest.raises(UsageError, match="no importance to keep"):
+        trained.with_importance("finetune")
+    assert make_method("ssd", importance="stored").needs == Needs(forget="labels", importance=True)
+
+
+def test_training_can_keep_it() -> None:
+    problem = toy_problem()
+    recipe = {"epochs": 1, "batch_size": 30, "optimizer": "adam", "lr": 0.02, "weight_decay": 0.0}
+    trained = api.train(ToyNet(), problem.retain, recipe=recipe, device="cpu", importance="lfssd/det")
+    assert trained.importance is not None
+    assert trained.importance.samples == len(problem.retain)
+    assert trained.record()["importance"]["unit"] == "sample"

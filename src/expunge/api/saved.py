@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from expunge.api.effect import Effect
 from expunge.api.prepare import as_module, as_splits
 from expunge.api.result import Result
-from expunge.api.trained import INITIAL, RECORD, ROWS, WEIGHTS, TrainedModel, check_unseen, hold_out
+from expunge.api.trained import IMPORTANCE, INITIAL, RECORD, ROWS, WEIGHTS, TrainedModel, check_unseen, hold_out
 from expunge.core import distributed
 from expunge.core.errors import CheckpointError, DataError, UsageError
 from expunge.core.needs import Needs
@@ -22,6 +22,7 @@ from expunge.data.sources import DataOptions, load_beside, load_pair, open_sourc
 from expunge.data.split import Split
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, state_hash, weights_hash
+from expunge.numerics.gradient_moments import Importance
 from expunge.scenarios.base import Forgetting, parse_scenario
 from expunge.training.recipe import make_recipe
 
@@ -110,6 +111,7 @@ def load(
         "recipe": None if recipe is None else make_recipe(recipe),
         "initial": _initial(place, job, training, module, splits.get("train")),
         "seed": training.get("seed", record.get("seed")),
+        "importance": kept_importance(place, record),
         "parent": before,
         "given": splits["train"] if "held_out" in parts else None,
     }
@@ -126,7 +128,19 @@ def load_result(folder: str | Path, **known: Any) -> Result:
     return loaded
 
 
-_RUN = ("status", "seconds", "stages", "needs", "weights", "notes", "details", "effect", "history", "format")
+_RUN = (
+    "importance",
+    "status",
+    "seconds",
+    "stages",
+    "needs",
+    "weights",
+    "notes",
+    "details",
+    "effect",
+    "history",
+    "format",
+)
 
 
 def _made(record: Mapping[str, Any], common: dict[str, Any]) -> TrainedModel:
@@ -208,6 +222,23 @@ def _initial(
     if (place / INITIAL).is_file():
         return read_weights(place / INITIAL)
     return None if job is None or train is None else start_weights(job, training, train)
+
+
+def kept_importance(place: Path, record: Mapping[str, Any]) -> Importance | None:
+    """The importance of the training data beside a model; None where there is none.
+
+    Raises:
+        CheckpointError: If the file is damaged or the record does not tell what it holds.
+    """
+    if not (place / IMPORTANCE).is_file():
+        return None
+    values = read_weights(place / IMPORTANCE)
+    try:
+        return Importance(**record["importance"], values=values)
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"{place / RECORD} does not tell what {IMPORTANCE} beside it holds; restore the folder, or train again."
+        ) from None
 
 
 def start_weights(job: Mapping[str, Any], training: Mapping[str, Any], train: Split) -> dict[str, Tensor] | None:

@@ -28,6 +28,7 @@ from expunge.core.options import to_dict
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.seeds import global_generators
 from expunge.core.version import versions
+from expunge.methods.base import Method
 from expunge.models.checkpoint import state_hash
 from expunge.models.contract import returned
 from expunge.training.loop import train_model
@@ -49,6 +50,7 @@ def train(
     budget_seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
     resume: Path | None = None,
+    importance: str | Method | None = None,
 ) -> Result:
     """Train a copy of `model` on `data` with cross-entropy; the given model stays as it is.
 
@@ -68,6 +70,8 @@ def train(
         budget_seconds: Stop after the epoch that exceeds it; the status is then "budget".
         progress: Called with the state of the run after each epoch.
         resume: A state file; a training that was killed goes on after its last finished epoch, with the same result.
+        importance: A method of the SSD family ("ssd", "lfssd/det"): what it needs of the training data is computed
+            once and kept with the result, so that it can forget with the forget set alone (`importance=stored`).
 
     Returns:
         The trained model, which knows its data, recipe, initial weights and seed.
@@ -117,7 +121,7 @@ def train(
     seconds = time.perf_counter() - began + run.borrowed
     home = next((p.device for p in source.parameters()), target)
     student.to(home).train(source.training)
-    return Result(
+    result = Result(
         model=returned(student, given),
         train=split,
         held_out=splits.get("validation"),
@@ -145,3 +149,4 @@ def train(
         stages=run.stages,
         notes=run.notes,
     )
+    return result if importance is None else result.with_importance(importance, seed=seed, device=device)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from expunge.api.prepare import as_classifier, as_splits, check_fit
+from expunge.api.prepare import as_classifier, as_splits, check_fit, pick_device
 from expunge.core import display
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.core.files import write_text
 from expunge.core.options import to_dict
+from expunge.core.run import Run
 from expunge.core.seeds import torch_generator
 from expunge.core.version import versions
 from expunge.data.split import Split
+from expunge.methods.base import Method, make_method
+from expunge.methods.ssd import Dampening
 from expunge.models.checkpoint import save_state, save_weights, state_hash, weights_hash
 from expunge.models.contract import plain_module
 from expunge.models.external import config_of
+from expunge.numerics.gradient_moments import Importance
 from expunge.training.recipe import Recipe, make_recipe
 
 WEIGHTS, RECORD, INITIAL, ROWS = "model.safetensors", "result.json", "initial.safetensors", "rows.json"
+IMPORTANCE = "importance.safetensors"
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -42,6 +48,8 @@ class TrainedModel:
         facts: JSON-ready provenance: kind, hashes of the data, options, versions.
         parent: The model that this one was made from by unlearning.
         given: The data that `train` was given, where a part of them was held out; rows are numbered in it.
+        importance: How much each weight matters to the training data, computed once (`with_importance`), so that SSD
+            needs the forget set alone.
     """
 
     model: nn.Module
@@ -54,6 +62,7 @@ class TrainedModel:
     facts: Mapping[str, Any] = field(default_factory=dict)
     parent: TrainedModel | None = None
     given: Split | None = None
+    importance: Importance | None = None
 
     @classmethod
     def of(
@@ -122,9 +131,32 @@ class TrainedModel:
         """The first model of the chain, which no unlearning made."""
         return self if self.parent is None else self.parent.root
 
+    def with_importance(self, method: str | Method = "ssd", *, seed: int = 0, device: str = "auto") -> Self:
+        """The same model with the importance of its training data, for `importance=stored` of the SSD family.
+
+        Args:
+            method: Which of the family, "ssd" or "lfssd/det", or an instance: loss, unit and batches are its own.
+            seed: Of the order of the batches.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+        Raises:
+            UsageError: If the method keeps no importance, or the training data are not known.
+        """
+        chosen = make_method(method)
+        if not isinstance(chosen, Dampening):
+            raise UsageError(f"{chosen.card.name} has no importance to keep; name ssd, assd, lfssd or potion.")
+        if self.train is None:
+            raise UsageError("the importance is one of the training data, which are not known; pass data=... .")
+        target = pick_device(device)
+        module = as_classifier(self.model, {"train": self.train}, target)[0]
+        twin = copy.deepcopy(module).to(target)
+        run = Run(seed=seed, device=target, label="importance")
+        return replace(self, importance=chosen.measure(twin, self.train, run, weights_hash(self.model)))
+
     def record(self) -> dict[str, Any]:
         """JSON-ready: all but the weights and the data."""
-        return {"format": 1, **self.facts, "weights": weights_hash(self.model)}
+        kept = {} if self.importance is None else {"importance": self.importance.facts()}
+        return {"format": 1, **self.facts, **kept, "weights": weights_hash(self.model)}
 
     def save(self, folder: str | Path) -> Path:
         """Write what `expunge.load` reads; each file appears whole or not at all.
@@ -146,10 +178,12 @@ class TrainedModel:
         except OSError as error:
             raise ExpungeError(f"cannot write to {target} ({error.strerror}); choose another folder.") from None
         save_weights(self.model, target / WEIGHTS)
-        for stale in (INITIAL, ROWS):
+        for stale in (INITIAL, ROWS, IMPORTANCE):
             (target / stale).unlink(missing_ok=True)
         if self.initial is not None:
             save_state(self.initial, target / INITIAL)
+        if self.importance is not None:
+            save_state(self.importance.values, target / IMPORTANCE)
         rows = self._rows()
         if rows is not None:
             write_text(target / ROWS, json.dumps(rows) + "\n")

@@ -143,6 +143,7 @@ def unlearn(
             f"{chosen.card.name} needs the recipe that the model was trained with; pass recipe=..., or a model that "
             "knows it (expunge.train, expunge.TrainedModel.of)."
         )
+    _check_importance(chosen, trained)
     classes = check_fit(source, splits, target)
     check_compile(compile, current())
     some = next(iter(splits.values()))
@@ -163,7 +164,7 @@ def unlearn(
         run.notes.append(
             "the initial weights are not known, so fresh ones are drawn: pass initial=... to start from them."
         )
-    problem = restrict(source, splits, needs, classes, known_recipe, start, seed)
+    problem = restrict(source, splits, needs, classes, known_recipe, start, seed, trained.importance)
     warm_up()
     began = time.perf_counter()
     with compiling():
@@ -229,6 +230,22 @@ def _informed(trained: TrainedModel, recipe: Recipe | None, initial: Mapping[str
     if (trained.recipe is None and recipe is not None) or (trained.initial is None and initial is not None):
         return replace(trained, recipe=trained.recipe or recipe, initial=trained.initial or initial)
     return trained
+
+
+def _check_importance(chosen: Method, trained: TrainedModel) -> None:
+    if not chosen.needs.importance:
+        return
+    if trained.importance is None:
+        raise UsageError(
+            f"{chosen.card.name} with importance=stored needs the importance of the training data, which this model "
+            f"does not carry; train with importance={chosen.card.name!r}, call with_importance({chosen.card.name!r}), "
+            "or choose importance=computed."
+        )
+    if trained.importance.weights != weights_hash(trained.model):
+        raise UsageError(
+            "the importance kept with the model is one of other weights; compute it again with with_importance(), or "
+            "choose importance=computed."
+        )
 
 
 def _check_given(chosen: Method, needs: Needs, splits: Mapping[str, Split]) -> None:

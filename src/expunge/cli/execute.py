@@ -73,7 +73,14 @@ def train(job: Train) -> None:
     try:
         with console.progress() as progress:
             result = api.train(
-                model, seen, recipe=recipe, seed=job.seed, device=job.device, progress=progress, resume=state
+                model,
+                seen,
+                recipe=recipe,
+                seed=job.seed,
+                device=job.device,
+                progress=progress,
+                resume=state,
+                importance=job.importance,
             )
     except DivergedError:
         state.unlink(missing_ok=True)  # nothing worth going on from

@@ -10,7 +10,7 @@ from torch import nn
 
 from expunge.api.fit import settle_normalisation
 from expunge.api.prepare import pick_device
-from expunge.api.saved import Data, facts_beside, literals, read_data, share_test, start_weights
+from expunge.api.saved import Data, facts_beside, kept_importance, literals, read_data, share_test, start_weights
 from expunge.api.trained import TrainedModel
 from expunge.cli import console
 from expunge.cli.fields import read_yaml, typed_options
@@ -131,6 +131,7 @@ def original(job: Unlearn | Audit | Repair, checkpoint: Path, *, data: Data, tra
         recipe=recipe_of(job.recipe, training),
         initial=start,
         seed=training.get("seed"),
+        importance=kept_importance(checkpoint if checkpoint.is_dir() else checkpoint.parent, facts_beside(checkpoint)),
         facts={"training": training, "drawn": own is None and training.get("checkpoint") is None},
     )
 

@@ -40,6 +40,9 @@ class Train:
     seed: int = Field(0, ge=0, description="of initial weights and order")
     split_seed: int = Field(0, ge=0, description="of `forget` and `holdout`")
     device: str = Field("auto", description=_DEVICE)
+    importance: str | None = Field(
+        None, description="method of the SSD family: keep what it needs of the training data (`--importance stored`)"
+    )
     overwrite: bool = Field(False, description="replace a result made with other settings")
     force: bool = Field(False, description="do finished work again, and take no trained model from the cache")
 

@@ -19,6 +19,7 @@ class Needs:
 
     `weights`: whether the trained weights are read (False: only the architecture, as for exact retraining).
     `recipe`: the recipe the model was trained with. `initial`: the weights training started from.
+    `importance`: the importance of the training data that was computed once and is kept with the model.
     `labelled`: labels of only so many retained samples (share below 1, or a number), drawn before the method starts.
     `optional`: splits, `recipe` or `initial`, among the above that the method reads where given, and can do without.
     """
@@ -29,6 +30,7 @@ class Needs:
     weights: bool = True
     recipe: bool = False
     initial: bool = False
+    importance: bool = False
     labelled: float = 0.0
     optional: tuple[str, ...] = ()
 
@@ -70,9 +72,9 @@ class Needs:
         if self.labelled:
             budget = f"{self.labelled:.0%}" if self.labelled < 1 else f"{self.labelled:.0f} samples"
             phrases["retain"] += f", labels of {budget}"
-        extras = [name for name in ("recipe", "initial") if getattr(self, name)]
+        extras = [name for name in ("recipe", "initial", "importance") if getattr(self, name)]
         phrases["trained weights"] = "yes" if self.weights else "-"
-        names = {"recipe": "training recipe", "initial": "initial weights"}
+        names = {"recipe": "training recipe", "initial": "initial weights", "importance": "kept importance"}
         for name in names.keys() & set(self.optional):
             names[name] += " where known"
         phrases["also"] = ", ".join(names[extra] for extra in extras) or "-"

@@ -26,6 +26,7 @@ from expunge.models.contract import parameter_names
 from expunge.models.initial import reset_parameters
 
 if TYPE_CHECKING:
+    from expunge.numerics.gradient_moments import Importance
     from expunge.training.recipe import Recipe
 
 
@@ -46,6 +47,7 @@ class Problem:
     _splits: Mapping[str, Split] = field(default_factory=dict)
     _recipe: Recipe | None = None
     _initial: Mapping[str, torch.Tensor] | None = None
+    _importance: Importance | None = None
 
     @property
     def forget(self) -> Split:
@@ -75,6 +77,12 @@ class Problem:
         if self._initial is None:
             raise AccessError("the initial weights are not part of this problem; declare `initial=True` in the needs.")
         return self._initial
+
+    @property
+    def importance(self) -> Importance:
+        if self._importance is None:
+            raise AccessError("no kept importance is part of this problem; declare `importance=True` in the needs.")
+        return self._importance
 
     @property
     def has_initial(self) -> bool:
@@ -111,6 +119,7 @@ def restrict(
     recipe: Recipe | None,
     initial: Mapping[str, torch.Tensor] | None,
     seed: int,
+    importance: Importance | None = None,
 ) -> Problem:
     """The problem with exactly what is declared: no other sample, label or trained weight is reachable from it.
 
@@ -122,6 +131,7 @@ def restrict(
         recipe: how the model was trained, if known; handed on if declared.
         initial: state dict that training started from, if known; handed on if declared.
         seed: for the draw of a label budget, and for initial weights where they are unknown.
+        importance: of the training data, kept with the model; handed on if declared.
 
     Raises:
         UsageError: if the label budget is larger than the retain set.
@@ -147,6 +157,7 @@ def restrict(
         forgotten=len(splits["forget"]) if "forget" in splits else 0,
         _splits=handed,
         _recipe=recipe if needs.recipe else None,
+        _importance=importance if needs.importance else None,
         _initial=parameter_names(model, initial) if initial and (needs.initial or not needs.weights) else None,
     )
 

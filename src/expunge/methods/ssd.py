@@ -15,6 +15,9 @@ Notation   I_S mean square (LFSSD, Potion: mean size) of the gradients over the 
 
     loss behind the gradients: CE (SSD, ASSD), ||f(x)||_2^2 (LFSSD), ||f(x)||_2 (Potion)
 
+I_D can be computed once and kept with the trained model (`expunge.train(importance="ssd")`, `expunge train --importance
+ssd`); with `importance=stored` the forget set is then all that is read.
+
 No training, no second model. Potion's signal is the forget set alone: no retrained model is looked at.
 Cost       one forward and backward pass over D and over F; Potion one forward pass over F per round of its search
 Limits     per sample I_F / I_D can never exceed |D| / |F|, so alpha = 10 selects nothing where a tenth or more is to be
@@ -28,16 +31,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from expunge.core.errors import UsageError
+from expunge.core.needs import Needs
 from expunge.core.options import Field, options
 from expunge.core.run import Run
+from expunge.data.split import Split
 from expunge.methods.base import Method, method
 from expunge.methods.problem import Problem
-from expunge.numerics.gradient_moments import Loss, Moment, Unit, gradient_moments
+from expunge.numerics.gradient_moments import Importance, Loss, Moment, Unit, gradient_moments
 from expunge.training.inference import error_rate, predict
 
 Weights = dict[str, Tensor]  # by parameter name, in the parameter's shape
@@ -53,24 +60,57 @@ class Dampening(Method):
     lam: float = Field(1.0, ge=0, description="dampening constant: selected weights shrink to lam I_D / I_F")
     unit: Unit = Field("batch", description="gradients per batch, as published, or per sample (SSD-Det)")
     batch_size: int = Field(64, ge=1, description="samples per batch whose gradient is one term of the importance")
+    importance: Literal["computed", "stored"] = Field(
+        "computed", description="I_D from the data at hand, or what was kept with the trained model"
+    )
+
+    @property
+    def needs(self) -> Needs:
+        needs: Needs = self.card.needs
+        return needs if self.importance == "computed" else replace(needs, retain="none", importance=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the importances are moments of: arguments of `gradient_moments`."""
+        return {"loss": self.loss, "unit": self.unit, "moment": self.moment, "batch_size": self.batch_size}
+
+    def measure(self, model: nn.Module, data: Split, run: Run, weights: str) -> Importance:
+        """I_D of all training data of `model`, to be kept with it. weights: hash of its weights."""
+        values = gradient_moments(model, [data], run, purpose="importance of all", **self.settings)
+        cpu = {name: value.cpu() for name, value in values.items()}
+        return Importance(**self.settings, samples=len(data), weights=weights, values=cpu)
 
     def importances(
         self, student: nn.Module, problem: Problem, run: Run
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """I_D and I_F by parameter name, float64."""
-        settings: dict[str, Any] = {
-            "loss": self.loss, "unit": self.unit, "moment": self.moment, "batch_size": self.batch_size
-        }  # fmt: skip
         with run.stage("importance of the forget set"):
-            i_forget = gradient_moments(student, [problem.forget], run, purpose="forget importance", **settings)
+            i_forget = gradient_moments(student, [problem.forget], run, purpose="forget importance", **self.settings)
+        if self.importance == "stored":
+            return self._kept(problem, run), i_forget
         with run.stage("importance of all data"):
-            i_all = gradient_moments(
-                student, [problem.retain, problem.forget], run, purpose="importance of all", **settings
-            )
+            splits = [problem.retain, problem.forget]
+            i_all = gradient_moments(student, splits, run, purpose="importance of all", **self.settings)
         return i_all, i_forget
+
+    def _kept(self, problem: Problem, run: Run) -> Weights:
+        """I_D as it was kept; `UsageError` where it is of another kind."""
+        kept, wanted = problem.importance.facts(), self.settings
+        if self.unit == "sample":
+            wanted.pop("batch_size")  # without effect there
+        for name, value in wanted.items():
+            if kept[name] != value:
+                raise UsageError(
+                    f"{self.card.name}: the importance kept with the model has {name} = {kept[name]!r}, "
+                    f"this method asks for {value!r}; train with importance={self.card.name!r}, or choose "
+                    "importance=computed."
+                )
+        return {name: value.to(run.device) for name, value in problem.importance.values.items()}
 
     def total(self, problem: Problem) -> int:
         """|D|"""
+        if self.importance == "stored":
+            return problem.importance.samples
         return len(problem.retain) + len(problem.forget)
 
     def dampen_model(

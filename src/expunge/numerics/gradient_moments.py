@@ -14,8 +14,9 @@ than the samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,27 @@ from expunge.numerics.gradient_capture import Tap, Tapped
 Loss = Literal["cross-entropy", "squared norm", "norm"]
 Unit = Literal["batch", "sample"]
 Moment = Literal["square", "absolute"]
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Moments over all training data of one model, and what they are moments of.
+
+    samples: how many there were. weights: hash of the model's weights. values: by parameter name, float64.
+    """
+
+    loss: Loss
+    unit: Unit
+    moment: Moment
+    batch_size: int
+    samples: int
+    weights: str
+    values: Mapping[str, Tensor]
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-ready: all but the values."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "values"}
+
 
 MEMORY = 512.0  # MiB for the gradients of single samples
 

@@ -11,6 +11,7 @@ from expunge.methods import METHODS
 from expunge.methods.base import make_method
 
 REQUESTS = {"class", "samples", "labels"}
+OURS = {"unsee", "retrain-short"}  # of this project: there is no paper to name
 
 
 @pytest.mark.parametrize("name", METHODS.names())
@@ -20,7 +21,7 @@ def test_the_card_is_complete(name: str) -> None:
     assert len(card.summary) <= 110
     assert set(card.requests) <= REQUESTS
     assert bool(card.requests) != bool({"control"} & set(card.tags) or name == "original")
-    if "reference" not in card.tags:
+    if "reference" not in card.tags and name not in OURS:
         assert card.paper is not None
         assert ":" in card.paper.cite
         assert card.paper.url

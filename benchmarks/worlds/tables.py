@@ -142,7 +142,7 @@ def report(rows: Sequence[Row]) -> str:
     tuned = [row for row in rows if row["world"] in TUNED]
     apart = [row for row in rows if row["world"] not in TUNED]
     others = ", ".join(sorted(set(WORLDS) - set(TUNED)))
-    parts = ["## All worlds", overview(rows), f"## The worlds nothing was chosen on: {others}", overview(apart)]
+    parts = ["## All worlds", overview(rows), f"## The other worlds: {others}", overview(apart)]
     parts += [f"## The worlds that `unsee` was chosen on: {', '.join(TUNED)}", overview(tuned)]
     for method in ("unsee", "retrain-short"):
         own = [row for row in rows if label(row) == method]

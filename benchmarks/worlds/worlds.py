@@ -147,4 +147,4 @@ WORLDS = {
         ),
     )
 }  # fmt: skip
-TUNED = ("cnn", "resnet", "mlp", "vit")  # what `unsee` was chosen on; the others were looked at once, at the end
+TUNED = ("cnn", "resnet", "mlp", "vit")  # what `unsee` was chosen on

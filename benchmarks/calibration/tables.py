@@ -29,6 +29,7 @@ def report(rows: pd.DataFrame) -> str:
         "out one by one (seeds 100 to 108), 3 untouched originals (seeds 0 to 2), and models made of the first: "
         "negative controls, one that was trained with every second sample to forget, and destroyed ones. Intervals are "
         "exact, 95 %, with trials as units; trials of one task share their models.\n",
+        f"{len(rows.groupby(['task', 'request']))} pairs of network and request are in this table.\n",
         targets(rows),
     ]
     for count in sorted(rows["references"].unique()):

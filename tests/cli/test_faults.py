@@ -141,7 +141,7 @@ def test_divergence_is_a_failure_and_frees_the_folder(train, tmp_path):
         ("modle: mlp\n", ["job.yaml", "`modle`", "did you mean `model`"]),
         ("epocs: 3\n", ["job.yaml", "`epocs`", "did you mean `epochs`"]),
         ("lr: -1\n", ["job.yaml", "`lr`", "greater than 0"]),
-        ("seed: 1\nseed: 2\n", ["job.yaml", "`seed`", "more than once"]),
+        ("seed: 1\nseed: 2\n", ["job.yaml", "`seed`", "given twice"]),
         ("seed: [1\n", ["job.yaml", "line 2"]),
         ("- seed\n", ["job.yaml", "name: value"]),
         ("seed: none\n", ["job.yaml", "`seed`", "'none'"]),
@@ -252,7 +252,7 @@ def test_full_disk_leaves_no_half_file(train, tmp_path, monkeypatch, victim):
 
 
 def test_damaged_training_state(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("expunge.cli.execute.Result.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("expunge.api.result.Result.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert train().code == 130
     monkeypatch.undo()
     (tmp_path / "run" / "train.state").write_bytes(b"nothing")

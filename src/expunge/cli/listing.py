@@ -211,13 +211,14 @@ def about(thing: Any, kind: str) -> str:
 
 def _follows(cls: Any) -> str:
     """Which options of a method are fitted to the problem where nobody gives them, and how."""
+    from expunge.core.options import build
     from expunge.methods.base import Method
     from expunge.methods.scaling import Sizes
     from expunge.training.recipe import Recipe
 
     if cls.scaled is Method.scaled:
         return ""
-    names = sorted(cls().scaled(Sizes(1, 1, Recipe())))
+    names = sorted(cls().scaled(Sizes(1, 1, build(Recipe, {}))))
     return f"Where they are not given, these follow the problem: {', '.join(names)}. {inspect.getdoc(cls.scaled)}"
 
 

@@ -106,7 +106,7 @@ def test_evaluate_is_tidy_and_knows_what_it_lacks() -> None:
     models = {"original": problem.model, "again": problem.model}
     scores = expunge.evaluate(models, forget=problem.forget, retain=problem.retain, device="cpu")
     frame = scores.frame()
-    assert list(frame.columns) == ["model", "metric", "group", "value", "low", "high", "unit", "direction"]
+    assert list(frame.columns) == ["model", "metric", "group", "value", "low", "high", "unit", "direction", "note"]
     assert not frame.duplicated(["model", "metric", "group"]).any()
     assert not frame["metric"].str.endswith("_gap").any()
     named = expunge.evaluate({**models, "retrained": problem.model}, forget=problem.forget, device="cpu")

@@ -59,6 +59,7 @@ class Case:
     what: str
     options: dict[str, Any]
     net: Callable[[], nn.Module] = ToyNet
+    amplifies: bool = False  # an ascent that starts where gradients are rounding errors: these grow with every step
 
 
 # The toy has 30 samples to forget and 90 to retain: these batches end unevenly, some of them with one sample.
@@ -83,10 +84,12 @@ CASES = {
             "smoothing_start": 1,
             "rewind": True,
         },
+        amplifies=True,
     ),
     "scrub-kick": Case(
         "scrub",
         {"epochs": 2, "batchnorm": "frozen", "start_perturbation": 0.1, "retain_batch_size": 17, "optimizer": "sgd"},
+        amplifies=True,
     ),
     "laf": Case("laf", {"epochs": 2, "vae_epochs": 2, "batch_size": 29, "tau": 5.0, "lr_ue": 1e-3}),
     "laf-batchnorm": Case("laf", {"epochs": 2, "vae_epochs": 2, "batch_size": 7, "batchnorm": "train"}, Unbiased),
@@ -94,7 +97,9 @@ CASES = {
         "laf", {"epochs": 1, "vae_epochs": 1, "batch_size": 7, "augment": "crop-flip", "schedule": "joint"}
     ),
     "laf-patient": Case(
-        "laf", {"epochs": 3, "vae_epochs": 4, "vae_patience": 0.05, "batch_size": 29, "ue_patience": 1}
+        "laf",
+        {"epochs": 3, "vae_epochs": 4, "vae_patience": 0.05, "batch_size": 29, "ue_patience": 1},
+        amplifies=True,
     ),
     "laf+r": Case("laf+r", {"epochs": 1, "vae_epochs": 1, "batch_size": 7, "labels": 21, "repair_epochs": 2}),
     "random-label": Case("random-label", {"epochs": 1, "retain_batch_size": 17, "forget_batch_size": 7}),
@@ -227,11 +232,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_are_as_one(name: str, both: list[dict[str, Any]], tmp_path: Path) -> None:
     alone = work(CASES[name], tmp_path)
+    atol, on_logits = (1e-4, 1e-3) if CASES[name].amplifies else (1e-5, 1e-5)
     for found in (one[name] for one in both):
-        torch.testing.assert_close(found["weights"], alone["weights"], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found["logits"], alone["logits"], rtol=1e-4, atol=1e-5)
-        assert found["values"] == pytest.approx(alone["values"], abs=1e-5)
-        assert found["history"] == [pytest.approx(row, rel=1e-4, abs=1e-5, nan_ok=True) for row in alone["history"]]
+        torch.testing.assert_close(found["weights"], alone["weights"], rtol=atol, atol=atol)
+        torch.testing.assert_close(found["logits"], alone["logits"], rtol=1e-4, atol=on_logits)
+        assert found["values"] == pytest.approx(alone["values"], rel=1e-5, abs=atol)
+        assert found["history"] == [
+            pytest.approx(row, rel=10 * atol, abs=atol, nan_ok=True) for row in alone["history"]
+        ]
         assert (found["processes"], alone["processes"]) == (2, 1)
     for key, value in both[0][name]["weights"].items():
         assert torch.equal(value, both[1][name]["weights"][key]), key

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -147,18 +145,6 @@ def test_light_commands_import_nothing_heavy(arguments):
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def seconds(*command: str) -> float:
-    began = time.perf_counter()
-    subprocess.run([sys.executable, *command], capture_output=True, check=True)
-    return time.perf_counter() - began
-
-
-@pytest.mark.parametrize("arguments", [("--help",), ("list", "methods")])
-def test_light_commands_start_fast(arguments):
-    pairs = [(seconds("-m", "expunge.cli", *arguments), seconds("-c", "import typer, pydantic")) for _ in range(5)]
-    assert statistics.median(ours / bare for ours, bare in pairs) < 2.0
 
 
 def test_completion_offers_methods():

@@ -431,3 +431,10 @@ def test_an_announcement_compares_with_a_retraining(toy: ToyProblem) -> None:
     alone = announce(toy.model, make_method("neggrad"), situation_of(toy.model, toy.forget, None), toy.forget)
     assert alone.retraining is None
     assert alone.sentence.startswith("about ")
+
+
+def test_a_share_of_an_unknown_training_is_counted_by_the_recipe_that_the_method_assumes() -> None:
+    at = build(Situation, {"forget": 100, "retain": 1400, "classes": 10})
+    known = dataclasses.replace(at, recipe=build(Recipe, {}))
+    for name in ("unsee", "retrain-short"):
+        assert count_work(make_method(name), at) == count_work(make_method(name), known) != Work()

@@ -10,6 +10,7 @@ from typing import Any
 
 from expunge.api.planning.pace import Work
 from expunge.api.planning.situation import Situation
+from expunge.core.options import build
 from expunge.methods.bad_teacher import BadTeacher
 from expunge.methods.base import Method
 from expunge.methods.boundary import Boundary, BoundaryShrink
@@ -21,6 +22,7 @@ from expunge.methods.neggrad import NegGradPlus
 from expunge.methods.random_label import RandomLabel
 from expunge.methods.references import Retrain
 from expunge.methods.scrub import SCRUB
+from expunge.training.recipe import Recipe
 
 
 def count_work(method: Method, situation: Situation) -> Work | None:
@@ -184,12 +186,11 @@ def amun(method: Any, at: Situation) -> Work:
 
 def part_of_training(method: Any, at: Situation) -> Work:
     """Methods whose passes are a share of the training's; at most all of them where the share finds itself."""
-    if at.recipe is None:
-        return Work()
-    samples = at.retain * at.recipe.epochs
+    recipe = at.recipe or build(Recipe, {})  # as the methods themselves assume where none is known
+    samples = at.retain * recipe.epochs
     if isinstance(method.share, float):
-        return steps(round(method.share * samples), at.recipe.batch_size)
-    return steps(samples, at.recipe.batch_size) + Work(bound="at most")
+        return steps(round(method.share * samples), recipe.batch_size)
+    return steps(samples, recipe.batch_size) + Work(bound="at most")
 
 
 COUNTS: dict[str, Callable[[Any, Situation], Work]] = {

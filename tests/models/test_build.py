@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -87,6 +88,17 @@ def test_a_file_runs_once_until_it_changes(file: Path) -> None:
     assert built() is first
     file.write_text(GOOD.replace("hidden: int = 5", "hidden: int = 9"))
     assert built() is not first
+
+
+def test_an_edit_of_equal_length_within_the_second_runs(tmp_path: Path) -> None:
+    """Stored bytecode is valid for a size and a whole second: here both stay."""
+    path = tmp_path / "edited.py"
+    kinds = []
+    for kind in ("Hardtanh", "Softplus"):
+        path.write_text(f"from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.{kind}())\n")
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        kinds.append(type(build_model(f"{path}:net", num_classes=3, input_shape=SHAPE)[1]).__name__)
+    assert kinds == ["Hardtanh", "Softplus"]
 
 
 def test_two_files_of_one_name_do_not_meet(file: Path, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
+import linecache
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -133,20 +133,23 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"model file {path} does not exist; write path/to/file.py:function.")
     _importable(path.resolve().parent)  # as `python file.py` does: the file may import its neighbours
-    return _run_file(path.resolve(), path.stat().st_mtime_ns)
+    return _run_file(path.resolve(), path.read_bytes())
 
 
 @functools.lru_cache
-def _run_file(path: Path, changed: int) -> ModuleType:
-    """One module per version of a file: its classes stay the same ones over many builds."""
+def _run_file(path: Path, source: bytes) -> ModuleType:
+    """One module per content of a file: its classes stay the same ones over many builds.
+
+    The source itself is compiled. Python's stored bytecode is valid for a size and a whole second, so an edit of equal
+    length that is saved within the second would run the code of before.
+    """
     name = f"expunge_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise UsageError(f"model file {path} cannot be imported.")
-    module = importlib.util.module_from_spec(found)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and pickling look modules up here
+    linecache.checkcache(str(path))  # `inspect.getsource` reads the lines that run
     try:
-        found.loader.exec_module(module)
+        exec(compile(source, str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:  # a user's file may raise anything; the message names it
         del sys.modules[name]
         raise UsageError(f"model file {path} cannot be imported: {type(error).__name__}: {error}.") from error

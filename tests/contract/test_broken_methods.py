@@ -13,16 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from expunge.api.planning.automatic import announce
+from expunge.api.planning.situation import situation_of
 from expunge.core.errors import DivergedError, ExpungeError
 from expunge.core.needs import Needs
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.data.split import Split
 from expunge.methods import METHODS
-from expunge.methods.base import IterativeMethod, Method, method
+from expunge.methods.base import IterativeMethod, Method, make_method, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.testing import conformance
 from expunge.testing.conformance import ConformanceError, Settings
+from expunge.testing.toys import toy_problem
 
 BOTH = Needs(forget="inputs", retain="labels")
 
@@ -252,3 +257,24 @@ def test_options_that_only_show_in_the_history_are_found() -> None:
 
     with pytest.raises(ConformanceError, match=r"`lr`.*is it ever read"):
         conformance.check_option(Talker, Settings(), "lr")
+
+
+@pytest.mark.parametrize(("epochs", "found"), [(1, True), (2, False), (3, True)])
+def test_a_cost_that_is_not_what_passes_is_found(epochs: int, found: bool) -> None:
+    @method("toy-counted", summary="s", needs=BOTH)
+    class Counted(Method):
+        def cost(self, sizes: Sizes) -> Work:
+            # Teacher and student pass the forget set with gradients on, the student the retained samples.
+            return steps(2 * sizes.forget + sizes.retain, 8, epochs)
+
+        def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+            student = problem.student()
+            return scrub_like(student, problem.model, torch.optim.SGD(student.parameters(), lr=0.1), problem, run)
+
+    if found:
+        expect(conformance.check_cost, Counted, r"cost\(\) states")
+    else:
+        conformance.check_cost(Counted, Settings())
+    toy = toy_problem(epochs=0)
+    told = announce(toy.model, make_method("toy-counted"), situation_of(toy.model, toy.forget, toy.retain), toy.forget)
+    assert told.seconds is not None  # a method of a third party is announced as the built-in ones are

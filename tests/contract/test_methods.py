@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from expunge.core.options import option_names
 from expunge.methods import METHODS
-from expunge.methods.base import Method
-from expunge.testing.conformance import CHECKS, Settings
+from expunge.methods.base import Method, make_method
+from expunge.testing.conformance import CHECKS, Settings, compare_cost
+from expunge.testing.toys import toy_problem
 
 from .settings import SETTINGS
 
@@ -21,3 +25,22 @@ def test_every_method_has_settings() -> None:
 @pytest.mark.parametrize("name", METHODS.names())
 def test_conformance(name: str, check: Callable[[type[Method], Settings], None]) -> None:
     check(METHODS.load(name), SETTINGS[name])
+
+
+SMALL = {"epochs": 2, "vae_epochs": 2, "limit": 2, "iterations": 2, "rounds": 2, "steps": 2, "msteps": 1}
+PRESETS = [
+    f"{name}/{preset}"
+    for name in METHODS.names()
+    for preset in METHODS.load(name).presets
+    if METHODS.load(name).presets[preset].get("augment") != "rrc-flip-224"  # seconds each
+]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_cost_what_they_state(name: str) -> None:
+    chosen = make_method(name)
+    given = vars(chosen)
+    fewer: dict[str, Any] = {option: min(most, given[option]) for option, most in SMALL.items() if given.get(option)}
+    if "extractor" in option_names(type(chosen)):
+        fewer["extractor"] = "hidden"
+    compare_cost(replace(chosen, **fewer), toy_problem(epochs=0))  # type: ignore[type-var]

@@ -18,7 +18,7 @@ from typing import Any
 
 from expunge.api.record import CellRecord
 from expunge.bench.cells import Cell, expand
-from expunge.bench.engines import ATTEMPTS, Work
+from expunge.bench.engines import ATTEMPTS, WorkItem
 from expunge.bench.reading import parse_study
 from expunge.bench.store import Store
 from expunge.bench.workbench import Workbench
@@ -80,7 +80,7 @@ class Ray:
             raise UsageError(f"the engine `ray` needs the extra `ray`: pip install 'expunge[ray]' ({error}).") from None
         self._ray, self.address, self.gpus = ray, address, gpus
 
-    def run(self, work: Sequence[Work], store: Store, tick: Callable[[], None]) -> None:
+    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
         ray: Any = self._ray
         mine = not ray.is_initialized()
         if mine:
@@ -101,10 +101,10 @@ class Ray:
             if mine:
                 ray.shutdown()
 
-    def _run(self, ray: Any, task: Any, work: Sequence[Work], store: Store, tick: Callable[[], None]) -> None:
-        running: dict[Any, tuple[str, Work]] = {}
+    def _run(self, ray: Any, task: Any, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
+        running: dict[Any, tuple[str, WorkItem]] = {}
 
-        def submit(item: Work, cells: Sequence[str]) -> None:
+        def submit(item: WorkItem, cells: Sequence[str]) -> None:
             for cell in cells:
                 store.start(cell)
                 running[task.remote(item.study, cell)] = (cell, item)
@@ -153,7 +153,7 @@ class Slurm:
             ) from None
         self._submitit, self.cluster, self.folder, self.options = submitit, cluster, folder, options
 
-    def run(self, work: Sequence[Work], store: Store, tick: Callable[[], None]) -> None:
+    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
         submitit: Any = self._submitit
         with tempfile.TemporaryDirectory(prefix="expunge-jobs-") as temporary:
             try:
@@ -161,9 +161,9 @@ class Slurm:
                 executor.update_parameters(**{"timeout_min": 24 * 60, **self.options})
             except (RuntimeError, NameError, TypeError, ValueError) as error:
                 raise UsageError(f"SLURM cannot be used here ({error}); is this a login node?") from None
-            running: dict[Any, Work] = {}
+            running: dict[Any, WorkItem] = {}
 
-            def submit(item: Work) -> None:
+            def submit(item: WorkItem) -> None:
                 for cell in item.cells:
                     store.start(cell)
                 running[executor.submit(answers, item.study, item.cells)] = item
@@ -183,7 +183,7 @@ class Slurm:
                     job.cancel(check=False)
                 store.release([cell for item in work for cell in item.cells])
 
-    def _collect(self, job: Any, item: Work, store: Store) -> Work | None:
+    def _collect(self, job: Any, item: WorkItem, store: Store) -> WorkItem | None:
         try:
             for cell, found in zip(item.cells, job.result(), strict=True):
                 keep(store, cell, found)
@@ -197,7 +197,7 @@ class Slurm:
             else:
                 left.append(cell)
         store.release(left)
-        return Work(item.study, item.folder, tuple(left)) if left else None
+        return WorkItem(item.study, item.folder, tuple(left)) if left else None
 
 
 def answers(study: str, cells: Sequence[str]) -> list[Answer]:

@@ -29,7 +29,7 @@ _POLL = 0.5  # seconds between looks at the clock; a worker that ends is noticed
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkItem:
     """Cells of one group, or a part of it: they share an original model and a retrained reference."""
 
     study: str
@@ -40,7 +40,7 @@ class Work:
 class Engine(Protocol):
     """Runs work until every cell is done or failed; `tick` is called now and then from the calling process."""
 
-    def run(self, work: Sequence[Work], store: Store, tick: Callable[[], None]) -> None: ...
+    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None: ...
 
 
 class InProcess:
@@ -49,7 +49,7 @@ class InProcess:
     def __init__(self, progress: Callable[[Progress], None] | None = None) -> None:
         self.progress = progress
 
-    def run(self, work: Sequence[Work], store: Store, tick: Callable[[], None]) -> None:
+    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
         import torch
 
         from expunge.bench.work import run_cells
@@ -77,10 +77,10 @@ class LocalProcesses:
         multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
         ensure_running()  # it loads for seconds, while the caller reads its recipe and data
 
-    def run(self, work: Sequence[Work], store: Store, tick: Callable[[], None]) -> None:
+    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
         context = multiprocessing.get_context("forkserver")
         waiting = list(work)
-        running: dict[ForkServerProcess, Work] = {}
+        running: dict[ForkServerProcess, WorkItem] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < self.jobs:
@@ -103,7 +103,7 @@ class LocalProcesses:
                 process.join()
                 store.release(item.cells)
 
-    def _kill_hung(self, running: dict[ForkServerProcess, Work], store: Store) -> None:
+    def _kill_hung(self, running: dict[ForkServerProcess, WorkItem], store: Store) -> None:
         if self.timeout is None:
             return
         late = {cell for cell, (_, began) in store.running().items() if time.time() - began > self.timeout}
@@ -112,7 +112,7 @@ class LocalProcesses:
                 process.kill()
                 process.join()
 
-    def _left(self, item: Work, exitcode: int | None, store: Store) -> Work | None:
+    def _left(self, item: WorkItem, exitcode: int | None, store: Store) -> WorkItem | None:
         """What a worker that ended has left undone; a cell that took it down too often has failed."""
         states = store.states()
         for cell in item.cells:
@@ -123,10 +123,10 @@ class LocalProcesses:
         rest = tuple(cell for cell in item.cells if states.get(cell) == "pending")
         if rest == item.cells and store.attempts(rest[0]) == 0:
             raise ExpungeError(f"a worker ended (exit code {exitcode}) before it could start; its lines above say why.")
-        return Work(item.study, item.folder, rest) if rest else None
+        return WorkItem(item.study, item.folder, rest) if rest else None
 
 
-def _worker(item: Work) -> None:
+def _worker(item: WorkItem) -> None:
     import torch
 
     from expunge.bench.work import run_cells

@@ -16,7 +16,7 @@ from expunge.api.record import CellRecord
 from expunge.api.result import write_text
 from expunge.bench import tables
 from expunge.bench.cells import Cell, expand
-from expunge.bench.engines import Engine, InProcess, LocalProcesses, Work
+from expunge.bench.engines import Engine, InProcess, LocalProcesses, WorkItem
 from expunge.bench.paper_tables import Spread, paper_tables, to_latex, to_markdown, to_typst
 from expunge.bench.reading import load_study
 from expunge.bench.recipe import Study
@@ -105,7 +105,7 @@ def _show_new(store: Store, seen: set[str], watch: Callable[[CellRecord], None])
     seen |= ended
 
 
-def work_items(left: list[Cell], recipe: Study, folder: Path, jobs: int) -> list[Work]:
+def work_items(left: list[Cell], recipe: Study, folder: Path, jobs: int) -> list[WorkItem]:
     """Groups of cells that share their stages, cut where one group would keep a single worker busy.
 
     First pieces come first: they hold the reference, which the others then read from the cache.
@@ -116,7 +116,7 @@ def work_items(left: list[Cell], recipe: Study, folder: Path, jobs: int) -> list
     size = len(left) if jobs == 1 else max(1, -(-len(left) // (jobs * _PIECES)))
     text = recipe.model_dump_json()
     pieces = [(at, ids[at : at + size]) for ids in groups.values() for at in range(0, len(ids), size)]
-    return [Work(text, folder, tuple(ids)) for _, ids in sorted(pieces, key=lambda piece: piece[0])]
+    return [WorkItem(text, folder, tuple(ids)) for _, ids in sorted(pieces, key=lambda piece: piece[0])]
 
 
 def cells(folder: str | Path) -> list[CellRecord]:

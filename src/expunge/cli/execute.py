@@ -37,7 +37,6 @@ from expunge.evidence import audit as evidence
 from expunge.evidence.verdict import WORDS, Margins
 from expunge.methods import METHODS
 from expunge.methods.base import Method, check_parallel, make_method
-from expunge.methods.scaling import Sizes
 from expunge.models.checkpoint import weights_hash
 from expunge.scenarios.base import Forgetting
 from expunge.training.recipe import Recipe
@@ -211,7 +210,7 @@ def _planned(original: nn.Module, splits: Mapping[str, Split], at: Situation, de
 
 def _announce(original: nn.Module, method: Method, at: Situation, split: Forgetting, job: Unlearn) -> None:
     """Say what it will take; in a terminal, ask before more than an hour."""
-    method = method.fitted(Sizes(at.forget, at.retain, at.recipe))
+    method = method.fitted(at.sizes)
     cost = announce(original, method, at, split.forget, pick_device(job.device))
     console.say(f"{method.card.name}: {cost.sentence}")
     if cost.seconds is None or cost.seconds < LONG or job.yes or not console.interactive():

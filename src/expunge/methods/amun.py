@@ -37,7 +37,9 @@ from expunge.data.mixing import mixed_batches
 from expunge.data.split import ResidentStore, Split
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.boundary import pixel_space
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.modes import evaluation_mode, training_mode
 from expunge.numerics.attack import PixelSpace
 from expunge.training.loop import step
@@ -71,6 +73,11 @@ class AMUN(IterativeMethod):
     def needs(self) -> Needs:
         needs = super().needs
         return needs if self.data in ("all", "retain") else replace(needs, retain="none")
+
+    def cost(self, sizes: Sizes) -> Work:
+        used = sizes.retain * (self.data in ("all", "retain")) + sizes.forget * (self.data in ("all", "forget"))
+        attack = steps(sizes.forget, self.batch_size, self.rounds * self.steps)
+        return (attack + steps(sizes.forget + used, self.batch_size, self.epochs)).at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

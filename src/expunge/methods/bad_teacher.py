@@ -25,6 +25,7 @@ from expunge.core.run import Run
 from expunge.data.split import PerSample
 from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, forward, paired_steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.methods.steps import distillation, endless
@@ -77,6 +78,10 @@ class BadTeacher(IterativeMethod):
             "lr": scaling.rate(sizes, 1e-3, 0.3, adaptive=adaptive, momentum=self.momentum),
             "forget_weight": min(1.0, MOST_SEEN / max(seen, 1e-9)),
         }
+
+    def cost(self, sizes: Sizes) -> Work:
+        work = paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.epochs)
+        return work + forward(sizes.forget) + forward(sizes.retain)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

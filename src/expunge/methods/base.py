@@ -26,6 +26,7 @@ from expunge.core.registry import Card, Paper
 from expunge.core.run import Run
 from expunge.core.seeds import global_generators
 from expunge.methods import METHODS
+from expunge.methods.cost import Work
 from expunge.methods.problem import Problem
 from expunge.methods.rewind import rewind
 from expunge.methods.scaling import Sizes
@@ -81,6 +82,20 @@ class Method(ABC):
         """The method with `scaled` values for what nobody gave. Presets, and methods made whole, stay as they are."""
         values = {name: value for name, value in self.scaled(sizes).items() if name not in given(self)}
         return replace(self, **values) if values else self  # type: ignore[type-var]
+
+    def cost(self, sizes: Sizes) -> Work | None:
+        """Forward and backward passes that a run makes on a problem of these sizes, counted and not measured.
+
+        Announcements, budgets and the automatic choice go by it. A method of your own states it with the helpers of
+        `methods.cost`; the conformance suite compares it with the passes of a run.
+
+        Args:
+            sizes: Samples, classes and recipe of the problem.
+
+        Returns:
+            The count, or None where the method does not state it: such a method has no estimate.
+        """
+        return None
 
     @abstractmethod
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:

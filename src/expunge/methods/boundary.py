@@ -31,6 +31,7 @@ from expunge.core.options import Field, options
 from expunge.core.run import Run
 from expunge.data.split import Batch, PerSample, Split
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, forward, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.models.anatomy import anatomy
@@ -93,6 +94,10 @@ class BoundaryShrink(Boundary):
         False, description="samples whose neighbour has their own label keep it; else: the most likely other class"
     )
 
+    def cost(self, sizes: Sizes) -> Work:
+        attack = steps(sizes.forget, self.batch_size, self.iterations) + forward(sizes.forget, self.batch_size)
+        return steps(sizes.forget, self.batch_size, self.epochs) + attack
+
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         if problem.num_classes < 2:
             raise UsageError("boundary-shrink: a model with one class has no wrong class to move to.")
@@ -124,6 +129,9 @@ class BoundaryShrink(Boundary):
 @method("boundary-expand")
 class BoundaryExpand(Boundary):
     """Send the forget set to a class that exists only while unlearning."""
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.forget, self.batch_size, self.epochs)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -23,7 +23,9 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, batches, forward
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import masked_softmax
 from expunge.models.anatomy import anatomy, set_trainable
 from expunge.training.inference import predict
@@ -38,6 +40,10 @@ class HeadDistillation(Method):
     epochs: int = Field(10, ge=0, description="passes over the representations of F and R")
     lr: float = Field(1e-3, gt=0, description="learning rate of Adam")
     batch_size: int = Field(128, ge=1, description="representations per step")
+
+    def cost(self, sizes: Sizes) -> Work:
+        everything = sizes.retain + sizes.forget
+        return forward(everything) + Work(small=self.epochs * batches(everything, self.batch_size))
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -91,6 +97,9 @@ class ConfidenceMasking(Method):
     same_tensors: ClassVar[bool] = False
 
     confidence: float = Field(0.9, gt=0, lt=1, description="probability that every answer gets; above 1 / classes")
+
+    def cost(self, sizes: Sizes) -> Work:
+        return Work()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         if problem.num_classes < 2 or self.confidence <= 1 / problem.num_classes:

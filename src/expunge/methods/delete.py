@@ -27,7 +27,9 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.data.split import PerSample
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, forward, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import masked_softmax
 from expunge.models.modes import training_mode
 from expunge.training.inference import predict
@@ -57,6 +59,9 @@ class DELETE(IterativeMethod):
         if self.mask == "label" or self.rewind:
             return super().needs
         return Needs(forget="inputs")
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.forget, self.batch_size, self.epochs) + forward(sizes.forget)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         if problem.num_classes < 2:

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, forward
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import linear_head
 from expunge.training.inference import predict
 
@@ -50,6 +52,9 @@ class ESC(Method):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"authors": {"p": 3.0}}  # default of the code
 
     p: float = Field(3.0, gt=0, le=100, description="directions to drop, in per cent of the representation's width")
+
+    def cost(self, sizes: Sizes) -> Work:
+        return forward(sizes.forget)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

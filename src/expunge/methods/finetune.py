@@ -17,6 +17,7 @@ from expunge.core.options import Field, build
 from expunge.core.run import Run
 from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.methods.steps import with_decay
@@ -76,6 +77,9 @@ class Finetune(IterativeMethod):
             "momentum": recipe.momentum,
             "weight_decay": recipe.weight_decay,
         }
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.retain, self.batch_size, self.epochs)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         names = (

@@ -29,7 +29,9 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.anatomy import anatomy
 from expunge.models.modes import evaluation_mode
 from expunge.numerics.curvature import fisher_diagonal
@@ -55,6 +57,11 @@ class Fisher(Method):
         "by their shape",
     )
     memory: float = Field(512.0, gt=0, description="MiB for per-sample gradients; trades memory for speed only")
+
+    def cost(self, sizes: Sizes) -> Work:
+        vectors = max(sizes.classes - 1, 1) if self.estimate == "exact" else 1
+        # A vector is a backward pass; the forward pass of a sample is shared by its vectors.
+        return steps(sizes.retain * vectors, 32).at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

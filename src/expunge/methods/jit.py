@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, forward, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.modes import training_mode
 from expunge.training.loop import step
 from expunge.training.recipe import make_optimizer
@@ -55,6 +57,11 @@ class JIT(IterativeMethod):
     batch_size: int = Field(64, ge=1, description="samples per step")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
     batchnorm: Literal["train", "frozen"] = Field("frozen", description="BatchNorm while unlearning")
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.forget, self.batch_size, self.epochs) + forward(
+            sizes.forget, times=self.epochs * self.copies
+        )
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

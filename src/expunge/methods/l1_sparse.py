@@ -23,7 +23,9 @@ from torch import nn
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.modes import training_mode
 from expunge.training.recipe import make_optimizer
 
@@ -49,6 +51,9 @@ class L1Sparse(IterativeMethod):
     def strength(self, epoch: int) -> float:
         """gamma_t of a 1-based epoch."""
         return self.gamma * (1 - (epoch - 1) / self.epochs) if self.fading else self.gamma
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.retain, self.batch_size, self.epochs)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

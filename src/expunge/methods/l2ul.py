@@ -28,6 +28,7 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, batches, forward, paired_steps, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.models.modes import evaluation_mode, training_mode
@@ -121,6 +122,10 @@ class Plain(UntilForgotten):
     As published, the stopping rule is tested after every pass, and at least one pass is made.
     """
 
+    def cost(self, sizes: Sizes) -> Work:
+        learning = steps(sizes.forget, self.forget_batch_size, self.limit)
+        return (learning + forward(sizes.forget, times=self.limit)).at_most()
+
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student, goal = problem.student(), self.prepare(problem, run)
         optimizer = self.optimizer(student)
@@ -171,6 +176,13 @@ class L2UL(UntilForgotten):
         "uniform", description="targets: uniform over wrong classes, or the published code's draw, now or at first"
     )
     attack_batch_size: int = Field(64, ge=1, description="images attacked at a time; memory and speed only")
+
+    def cost(self, sizes: Sizes) -> Work:
+        images = self.examples * sizes.forget
+        attack = steps(images, self.attack_batch_size, self.iterations) + forward(images, self.attack_batch_size)
+        learning = paired_steps(images, sizes.forget, self.batch_size, self.forget_batch_size, self.limit)
+        looks = self.limit * batches(images, self.batch_size) + 1
+        return (attack + learning + forward(sizes.forget, times=looks)).at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student, goal = problem.student(), self.prepare(problem, run)
@@ -234,6 +246,11 @@ class Oracle(UntilForgotten):
     """The authors' reference that has the retained samples: CE(D_r batch) plus the goal loss, both with weight 1."""
 
     retain_batch_size: int = Field(128, ge=1, description="retained samples per step, in fixed order")
+
+    def cost(self, sizes: Sizes) -> Work:
+        learning = paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.limit)
+        looks = self.limit * batches(sizes.retain, self.retain_batch_size) + 1
+        return (learning + forward(sizes.forget, times=looks)).at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student, goal = problem.student(), self.prepare(problem, run)

@@ -34,7 +34,9 @@ from expunge.core.seeds import derive
 from expunge.data.augment import make_augment
 from expunge.data.split import Batch, PerSample, Split
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, batches, forward
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.anatomy import anatomy
 from expunge.models.modes import training_mode
 from expunge.numerics.representations import Teacher, features
@@ -137,6 +139,27 @@ class LAFBase(IterativeMethod):
     extractor: str | None = Field(None, description="module whose output is the representation; none: automatic")
     augment: str = Field("none", description="augmentation of every batch, see `expunge list`; LAF's ResNets used one")
     vae_views: int = Field(0, ge=0, description="augmented views stored for the VAEs; 0: a fresh one every epoch")
+
+    def cost(self, sizes: Sizes) -> Work:
+        everything = sizes.retain + sizes.forget
+        on_h = everything if self.h_data == "all" else sizes.retain
+        vae = self.vae_epochs * (batches(on_h, self.vae_batch_size) + batches(sizes.forget, self.vae_batch_size))
+        beside = max(1, round(self.retain_share * self.batch_size))  # retained samples per step
+        pairs = batches(sizes.retain, beside)
+        if self.pairing == "zip":
+            pairs = min(pairs, batches(sizes.forget, self.batch_size))
+        rounds = 1 if self.schedule == "joint" else int(self.use_ue) + int(self.use_ra)
+        retained = min(sizes.retain, pairs * beside)
+        forgotten = sizes.forget if self.pairing == "zip" else pairs * self.batch_size
+        passed = retained + min(forgotten, pairs * self.batch_size)
+        count = self.epochs * pairs * rounds
+        work = Work(step_samples=self.epochs * rounds * passed, step_batches=count, small=vae + 2 * count)
+        if self.augment == "none":
+            work += forward(everything)
+        else:  # what the frozen model answers depends on the view: of each step's batch, and of each epoch of the VAEs
+            views = min(self.vae_epochs, self.vae_views or self.vae_epochs)
+            work += forward(work.step_samples) + forward(on_h + sizes.forget, times=views)
+        return work.at_most() if self.vae_patience is not None or self.ue_patience is not None else work
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -277,6 +300,11 @@ class LAFRepair(LAFBase):
     labels: float = Field(0.1, gt=0, description="retained samples with labels: share below 1, or a number")
     repair_epochs: int = Field(1, ge=0, description="passes over the labelled samples")
     repair_lr: float = Field(1e-4, gt=0, description="Adam's rate for the head")
+
+    def cost(self, sizes: Sizes) -> Work:
+        labelled = int(self.labels * sizes.retain) if self.labels < 1 else int(self.labels)
+        repair = Work(small=self.repair_epochs * batches(labelled, self.batch_size))
+        return super().cost(sizes) + forward(labelled) + repair
 
     @property
     def needs(self) -> Needs:

@@ -23,6 +23,7 @@ from expunge.core.options import Field, build, options
 from expunge.core.run import Run
 from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.methods.steps import with_decay
@@ -148,6 +149,10 @@ class CFk(LastBlocks):
         lr = scaling.rate(sizes, 0.01, 0.1, momentum=self.momentum)
         return {"epochs": scaling.passes(sizes, 10), "lr": lr}
 
+    def cost(self, sizes: Sizes) -> Work:
+        # At most: backward passes end at the first block that is trained.
+        return steps(sizes.retain, self.batch_size, self.epochs).at_most()
+
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
         found = self.parts(student, problem, run)
@@ -187,6 +192,12 @@ class EUk(LastBlocks):
             "batch_size": recipe.batch_size,
             "milestones": tuple(round(part * recipe.epochs) for part in (0.5, 0.75, 0.9)),
         }
+
+    def cost(self, sizes: Sizes) -> Work | None:
+        if self.epochs is None and sizes.recipe is None:
+            return None
+        epochs = sizes.recipe.epochs if self.epochs is None and sizes.recipe is not None else self.epochs or 0
+        return steps(sizes.retain, self.batch_size, epochs).at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -31,7 +31,9 @@ from expunge.core.run import Run
 from expunge.data.mixing import mixed_batches
 from expunge.data.split import PerSample
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, forward, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.modes import training_mode
 from expunge.training.inference import error_rate, predict
 from expunge.training.loop import step
@@ -77,6 +79,11 @@ class LoTUS(IterativeMethod):
     @property
     def needs(self) -> Needs:
         return super().needs | Needs(validation="labels") if self.target == "validation" else super().needs
+
+    def cost(self, sizes: Sizes) -> Work:
+        used = sizes.forget + round(self.share * sizes.retain)
+        work = steps(used, self.batch_size, self.epochs) + forward(used) + forward(sizes.forget, times=self.epochs)
+        return work.at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -24,8 +24,10 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
 from expunge.methods.random_label import wrong_labels
+from expunge.methods.scaling import Sizes
 from expunge.models.modes import training_mode
 from expunge.training.loop import step
 from expunge.training.recipe import make_optimizer
@@ -54,6 +56,10 @@ class MUMis(IterativeMethod):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; none: no clipping")
     batchnorm: Literal["train", "frozen"] = Field("frozen", description="BatchNorm while unlearning")
+
+    def cost(self, sizes: Sizes) -> Work:
+        # A double backward pass costs about as much as two steps.
+        return steps(sizes.forget, self.batch_size, 2 * self.epochs).at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         if problem.num_classes < 2:

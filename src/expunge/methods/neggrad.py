@@ -21,6 +21,7 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, paired_steps, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.methods.steps import endless, with_decay
@@ -56,6 +57,9 @@ class NegGrad(IterativeMethod):
             "clip": 1.0,
             "batchnorm": "frozen",
         }
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.forget, self.batch_size, self.epochs)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -128,6 +132,9 @@ class NegGradPlus(IterativeMethod):
             "alpha": 1 - 0.05 * min(1.0, MOST_SEEN / max(seen, 1e-9)),
             "clip": 1.0,
         }
+
+    def cost(self, sizes: Sizes) -> Work:
+        return paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.epochs)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

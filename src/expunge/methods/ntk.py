@@ -23,7 +23,9 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.data.split import Split
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.numerics.tangent_kernel import gram_matrix, product
 from expunge.training.inference import predict
 
@@ -37,6 +39,10 @@ class NTK(Method):
     )
     columns: int = Field(6000, ge=1, description="most columns (samples x classes); the cost grows with the square")
     memory: float = Field(640.0, gt=0, description="MiB for gradients and kernel; trades memory for speed only")
+
+    def cost(self, sizes: Sizes) -> Work:
+        # A backward pass per class; the forward pass of a sample is shared by them.
+        return steps((sizes.retain + sizes.forget) * sizes.classes, 32).at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -39,7 +39,9 @@ from expunge.core.options import Field, build
 from expunge.core.run import Run
 from expunge.data.split import Split
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.anatomy import anatomy, execution_order, reset_parameters
 from expunge.models.modes import evaluation_mode
 from expunge.training.loop import train_model
@@ -95,6 +97,11 @@ class PerturbAndHeal(IterativeMethod):
             return learning_rate(epoch, base=self.lr, schedule=self.schedule, epochs=self.epochs)
         top = (self.epochs + 1) / 2
         return self.lr * min(epoch, self.epochs + 1 - epoch) / top
+
+    def cost(self, sizes: Sizes) -> Work:
+        work = steps(sizes.retain, self.batch_size, self.epochs)
+        contrasted = sizes.forget + min(sizes.forget, sizes.retain) if self.mode == "smallest" else 0
+        return work + steps(contrasted, self.batch_size)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -27,7 +27,9 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.data.split import PerSample
 from expunge.methods.base import IterativeMethod, Method, method
+from expunge.methods.cost import Work, forward, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import linear_head
 from expunge.models.anatomy import Anatomy
 from expunge.models.modes import training_mode
@@ -76,6 +78,9 @@ class POURP(Method):
 
     direction: Direction = Field("head", description="direction of a class: its row of the head, or its mean in F")
 
+    def cost(self, sizes: Sizes) -> Work:
+        return forward(2 if self.direction == "head" else sizes.forget)
+
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
         classes = forgotten_classes(problem, "pour-p")
@@ -96,6 +101,9 @@ class POURD(IterativeMethod):
     lr: float = Field(1e-3, gt=0, description="learning rate of Adam, constant")
     batch_size: int = Field(64, ge=1, description="samples per step")
     batchnorm: Literal["train", "frozen"] = Field("frozen", description="BatchNorm while unlearning")
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.forget, self.batch_size, self.epochs) + forward(sizes.forget)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -23,6 +23,7 @@ from expunge.core.seeds import derive
 from expunge.data.split import PerSample
 from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, paired_steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.methods.steps import endless
@@ -66,6 +67,9 @@ class RandomLabel(IterativeMethod):
             "lr": scaling.rate(sizes, 0.01, 0.2, momentum=self.momentum),
             "weight": min(1.0, MOST_SEEN / max(seen, 1e-9)),
         }
+
+    def cost(self, sizes: Sizes) -> Work:
+        return paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.epochs)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

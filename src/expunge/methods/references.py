@@ -13,7 +13,9 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.methods.base import IterativeMethod, Method, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.training.cache import train_cached
 
 
@@ -22,6 +24,9 @@ class Original(Method):
     """The trained model itself, copied. Cost: none. Limits: it forgets nothing."""
 
     parallel: ClassVar[bool] = True
+
+    def cost(self, sizes: Sizes) -> Work:
+        return Work()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         return problem.student()
@@ -42,6 +47,12 @@ class Retrain(IterativeMethod):
     max_drop: float | None = Field(None, gt=0, lt=1, description="as elsewhere; a fresh model has all to gain")
     epochs: int | None = Field(None, ge=0, description="epochs; none: those of the recipe")
     refill: bool = Field(False, description="fill the forgotten slots with duplicates of retained samples")
+
+    def cost(self, sizes: Sizes) -> Work | None:
+        if sizes.recipe is None:
+            return None
+        epochs = sizes.recipe.epochs if self.epochs is None else self.epochs
+        return steps(sizes.retain + sizes.forget * self.refill, sizes.recipe.batch_size, epochs)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         recipe = problem.recipe if self.epochs is None else replace(problem.recipe, epochs=self.epochs)

@@ -30,7 +30,9 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.data.split import PerSample
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, forward, paired_steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import endless
 from expunge.models.anatomy import anatomy
 from expunge.models.modes import training_mode
@@ -72,6 +74,10 @@ class ReGUn(IterativeMethod):
     def needs(self) -> Needs:
         labels: Literal["labels", "inputs"] = "labels" if self.reference == "class" else "inputs"
         return super().needs | Needs(forget=labels, validation=labels)
+
+    def cost(self, sizes: Sizes) -> Work:
+        work = paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.epochs)
+        return work + forward(sizes.forget)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -29,19 +29,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from expunge.core.errors import UsageError
-from expunge.core.options import Field
+from expunge.core.options import Field, build
 from expunge.core.run import Run
 from expunge.core.seeds import torch_generator
 from expunge.data.augment import make_augment
 from expunge.data.split import Split
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, forward, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import one_cycle
 from expunge.models.initial import reset_parameters
 from expunge.models.modes import training_mode
 from expunge.training.inference import error_rate, predict
 from expunge.training.loop import step
-from expunge.training.recipe import make_optimizer, set_rate
+from expunge.training.recipe import Recipe, make_optimizer, set_rate
 
 SHARES = (0.25, 0.5, 1.0)  # of the recipe's epochs: where the cycles of `auto` end
 WARMUP = 0.2  # of each cycle
@@ -61,9 +63,18 @@ class RetrainShort(Method):
         if self.share != "auto" and not 0 < self.share <= 1:
             raise UsageError(f"retrain-short: `share` must be in (0, 1] or `auto`, got {self.share:g}.")
 
+    def cost(self, sizes: Sizes) -> Work:
+        recipe = sizes.recipe or build(Recipe, {})  # as is assumed where none is known
+        samples = sizes.retain * recipe.epochs
+        if isinstance(self.share, float):
+            return steps(round(self.share * samples), recipe.batch_size)
+        # Held-out samples are counted like retained ones: their number is not known.
+        looks = forward(min(sizes.retain, MEASURED), times=2 * (len(SHARES) + 1))
+        return (steps(samples, recipe.batch_size) + looks).at_most()
+
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         recipe, retain = problem.recipe, problem.retain
-        marks = _measured(problem, run)
+        marks = _measured(problem, run) if self.share == "auto" else []
         wanted = [1 - error_rate(predict(problem.model, split, run.device), split.y) for split in marks]
         student = _fresh(problem, run)
         shares = SHARES if self.share == "auto" else (self.share,)

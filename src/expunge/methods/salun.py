@@ -31,8 +31,10 @@ from expunge.core.seeds import derive
 from expunge.data.mixing import mixed_batches
 from expunge.data.split import Batch, PerSample, Split
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
 from expunge.methods.random_label import wrong_labels
+from expunge.methods.scaling import Sizes
 from expunge.models.modes import evaluation_mode, training_mode
 from expunge.training.recipe import make_optimizer
 
@@ -61,6 +63,9 @@ class SalUn(IterativeMethod):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="L2 strength inside the optimiser")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.forget, self.batch_size) + steps(sizes.retain + sizes.forget, self.batch_size, self.epochs)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from expunge.training.recipe import Recipe
+    from expunge.training.sisa import Cost
 
 SHARE = 0.15  # of the training's passes
 FEWEST = 2
@@ -19,11 +20,21 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """forget, retain: samples. recipe: how the model was trained, None where that is not known."""
+    """How large a problem is.
+
+    Attributes:
+        forget: Samples to forget.
+        retain: Retained samples, 0 where they cannot be read.
+        recipe: How the model was trained; None: not known.
+        classes: Classes that the model tells apart.
+        sharded: What forgetting takes of a training in shards (`ShardedTraining.forget_cost`); None: it has no shards.
+    """
 
     forget: int
     retain: int
     recipe: Recipe | None = None
+    classes: int = 2
+    sharded: Cost | None = None
 
 
 def passes(sizes: Sizes, usual: int) -> int:

@@ -34,7 +34,9 @@ from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.data.split import PerSample, Split
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, forward, paired_steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import endless
 from expunge.models.anatomy import Anatomy, anatomy
 from expunge.models.modes import training_mode
@@ -106,6 +108,12 @@ class SCAR(IterativeMethod):
         if self.source == "retain":
             return super().needs
         return Needs(forget="labels", validation="labels")
+
+    def cost(self, sizes: Sizes) -> Work:
+        # Held-out samples are counted like retained ones: their number is not known.
+        work = paired_steps(sizes.retain, sizes.forget, self.batch_size, self.batch_size, self.epochs)
+        work += forward(2 * (sizes.retain + sizes.forget)) + forward(sizes.forget, times=self.epochs)
+        return work.at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

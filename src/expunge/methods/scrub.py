@@ -34,6 +34,7 @@ from expunge.core.run import Run
 from expunge.data.split import Batch, PerSample
 from expunge.methods import scaling
 from expunge.methods.base import IterativeMethod, method
+from expunge.methods.cost import Work, forward, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.methods.steps import distillation
@@ -140,6 +141,11 @@ class SCRUB(IterativeMethod):
             "lr": scaling.rate(sizes, 5e-4, 0.5, adaptive=adaptive, momentum=self.momentum),
             "forget_batch_size": scaling.batch(sizes.forget * msteps, steps=6),
         }
+
+    def cost(self, sizes: Sizes) -> Work:
+        ascent = steps(sizes.forget, self.forget_batch_size, min(self.msteps, self.epochs))
+        descent = steps(sizes.retain, self.retain_batch_size, self.epochs)
+        return ascent + descent + forward(sizes.forget) + forward(sizes.retain)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

@@ -23,7 +23,9 @@ from expunge.core.options import Field, build
 from expunge.core.run import Run
 from expunge.data.join import joined
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.training.shards import Sharding
 from expunge.training.sisa import ShardedTraining
 
@@ -38,6 +40,11 @@ class SISA(Method):
     slices: int = Field(4, ge=1, description="parts of a shard that are added one after the other, with a checkpoint")
     aggregate: Literal["mean", "vote"] = Field("mean", description="mean of the softmax outputs, or majority vote")
     stage_epochs: int | None = Field(None, ge=1, description="epochs per stage; none: 2 epochs / (slices + 1)")
+
+    def cost(self, sizes: Sizes) -> Work | None:
+        if sizes.sharded is None or sizes.recipe is None:
+            return None
+        return steps(sizes.sharded.samples, sizes.recipe.batch_size)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         data = joined([problem.retain, problem.forget], "train")

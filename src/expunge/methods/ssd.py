@@ -43,7 +43,9 @@ from expunge.core.options import Field, options
 from expunge.core.run import Run
 from expunge.data.split import Split
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, forward, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.numerics.gradient_moments import Importance, Loss, Moment, Unit, gradient_moments
 from expunge.training.inference import error_rate, predict
 
@@ -63,6 +65,12 @@ class Dampening(Method):
     importance: Literal["computed", "stored"] = Field(
         "computed", description="I_D from the data at hand, or what was kept with the trained model"
     )
+
+    def cost(self, sizes: Sizes) -> Work:
+        work = steps(sizes.forget, self.batch_size)
+        if self.importance == "computed":
+            work += steps(sizes.retain + sizes.forget, self.batch_size)
+        return work
 
     @property
     def needs(self) -> Needs:
@@ -219,6 +227,10 @@ class Potion(Dampening):
     start: float = Field(25.0, gt=0, description="the search starts at the share of F in D, divided by this")
     growth: float = Field(1.1, gt=1, description="factor on that share in each round")
     rounds: int = Field(300, ge=1, description="most rounds; after 300 about 28 % of the weights are dampened")
+
+    def cost(self, sizes: Sizes) -> Work:
+        looks = forward(sizes.forget, times=self.rounds + 1)
+        return (super().cost(sizes) + looks).at_most()
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()

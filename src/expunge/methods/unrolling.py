@@ -32,7 +32,9 @@ from expunge.core.needs import Needs
 from expunge.core.options import Field
 from expunge.core.run import Run
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.models.modes import training_mode
 from expunge.training.recipe import Recipe
 
@@ -52,6 +54,9 @@ class Unrolling(Method):
     def needs(self) -> Needs:
         needs: Needs = self.card.needs
         return needs if self.at == "initial" else replace(needs, initial=False)
+
+    def cost(self, sizes: Sizes) -> Work:
+        return steps(sizes.forget, sizes.forget if sizes.recipe is None else sizes.recipe.batch_size)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         recipe, student = problem.recipe, problem.student()

@@ -50,7 +50,9 @@ from expunge.core.seeds import torch_generator
 from expunge.data.augment import make_augment
 from expunge.data.split import Batch, PerSample, Split
 from expunge.methods.base import Method, method
+from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.methods.steps import distillation, one_cycle
 from expunge.models.modes import training_mode
 from expunge.training.inference import predict
@@ -91,6 +93,11 @@ class Unsee(Method):
     shrink: float = Field(0.3, gt=0, le=1, description="factor on all weight matrices first, where labels are wrong")
     rounds: int = Field(8, ge=1, description="most times that targets are measured")
     held_out: int = Field(500, ge=1, description="most held-out samples per measurement")
+
+    def cost(self, sizes: Sizes) -> Work:
+        recipe = sizes.recipe or build(Recipe, {})  # as is assumed where none is known
+        samples = sizes.retain * recipe.epochs
+        return steps(round(self.share * samples), recipe.batch_size)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         retain, held = _with_stand_ins(problem, run)

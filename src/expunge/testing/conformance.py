@@ -33,9 +33,11 @@ from expunge.core.options import build, option_names, to_dict
 from expunge.core.run import Progress, Run
 from expunge.methods.base import Method
 from expunge.methods.problem import Problem
+from expunge.methods.scaling import Sizes
 from expunge.testing.reachable import leaks
 from expunge.testing.toys import CLASSES, TiedNet, ToyNet, ToyProblem, toy_problem
 from expunge.training.inference import predict
+from expunge.training.recipe import Recipe
 
 RECIPE = {"epochs": 3, "batch_size": 30, "optimizer": "adam", "lr": 0.02, "weight_decay": 0.0, "schedule": "constant"}
 
@@ -376,6 +378,43 @@ def check_ignores_trained_weights(cls: type[Method], settings: Settings) -> None
     require(same(weights(first.model), weights(second.model)), cls, "the trained weights leaked into the result.")
 
 
+def check_cost(cls: type[Method], settings: Settings) -> None:
+    """(l) The passes that `cost` states are those that a run makes; a method that states none has nothing to show."""
+    compare_cost(make(cls, settings), toy_problem(forget_class=settings.forget_class))
+
+
+LOOKS = 64
+"""Samples that a run may pass beyond what `cost` states: checks of the answers, the search for the model's parts."""
+
+
+def compare_cost(chosen: Method, problem: ToyProblem) -> None:
+    """Run a method, count the samples that pass through the network, and compare them with what it states.
+
+    Raises:
+        ConformanceError: If more passes are made than are stated, or fewer where `bound` is "about".
+    """
+    sizes = Sizes(len(problem.forget), len(problem.retain), build(Recipe, RECIPE), CLASSES)
+    stated = chosen.cost(sizes)
+    if stated is None:
+        return
+    counted = {True: 0, False: 0}  # whether a backward pass can follow -> samples
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counted[torch.is_grad_enabled()] += len(output)
+
+    next(problem.model.children()).register_forward_hook(hook)  # copies of the model share the function
+    run(chosen, problem)
+    # A step costs three passes without gradients, and a look with gradients may stand for one without.
+    real, said = 3 * counted[True] + counted[False], 3 * stated.step_samples + stated.forward_samples
+    least = 0 if stated.bound == "at most" else said - 3 * LOOKS
+    require(
+        least <= real <= said + 3 * LOOKS,
+        type(chosen),
+        f"cost() states {stated.step_samples} samples through training steps and {stated.forward_samples} through "
+        f"forward passes ({stated.bound}), and a run made {counted[True]} and {counted[False]}.",
+    )
+
+
 def _loss(model: nn.Module, problem: ToyProblem) -> float:
     return float(F.cross_entropy(predict(model, problem.forget), problem.forget.y))
 
@@ -395,4 +434,5 @@ CHECKS: list[Callable[[type[Method], Settings], None]] = [
     check_json_round_trip,
     check_odd_models,
     check_ignores_trained_weights,
+    check_cost,
 ]

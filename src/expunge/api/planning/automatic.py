@@ -14,7 +14,6 @@ from expunge.api.planning.pace import measure_pace
 from expunge.api.planning.plan import Plan, duration
 from expunge.api.planning.planner import make_plan
 from expunge.api.planning.situation import Situation, situation_of
-from expunge.api.planning.work import count_work
 from expunge.core.errors import UsageError
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
@@ -92,8 +91,8 @@ def announce(
 ) -> Announcement:
     """Count the work of a method and time a few batches of the model on `some`; right within a factor of about 1.5."""
     pace = measure_pace(model, some, device)
-    work = count_work(chosen, at)
-    whole = None if at.recipe is None or not at.retain else count_work(make_method("retrain"), at)
+    work = chosen.cost(at.sizes)
+    whole = None if at.recipe is None or not at.retain else make_method("retrain").cost(at.sizes)
     return Announcement(
         chosen.card.name,
         None if work is None else pace.seconds(work),

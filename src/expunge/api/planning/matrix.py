@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from expunge.api.planning.ranks import measured, rank_of
 from expunge.api.planning.situation import Situation
-from expunge.api.planning.work import count_work
 from expunge.core.needs import Needs
 from expunge.core.options import build
 from expunge.core.registry import Card
@@ -61,8 +60,8 @@ def row(card: Card) -> tuple[str, ...]:
 
 def cost(name: str) -> str:
     """Passes of a method with its defaults as a share of one retraining, in words."""
-    work = count_work(make_method(name), REFERENCE)
-    whole = count_work(make_method("retrain"), REFERENCE)
+    work = make_method(name).cost(REFERENCE.sizes)
+    whole = make_method("retrain").cost(REFERENCE.sizes)
     if work is None or whole is None or (name != "original" and not work.step_samples + work.forward_samples):
         return "-" if work is None or "control" not in METHODS.card(name).tags else "0 %"
     share = (work.step_samples + FORWARD * work.forward_samples) / whole.step_samples

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,42 +18,16 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
 from expunge.core.seeds import global_generators
 from expunge.data.split import Split
+from expunge.methods.cost import Work
 from expunge.models.modes import training_mode
 from expunge.numerics.vae import VAE, vae_loss
 from expunge.training.inference import predict
 from expunge.training.loop import step
 from expunge.training.recipe import make_optimizer
 
-Bound = Literal["about", "at most"]
-
 SMALL, LARGE = 16, 128  # samples per pass of the probe
 REPEATS = 5
 ENOUGH = 1.0  # seconds that one repeated measurement may take
-
-
-@options
-class Work:
-    """Counted work. Samples and batches of training steps and of forward passes; `small`: steps of a small network.
-
-    bound: "about" if a run does all of it, "at most" if it may stop earlier.
-    """
-
-    step_samples: int = 0
-    step_batches: int = 0
-    forward_samples: int = 0
-    forward_batches: int = 0
-    small: int = 0
-    bound: Bound = "about"
-
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            step_samples=self.step_samples + other.step_samples,
-            step_batches=self.step_batches + other.step_batches,
-            forward_samples=self.forward_samples + other.forward_samples,
-            forward_batches=self.forward_batches + other.forward_batches,
-            small=self.small + other.small,
-            bound="at most" if "at most" in (self.bound, other.bound) else "about",
-        )
 
 
 @options

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.api.planning.advice import Advice
-from expunge.api.planning.pace import Pace, Work
+from expunge.api.planning.pace import Pace
 from expunge.api.planning.situation import Kind, Situation
 from expunge.core.options import Field, options
 from expunge.methods.base import Method, make_method
+from expunge.methods.cost import Work
 
 KINDS: Mapping[Kind, str] = {
     "samples": "single samples",

@@ -20,12 +20,10 @@ from expunge.api.planning.pace import Pace
 from expunge.api.planning.plan import KINDS, Alternative, Plan, duration
 from expunge.api.planning.ranks import Ranks, measured
 from expunge.api.planning.situation import Situation, provide
-from expunge.api.planning.work import count_work
 from expunge.core.errors import UsageError
 from expunge.core.options import describe, to_dict
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
-from expunge.methods.scaling import Sizes
 
 
 def make_plan(
@@ -61,7 +59,7 @@ class _Planner:
     ) -> None:
         self.at, self.pace, self.advice, self.ranks, self.may_retrain = situation, pace, advice, ranks, exact
         self.choices = choices(situation, ranks)
-        self.sizes = Sizes(situation.forget, situation.retain, situation.recipe)
+        self.sizes = situation.sizes
         self.rejected: list[Alternative] = []
 
     @property
@@ -225,7 +223,7 @@ class _Planner:
         return absent
 
     def seconds(self, chosen: Method) -> float | None:
-        work = count_work(chosen, self.at)
+        work = chosen.cost(self.sizes)
         return None if work is None or self.pace is None else self.pace.seconds(work)
 
     def list_others(self) -> None:
@@ -240,7 +238,7 @@ class _Planner:
     def plan(
         self, chosen: Method, why: list[str], budget: float | None = None, *, rest: bool = False, whole: bool = False
     ) -> Plan:
-        name, work = chosen.card.name, count_work(chosen, self.at)
+        name, work = chosen.card.name, chosen.cost(self.sizes)
         if rest:
             seen = {name, *(one.method for one in self.rejected)}
             for choice in self.choices:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from expunge.core.needs import Needs
 from expunge.core.options import Field, build, options
 from expunge.data.split import Split
+from expunge.methods.scaling import Sizes
 from expunge.training.recipe import Recipe
 from expunge.training.sisa import Cost
 
@@ -54,6 +55,11 @@ class Situation:
     accept: tuple[Access, ...] = Field(
         ACCESS, description="what methods may be handed beside the inputs of the samples to forget"
     )
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a method's defaults and its cost go by."""
+        return Sizes(self.forget, self.retain, self.recipe, self.classes, self.sharded)
 
     @property
     def kind(self) -> Kind:

@@ -33,6 +33,8 @@ _TARGETS: dict[str, Any] = {
     "rewind": {"lr": 0.05, "limit": 8},
 }
 
+_TWO: dict[str, Any] = {"epochs": 3, "lr": 0.1, "retain_batch_size": 16, "forget_batch_size": 8}
+
 _KEPT = {"importance": "who reads what, tested in methods/test_ssd.py"}
 
 SETTINGS: dict[str, Settings] = {
@@ -231,6 +233,14 @@ SETTINGS: dict[str, Settings] = {
         options={"data": "adversarial", "epochs": 4, "lr": 0.05, "batch_size": 16, "steps": 10},
         values={"batch_size": 7, "rounds": 6, "eps": 0.5, "steps": 3},
         contexts={"decay": {"milestones": (1,)}},
+    ),
+    "pcgrad": Settings(options={**_TWO, "objective": "ascend"}, values={"clip": 0.01}),
+    "munba": Settings(options=_TWO, values={"clip": 0.01}),
+    "cup": Settings(options=_TWO, values={"clip": 0.01}),
+    "hamu": Settings(options=_TWO, values={"clip": 0.01}, contexts={"patience": {"demand": 0.99, "patience": 1}}),
+    "agrmo": Settings(options={**_TWO, "decay": 0.5}, values={"clip": 0.01}),
+    "orthograd": Settings(
+        options={**_TWO, "until": "epochs", "epochs": 2}, values={"clip": 0.01}, contexts={"until": {"lr": 0.5}}
     ),
     "regun": Settings(
         options={"epochs": 3, "lr": 0.05, "retain_batch_size": 16, "forget_batch_size": 8, "reference": "uniform"}

@@ -109,6 +109,28 @@ AMUN_PAPER = Paper(
     url="arXiv:2503.00917",
 )
 REGUN_PAPER = Paper(cite="ReGUn: Reference-Guided Machine Unlearning, 2026", url="arXiv:2603.11210")
+PCGRAD_PAPER = Paper(
+    cite="Yu, Kumar, Gupta, Levine, Hausman, Finn: Gradient Surgery for Multi-Task Learning, NeurIPS 2020",
+    url="arXiv:2001.06782",
+)
+MUNBA_PAPER = Paper(
+    cite="Wu, Harandi: MUNBa: Machine Unlearning via Nash Bargaining, ICCV 2025", url="arXiv:2411.15537"
+)
+CUP_PAPER = Paper(
+    cite="Hwang, Lim: Controllable Machine Unlearning via Gradient Pivoting, 2025", url="arXiv:2510.19226"
+)
+HAMU_PAPER = Paper(
+    cite="Chen, Niu, Sim, Liu, Chen, Low: How Hard Can It Be? Hardness-Aware Multi-Objective Unlearning, ICML 2026",
+    url="arXiv:2606.02119",
+)
+AGRMO_PAPER = Paper(
+    cite="AGRMO: Machine Unlearning via Adaptive Gradient Reweighting and Multi-stage Objective Optimization, "
+    "CVPR 2026",
+    url="https://cvpr.thecvf.com/virtual/2026/poster/36532",
+)
+ORTHOGRAD_PAPER = Paper(
+    cite="OrthoGrad: Unlearning with Per-Sample Gradient Orthogonalization, 2025", url="arXiv:2503.02312"
+)
 
 METHODS = Registry(
     "method",
@@ -441,6 +463,54 @@ METHODS = Registry(
             target="expunge.methods.regun:ReGUn",
             needs=Needs(forget="inputs", retain="labels", validation="inputs"),
             paper=REGUN_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="pcgrad",
+            summary="drop from the retained and the forget gradient what works against the other, then add them",
+            target="expunge.methods.two_gradients:PCGrad",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=PCGRAD_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="munba",
+            summary="weigh the retained and the forget gradient by Nash bargaining",
+            target="expunge.methods.two_gradients:MUNBa",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=MUNBA_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="cup",
+            summary="turn the step from the retained to the forget gradient by one dial",
+            target="expunge.methods.two_gradients:CUP",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=CUP_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="hamu",
+            summary="demand a rise of the forget loss per step, and stop when it would hurt the rest",
+            target="expunge.methods.two_gradients:HAMU",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=HAMU_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="agrmo",
+            summary="raise the entropy on the forget set along averaged gradients that do not conflict",
+            target="expunge.methods.two_gradients:AGRMO",
+            needs=Needs(forget="inputs", retain="labels"),
+            paper=AGRMO_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="orthograd",
+            summary="ascend orthogonally to the gradients of single retained samples; for small retain sets",
+            target="expunge.methods.two_gradients:OrthoGrad",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=ORTHOGRAD_PAPER,
             tags=("iterative",),
         ),
         Card(

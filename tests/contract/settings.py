@@ -74,7 +74,7 @@ SETTINGS: dict[str, Settings] = {
             "smoothing_copies_first": {"smoothing": 0.5, "smoothing_start": 2},
             "decay": {"milestones": (1,)},
         },
-        values={"clip": 0.01, "smoothing_start": 3, "smoothing": 0.5, "settle": 1.0},
+        values={"clip": 0.01, "smoothing_start": 3, "smoothing": 0.5, "retain_tolerance": 1.0},
     ),
     "unsee": Settings(
         # A random request: of a class that vanishes neither the place of a sample nor wrong labels matter.

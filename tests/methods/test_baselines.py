@@ -83,7 +83,7 @@ def test_eu_k_faithful_keeps_or_resets_the_frozen_head() -> None:
 
 def test_eu_k_without_start_weights_draws_them_and_says_so() -> None:
     result = forget(toy_problem(forget_class=1), "eu-k", epochs=0)
-    assert any("drawn anew" in note for note in result.notes)
+    assert any("initial weights are unknown" in note for note in result.notes)
 
 
 def test_bad_teacher_approaches_the_ignorant_teacher_on_the_forget_set_only() -> None:

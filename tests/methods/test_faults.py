@@ -141,9 +141,11 @@ def test_threads_that_unlearn_at_once_give_what_each_gives_alone() -> None:
 
 def test_a_run_that_a_rule_ends_early_is_stopped_and_not_finished() -> None:
     quick = {"lr": 5e-3, "epochs": 6, "msteps": 1, "retain_batch_size": 16, "max_drop": None}
-    assert run(SCRUB(**quick, settle=1.0), toy_problem()).status == "stopped"
+    assert run(SCRUB(**quick, retain_tolerance=1.0), toy_problem()).status == "stopped"
     assert run(SCRUB(**quick), toy_problem()).status == "finished"
-    assert run(SCRUB(**{**quick, "epochs": 1}, settle=1.0), toy_problem()).status == "finished"  # it was the last
+    assert (
+        run(SCRUB(**{**quick, "epochs": 1}, retain_tolerance=1.0), toy_problem()).status == "finished"
+    )  # it was the last
 
 
 def test_importance_of_the_authors_adds_gradients_up_over_batches() -> None:

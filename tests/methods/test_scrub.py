@@ -47,16 +47,16 @@ def test_gradient_is_zero_where_student_equals_teacher_in_eval_mode() -> None:
 
 
 @pytest.mark.parametrize("preset", ["large-rb", "up"])
-def test_a_net_without_batchnorm_is_kicked_before_its_first_step(preset: str) -> None:
+def test_a_net_without_batchnorm_is_perturbed_before_its_first_step(preset: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         problem = toy_problem(ToyNet(batchnorm=False), epochs=12)
     options = {**SCRUB.presets[preset], "msteps": 1, "epochs": 1}  # under SGD, with a single max epoch
-    kicked, stuck = (run(SCRUB(**options, **more), problem) for more in ({}, {"start_perturbation": 0.0}))
-    assert kicked.details["first_gradient_norm"] == stuck.details["first_gradient_norm"] < 1e-4
-    assert any("perturbation" in note for note in kicked.notes)
+    perturbed, stuck = (run(SCRUB(**options, **more), problem) for more in ({}, {"start_perturbation": 0.0}))
+    assert perturbed.details["first_gradient_norm"] == stuck.details["first_gradient_norm"] < 1e-4
+    assert any("perturbed" in note for note in perturbed.notes)
     assert not stuck.notes
-    went, stood = (result.history[0]["forget_distance"] for result in (kicked, stuck))
+    went, stood = (result.history[0]["forget_distance"] for result in (perturbed, stuck))
     assert went > 1e-3
     assert abs(stood) < 1e-5
 
@@ -84,13 +84,13 @@ def test_the_kick_moves_every_tensor_by_its_share_and_reads_no_label() -> None:
 def test_a_net_with_batchnorm_needs_no_kick() -> None:
     result = run(SCRUB(epochs=1, msteps=1), toy_problem())
     assert result.details["first_gradient_norm"] > 1e-2
-    assert not any("perturbation" in note for note in result.notes)
+    assert not any("perturbed" in note for note in result.notes)
 
 
 def test_it_settles_once_the_retained_error_is_back() -> None:
     options = {"lr": 5e-3, "epochs": 6, "msteps": 2, "forget_batch_size": 8, "batchnorm": "frozen"}
     problem = toy_problem()
-    rows = run(SCRUB(**options, settle=0.02), problem).history
+    rows = run(SCRUB(**options, retain_tolerance=0.02), problem).history
     wrong = (predict(problem.model, problem.retain).argmax(1) != problem.retain.y).double().mean()
     back = [row["epoch"] for row in run(SCRUB(**options), problem).history if row["retain_error"] <= wrong + 0.02]
     assert [row["epoch"] for row in rows][-1] == next(epoch for epoch in back if epoch >= 2)

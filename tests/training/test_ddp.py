@@ -273,7 +273,7 @@ def test_a_cached_reference_is_read_by_one_and_known_to_all(both: list[dict[str,
 def test_what_cannot_be_shared_is_refused(both: list[dict[str, Any]]) -> None:
     for found in both:
         said = found["refusals"]
-        assert "fisher cannot be shared by 2 processes" in said["method"]
+        assert "fisher cannot run on 2 processes" in said["method"]
         assert "finetune, laf, laf+r, neggrad, neggrad+" in said["method"]
         assert "`compile` is not offered where 2 processes" in said["compile"]
         assert "device `cuda:0` cannot be shared by 2 processes; allowed: auto, cpu, cuda." in said["device"]

@@ -1,6 +1,6 @@
-"""Ways to forget. This page is the catalogue: names, needs and papers, without importing torch.
+"""Catalogue of the unlearning methods: names, data access and papers, without importing torch.
 
-Third parties register theirs through the entry-point group `expunge.methods`, or in a process with `@method(...)`.
+Other packages register methods through the entry-point group `expunge.methods`, or within a process by `@method(...)`.
 """
 
 from __future__ import annotations
@@ -145,14 +145,14 @@ METHODS = Registry(
         ),
         Card(
             name="retrain",
-            summary="train again from the start without the forget set: exact, the reference for all others",
+            summary="retrain from scratch without the forget set: exact, the reference for all others",
             target="expunge.methods.references:Retrain",
             needs=Needs(retain="labels", weights=False, recipe=True),
             tags=("reference", "exact", "iterative"),
         ),
         Card(
             name="finetune",
-            summary="go on training on the retained samples and hope that the others fade",
+            summary="continue training on the retained samples and rely on catastrophic forgetting",
             target="expunge.methods.finetune:Finetune",
             needs=Needs(retain="labels"),
             paper=GOLATKAR,
@@ -184,7 +184,7 @@ METHODS = Registry(
         ),
         Card(
             name="scrub",
-            summary="student leaves the teacher on the forget set and stays with it on the rest; `rewind` for SCRUB+R",
+            summary="student diverges from the teacher on the forget set, matches it on the rest; SCRUB+R: `rewind`",
             target="expunge.methods.scrub:SCRUB",
             needs=Needs(forget="inputs", retain="labels"),
             paper=SCRUB_PAPER,
@@ -192,7 +192,7 @@ METHODS = Registry(
         ),
         Card(
             name="bad-t",
-            summary="imitate the trained model on retained samples and a freshly drawn one on the forget set",
+            summary="imitate the trained model on retained samples and an untrained one on the forget set",
             target="expunge.methods.bad_teacher:BadTeacher",
             needs=Needs(forget="inputs", retain="inputs"),
             paper=CHUNDAWAT,
@@ -230,7 +230,7 @@ METHODS = Registry(
         ),
         Card(
             name="eu-k",
-            summary="set the last k blocks back to their start weights and train them on the retained samples",
+            summary="reset the last k blocks to their initial weights and train them on the retained samples",
             target="expunge.methods.last_blocks:EUk",
             needs=Needs(retain="labels", recipe=True, initial=True),
             paper=GOEL,
@@ -252,7 +252,7 @@ METHODS = Registry(
         ),
         Card(
             name="boundary-shrink",
-            summary="teach each sample to forget the wrong class nearest to it in input space",
+            summary="train each forget sample towards the wrong class that is nearest in input space",
             target="expunge.methods.boundary:BoundaryShrink",
             needs=Needs(forget="labels"),
             paper=CHEN,
@@ -261,7 +261,7 @@ METHODS = Registry(
         ),
         Card(
             name="boundary-expand",
-            summary="send the forget set to a shadow class, then drop that class; reads no label",
+            summary="move the forget set to a shadow class, then drop that class; reads no label",
             target="expunge.methods.boundary:BoundaryExpand",
             needs=Needs(forget="inputs"),
             paper=CHEN,
@@ -270,7 +270,7 @@ METHODS = Registry(
         ),
         Card(
             name="unrolling",
-            summary="one step that adds back the gradients of the forget set, taken at the start weights",
+            summary="one step that adds back the gradients of the forget set, taken at the initial weights",
             target="expunge.methods.unrolling:Unrolling",
             needs=Needs(forget="labels", recipe=True, initial=True),
             paper=THUDI,
@@ -278,7 +278,7 @@ METHODS = Registry(
         ),
         Card(
             name="sisa",
-            summary="an original trained in shards; those that saw the forget set are trained again (exact)",
+            summary="an original trained in shards; those with forget samples are retrained (exact)",
             target="expunge.methods.sisa:SISA",
             needs=Needs(forget="labels", retain="labels", weights=False, recipe=True),
             paper=Paper(cite="Bourtoule et al.: Machine Unlearning, IEEE S&P 2021", url="arXiv:1912.03817"),
@@ -286,7 +286,7 @@ METHODS = Registry(
         ),
         Card(
             name="laf",
-            summary="no label at all: move representations of the forget set off their modelled distribution",
+            summary="label-free: move representations of the forget set off their modelled distribution",
             target="expunge.methods.laf:LAF",
             needs=Needs(forget="inputs", retain="inputs"),
             paper=LAF_PAPER,
@@ -312,7 +312,7 @@ METHODS = Registry(
         Card(
             name="l2ul-plain",
             summary="ascend until every instance is misclassified (NegGrad), or descend to new labels (Correct)",
-            target="expunge.methods.l2ul:Plain",
+            target="expunge.methods.l2ul:L2ULPlain",
             needs=Needs(forget="labels"),
             paper=CHA,
             tags=("iterative", "forget-set-only"),
@@ -320,8 +320,8 @@ METHODS = Registry(
         ),
         Card(
             name="l2ul-oracle",
-            summary="the same goal with the retained samples at hand",
-            target="expunge.methods.l2ul:Oracle",
+            summary="the same goal with access to the retained samples",
+            target="expunge.methods.l2ul:L2ULOracle",
             needs=Needs(forget="labels", retain="labels"),
             paper=CHA,
             tags=("iterative",),
@@ -329,7 +329,7 @@ METHODS = Registry(
         ),
         Card(
             name="ssd",
-            summary="shrink the weights that matter far more to the forget set than to all data; no training",
+            summary="shrink weights that are far more important to the forget set than to all data; no training",
             target="expunge.methods.ssd:SSD",
             needs=Needs(forget="labels", retain="labels"),
             paper=SSD_PAPER,
@@ -344,14 +344,14 @@ METHODS = Registry(
         ),
         Card(
             name="assd",
-            summary="SSD whose threshold follows from the share of the data that is to be forgotten",
+            summary="SSD whose threshold follows from the share of the data in the forget set",
             target="expunge.methods.ssd:ASSD",
             needs=Needs(forget="labels", retain="labels"),
             paper=ASSD_PAPER,
         ),
         Card(
             name="potion",
-            summary="dampen more and more weights until the forget set is not answered any more; for poisoned data",
+            summary="dampen more and more weights until the forget set is no longer recognised; for poisoned data",
             target="expunge.methods.ssd:Potion",
             needs=Needs(forget="labels", retain="inputs"),
             paper=POTION_PAPER,
@@ -359,7 +359,7 @@ METHODS = Registry(
         ),
         Card(
             name="salun",
-            summary="random labels, learnt by the weights alone to which the forget set matters most",
+            summary="random labels, trained only in the weights that are most salient for the forget set",
             target="expunge.methods.salun:SalUn",
             needs=Needs(forget="labels", retain="labels"),
             paper=SALUN_PAPER,
@@ -367,7 +367,7 @@ METHODS = Registry(
         ),
         Card(
             name="l1-sparse",
-            summary="fine-tune on the retained samples while a fading penalty drives weights to zero",
+            summary="fine-tune on the retained samples with a decaying l1 penalty on the weights",
             target="expunge.methods.l1_sparse:L1Sparse",
             needs=Needs(retain="labels"),
             paper=JIA,
@@ -375,7 +375,7 @@ METHODS = Registry(
         ),
         Card(
             name="perturb",
-            summary="damage the weights at one stroke (negate, transpose, redraw, shrink), then fine-tune",
+            summary="damage the weights at once (negate, transpose, re-initialise, shrink), then fine-tune",
             target="expunge.methods.perturb:PerturbAndHeal",
             needs=Needs(retain="labels"),
             paper=CADET,
@@ -383,7 +383,7 @@ METHODS = Registry(
         ),
         Card(
             name="delete",
-            summary="imitate the trained model with the class of each sample to forget masked",
+            summary="distil from the trained model with the class of each forget sample masked",
             target="expunge.methods.delete:DELETE",
             needs=Needs(forget="labels"),
             paper=ZHOU,
@@ -401,7 +401,7 @@ METHODS = Registry(
         ),
         Card(
             name="pour-d",
-            summary="teach the extractor representations without the directions of the forgotten classes",
+            summary="train the extractor to representations without the directions of the forgotten classes",
             target="expunge.methods.pour:POURD",
             needs=Needs(forget="labels"),
             paper=POUR_PAPER,
@@ -419,7 +419,7 @@ METHODS = Registry(
         ),
         Card(
             name="lotus",
-            summary="distil softer on the forget set, until it is answered like held-out samples",
+            summary="distil with softer targets on the forget set, until its accuracy is that of held-out samples",
             target="expunge.methods.lotus:LoTUS",
             needs=Needs(forget="labels", retain="inputs"),
             paper=LOTUS_PAPER,
@@ -427,7 +427,7 @@ METHODS = Registry(
         ),
         Card(
             name="jit",
-            summary="make the model flat around each sample to forget; no label",
+            summary="flatten the model around each forget sample; no label",
             target="expunge.methods.jit:JIT",
             needs=Needs(forget="inputs"),
             paper=JIT_PAPER,
@@ -443,7 +443,7 @@ METHODS = Registry(
         ),
         Card(
             name="scar",
-            summary="move the forget set onto the nearest other class (Mahalanobis), distil the rest",
+            summary="move the forget set to the nearest other class (Mahalanobis), distil on other samples",
             target="expunge.methods.scar:SCAR",
             needs=Needs(forget="labels", retain="labels"),
             paper=SCAR_PAPER,
@@ -451,7 +451,7 @@ METHODS = Registry(
         ),
         Card(
             name="amun",
-            summary="train on the nearest adversarial examples of the forget set, with the wrong answers given there",
+            summary="train on the nearest adversarial examples of the forget set, labelled by the wrong predictions",
             target="expunge.methods.amun:AMUN",
             needs=Needs(forget="labels", retain="labels"),
             paper=AMUN_PAPER,
@@ -459,7 +459,7 @@ METHODS = Registry(
         ),
         Card(
             name="regun",
-            summary="answer the forget set as the trained model answers samples that it never saw",
+            summary="match outputs on the forget set to the trained model's outputs on held-out samples",
             target="expunge.methods.regun:ReGUn",
             needs=Needs(forget="inputs", retain="labels", validation="inputs"),
             paper=REGUN_PAPER,

@@ -1,4 +1,4 @@
-"""AMUN: train on the nearest adversarial examples of the forget set, with the wrong answers that the model gives there.
+"""AMUN: train on the nearest adversarial examples of the forget set, labelled by the model's wrong predictions.
 
 Paper      Ebrahimpour-Boroojeny, Sundaram, Chandrasekaran: AMUN: Adversarial Machine UNlearning, ICML 2025,
            arXiv:2503.00917
@@ -6,17 +6,17 @@ Reference  Ali-E/AMUN, adversarial_unlearn.py, pgdl2_modified.py
 Notation   x in pixels with their box (images: [0, 1]), f the trained model, y the label; norms L2, per sample
 
     x_A   per round r = 0, 1, ...: radius eps_r = 2^r eps, steps of eps_r / 10 along the gradient of
-          max over k != y of f_k - f_y, clipped to ball and box, at most `steps` of them; stop at the first wrong answer
-    D_A = {(x_A, argmax f(x_A))};   a sample that resists all rounds has no place in it
+          max over k != y of f_k - f_y, clipped to ball and box, at most `steps` of them; stop at the first wrong class
+    D_A = {(x_A, argmax f(x_A))}, without samples for which no round succeeds
     min over w:  CE over the data of `data`:  all = R, F and D_A  |  retain = R and D_A  |  forget = F and D_A  |
                  adversarial = D_A alone
 
-F stays in with its true labels (`all`, `forget`): the wrong examples beside it lower the confidence around it to what
-unseen samples have. `forget` and `adversarial` read no retained sample.
+With `all` and `forget`, F is kept with its true labels: the adversarial examples next to it lower its confidence to
+that of unseen samples. `forget` and `adversarial` read no retained sample.
 Cost       at most rounds x steps passes over F for the attack; epochs x passes over the data trained on
-Limits     on a class the true labels keep it alive: choose `retain` or `adversarial`. Over-forgets by strong attacks at
-           one per cent of the data (RMIA AUC below one half in a comparison by others)
-Deviates   the attack climbs the margin, not the cross-entropy, whose slope vanishes where the model is sure
+Limits     a whole class is retained by its true labels: choose `retain` or `adversarial`. Over-forgets according to
+           strong attacks at one per cent of the data (RMIA AUC below one half in a comparison by others)
+Deviates   the attack maximises the margin, not the cross-entropy, whose gradient vanishes for confident predictions
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class AMUN(IterativeMethod):
     preset_source: ClassVar[str] = "`authors`: defaults of the reference for CIFAR-10; `apart`: ours"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {"data": "all", "eps": 0.01, "rounds": 6, "lr": 0.01, "epochs": 10, "batch_size": 128},  # CIFAR-10
-        "apart": {"data": "retain"},  # the originals stay out, as a class to forget needs
+        "apart": {"data": "retain"},  # without the forget samples themselves, for forgetting a class
     }
 
-    data: Literal["all", "retain", "forget", "adversarial"] = Field("all", description="what is trained on, see above")
+    data: Literal["all", "retain", "forget", "adversarial"] = Field("all", description="training data, see above")
     eps: float = Field(0.01, gt=0, description="radius of the first round, L2 over all pixels")
-    rounds: int = Field(12, ge=1, description="most rounds; the radius doubles in each")
-    steps: int = Field(50, ge=1, description="most steps of a round, each of a tenth of its radius")
-    epochs: int = Field(10, ge=0, description="passes over the data that are trained on")
+    rounds: int = Field(12, ge=1, description="maximal number of rounds; the radius doubles in each")
+    steps: int = Field(50, ge=1, description="maximal number of steps of a round, each of a tenth of its radius")
+    epochs: int = Field(10, ge=0, description="passes over the training data")
     lr: float = Field(0.01, gt=0, description="learning rate of SGD")
     milestones: tuple[int, ...] = Field((), description="rate x `decay` for each milestone < epoch (strictly)")
     decay: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
@@ -106,7 +106,7 @@ class AMUN(IterativeMethod):
         return student
 
     def neighbours(self, problem: Problem, run: Run) -> Split:
-        """D_A, as a split of its own."""
+        """D_A as a split; raises `UsageError` if no attack succeeds."""
         space = pixel_space(problem.forget, run)
         images, labels = [], []
         with evaluation_mode(problem.model):
@@ -118,43 +118,58 @@ class AMUN(IterativeMethod):
                 flipped = wrong >= 0
                 images.append(space.seen(moved[flipped]).cpu())
                 labels.append(wrong[flipped].cpu())
-        made = torch.cat(labels)
-        run.details["adversarial_examples"] = len(made)
-        if not len(made):
+        new_labels = torch.cat(labels)
+        run.details["adversarial_examples"] = len(new_labels)
+        if not len(new_labels):
             raise UsageError(
-                f"amun: no sample to forget changed its answer within {self.rounds} rounds from eps = {self.eps:g}; "
-                "raise `rounds`."
+                f"amun: the prediction of no forget sample changed within {self.rounds} rounds from "
+                f"eps = {self.eps:g}; raise `rounds`."
             )
-        if len(made) < len(problem.forget):
-            run.notes.append(f"{len(problem.forget) - len(made)} samples to forget kept their answer in all rounds.")
+        if len(new_labels) < len(problem.forget):
+            run.notes.append(f"the attack failed on {len(problem.forget) - len(new_labels)} forget samples.")
         classes = [str(c) for c in range(problem.num_classes)]
-        return Split.whole(ResidentStore(torch.cat(images), made, classes=classes, name="adversarial"), "adversarial")
+        return Split.whole(
+            ResidentStore(torch.cat(images), new_labels, classes=classes, name="adversarial"), "adversarial"
+        )
 
 
 def nearest_wrong(
     model: nn.Module, x: Tensor, y: Tensor, space: PixelSpace, *, eps: float, rounds: int, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Pixels (B, ...) near x that `model` answers wrongly, and these answers (B,), -1 where none was reached."""
-    made, answers = x.clone(), torch.full_like(y, -1)
-    left = torch.arange(len(x), device=x.device)
+    """Adversarial examples by L2 steps within a radius that doubles in each round.
+
+    Args:
+        model: classifier in eval mode.
+        x: pixels (B, ...).
+        y: labels (B,).
+        space: the box of the pixels.
+        eps: radius of the first round, L2 over all pixels.
+        rounds: maximal number of rounds.
+        steps: steps per round, each of a tenth of the radius.
+
+    Returns:
+        Pixels (B, ...) near x, and the wrong predicted classes (B,), -1 where the attack failed.
+    """
+    adversarial, answers = x.clone(), torch.full_like(y, -1)
+    active = torch.arange(len(x), device=x.device)
     for number in range(rounds):
         radius = eps * 2**number
-        d = torch.zeros_like(x[left])
-        for taken in range(steps + 1):
-            if not len(left):
-                return made, answers
-            at = (x[left] + d).requires_grad_(True)
+        d = torch.zeros_like(x[active])
+        for iteration in range(steps + 1):
+            if not len(active):
+                return adversarial, answers
+            candidates = (x[active] + d).requires_grad_(True)
             with torch.enable_grad():
-                logits = model(space.seen(at)).float()
-                own = logits.gather(1, y[left, None])[:, 0]
-                margin = logits.scatter(1, y[left, None], -torch.inf).amax(1) - own
-                (g,) = torch.autograd.grad(margin.sum(), at)
-            wrong = logits.argmax(1) != y[left]
-            made[left[wrong]], answers[left[wrong]] = at.detach()[wrong], logits.argmax(1)[wrong]
-            left, d, g = left[~wrong], d[~wrong], g[~wrong]
-            if taken < steps:
-                d = _within(x[left], d + radius / 10 * g / _norm(g).clamp(min=1e-30), radius, space)
-    return made, answers
+                logits = model(space.seen(candidates)).float()
+                own = logits.gather(1, y[active, None])[:, 0]
+                margin = logits.scatter(1, y[active, None], -torch.inf).amax(1) - own
+                (g,) = torch.autograd.grad(margin.sum(), candidates)
+            wrong = logits.argmax(1) != y[active]
+            adversarial[active[wrong]], answers[active[wrong]] = candidates.detach()[wrong], logits.argmax(1)[wrong]
+            active, d, g = active[~wrong], d[~wrong], g[~wrong]
+            if iteration < steps:
+                d = _within(x[active], d + radius / 10 * g / _norm(g).clamp(min=1e-30), radius, space)
+    return adversarial, answers
 
 
 def _within(x: Tensor, d: Tensor, radius: float, space: PixelSpace) -> Tensor:

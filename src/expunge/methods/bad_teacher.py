@@ -1,15 +1,15 @@
-"""Bad teacher: the student imitates the trained model on retained samples and an ignorant one on the forget set.
+"""Bad teacher: the student imitates the trained model on retained samples and an untrained model on the forget set.
 
 Paper      Chundawat, Tarun, Mandal, Kankanhalli, AAAI 2023, arXiv:2205.08096; "Bad-T" in Kurmanji et al., "T-S" in
            Shen et al.
 Notation   d(x; w, t) = T^2 KL( softmax(t(x)/T) || softmax(f(x; w)/T) )                     batch mean, logits (B, C)
 
-    min over w:  keep * d(B_r; w, competent) + forget * d(B_f; w, incompetent)
+    min over w:  retain_weight * d(B_r; w, competent) + forget_weight * d(B_f; w, incompetent)
 
-competent = the trained model, incompetent = the same architecture with freshly drawn weights; both frozen, eval mode.
+competent = the trained model, incompetent = the same architecture with random weights; both frozen, in eval mode.
 Reads no label. One pass over D_r per epoch; D_f is cycled and reshuffled.
 Cost       `epochs` passes over D_r and as many steps on D_f; one teacher pass over each set, cached
-Limits     the forget set is pushed to near-uniform outputs, which unseen data do not have: it can be told by that
+Limits     the forget set is pushed to near-uniform outputs, which unseen data do not have: an attack can detect it
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from expunge.training.inference import predict
 from expunge.training.loop import step
 from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 
-MOST_SEEN = 10  # times that each sample meets the ignorant teacher at full weight
+MAX_EXPOSURE = 10  # passes over the forget set at full weight of the incompetent teacher
 
 
 @method("bad-t")
@@ -71,12 +71,12 @@ class BadTeacher(IterativeMethod):
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """The rate follows the training; the ignorant teacher weighs less the more often it is asked."""
+        """The learning rate follows the recipe; the forget weight falls with the passes over the forget set."""
         seen = scaling.exposure(sizes, self.epochs, self.retain_batch_size, self.forget_batch_size)
         adaptive = self.optimizer != "sgd"
         return {
             "lr": scaling.rate(sizes, 1e-3, 0.3, adaptive=adaptive, momentum=self.momentum),
-            "forget_weight": min(1.0, MOST_SEEN / max(seen, 1e-9)),
+            "forget_weight": min(1.0, MAX_EXPOSURE / max(seen, 1e-9)),
         }
 
     def cost(self, sizes: Sizes) -> Work:
@@ -88,8 +88,12 @@ class BadTeacher(IterativeMethod):
         with run.stage("teachers"):
             incompetent = copy.deepcopy(problem.model)
             reset_parameters(incompetent, seed=run.seed_for("incompetent"), any_rule=True)
-            knows = PerSample(problem.retain, predict(problem.model, problem.retain, run.device, world=run.world))
-            ignores = PerSample(problem.forget, predict(incompetent, problem.forget, run.device, world=run.world))
+            competent_logits = PerSample(
+                problem.retain, predict(problem.model, problem.retain, run.device, world=run.world)
+            )
+            incompetent_logits = PerSample(
+                problem.forget, predict(incompetent, problem.forget, run.device, world=run.world)
+            )
         optimizer = make_optimizer(
             self.optimizer, student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -109,8 +113,8 @@ class BadTeacher(IterativeMethod):
                 forgotten = next(forget_batches)
                 with run.autocast():
                     on_retain, on_forget = passes(retained), passes(forgotten)
-                retain_loss = distillation(on_retain.float(), knows[retained.index], self.temperature)
-                forget_loss = distillation(on_forget.float(), ignores[forgotten.index], self.temperature)
+                retain_loss = distillation(on_retain.float(), competent_logits[retained.index], self.temperature)
+                forget_loss = distillation(on_forget.float(), incompetent_logits[forgotten.index], self.temperature)
                 step(self.retain_weight * retain_loss + self.forget_weight * forget_loss, student, optimizer, self.clip)
                 epoch.add("retain_distance", retain_loss, len(retained))
                 epoch.add("forget_distance", forget_loss, len(forgotten))

@@ -1,4 +1,4 @@
-"""What every method shares. `apply` owns the ceremony; a method is its options and its algorithm, `unlearn`.
+"""The base class of all methods: `apply` checks, copies, seeds and restores; a method adds options and `unlearn`.
 
 @method("my-method", summary="one line", needs=Needs(retain="labels"))
 class MyMethod(Method):
@@ -46,14 +46,17 @@ RESERVED = frozenset(
 
 
 class Method(ABC):
-    """A way to forget: frozen options (fields) and an algorithm.
+    """An unlearning method: frozen options (fields) and an algorithm.
 
-    presets: named sets of option values, e.g. the settings of one table of the paper; users write `scrub/large-rb`.
-    renamed: former names of options, old -> new; recipes and results of earlier versions have them.
-    preset_source: where these values come from, in a sentence.
-    same_tensors: the result has the tensors of the given model; only a method that trains in another way has others.
-    parallel: several processes can share a run (`torchrun`): it draws batches with `world=run.world`, passes them
-    through `training.ddp.Passes`, and decides nothing by what only one process knows.
+    Attributes:
+        card: name, summary, data access and paper, from the registry.
+        same_tensors: whether the result has the tensor names and shapes of the given model; false for methods that
+            return another architecture.
+        parallel: whether several processes can share a run (`torchrun`). Such a method draws batches with
+            `world=run.world`, passes them through `training.ddp.Passes`, and decides nothing by process-local values.
+        presets: named sets of option values, e.g. the settings of one table of the paper; users write `scrub/large-rb`.
+        renamed: former names of options, old -> new, which recipes and results of earlier versions contain.
+        preset_source: where the values of the presets come from, in one sentence.
     """
 
     card: ClassVar[Card]
@@ -65,21 +68,22 @@ class Method(ABC):
 
     @property
     def needs(self) -> Needs:
-        """What this method, with these options, must be handed."""
+        """Data access that this method needs with these options."""
         needs: Needs = self.card.needs
         return needs
 
     @property
     def rewinds(self) -> bool:
+        """Whether `apply` returns one of the epoch snapshots (see `methods.rewind`)."""
         return False
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """Values that fit a problem, for options that nobody gave; see `methods.scaling`."""
+        """Values for options that were not given, computed from the problem's sizes; see `methods.scaling`."""
         return {}
 
     @final
     def fitted(self, sizes: Sizes) -> Method:
-        """The method with `scaled` values for what nobody gave. Presets, and methods made whole, stay as they are."""
+        """The method with `scaled` values for the options that were not given; presets are not scaled."""
         values = {name: value for name, value in self.scaled(sizes).items() if name not in given(self)}
         return replace(self, **values) if values else self  # type: ignore[type-var]
 
@@ -99,14 +103,29 @@ class Method(ABC):
 
     @abstractmethod
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
-        """The algorithm. Returns a new model; `problem.model` is frozen, in eval mode, and must stay as it is."""
+        """Run the algorithm.
+
+        Args:
+            problem: the trained model and the declared data; `problem.model` is frozen, in eval mode, and must not be
+                changed: work on `problem.student()`.
+            run: device, seeds, progress and history.
+
+        Returns:
+            The unlearned model, on `run.device`.
+        """
 
     @final
     def apply(self, problem: Problem, run: Run) -> nn.Module:
-        """Run the algorithm on private copies, verify what it did, restore every mode and flag.
+        """Run the algorithm on private copies, verify the result, restore modes and flags.
 
-        Raises `ExpungeError` when a method breaks the contract: it changed its teacher, returned it, returned other
-        tensors than it was given, or returned weights that are not finite.
+        Returns:
+            The unlearned model, with the train/eval modes, `requires_grad` flags and device of `problem.model`.
+
+        Raises:
+            DivergedError: if the result has weights that are not finite.
+            ExpungeError: if the method breaks its contract: it changed the given model, returned a model that shares
+                weights with it, or returned other tensors.
+            UsageError: if several processes share the run of a method that is not `parallel`.
         """
         check_parallel(self, run.world)
         original = problem.model
@@ -137,30 +156,32 @@ class Method(ABC):
         owned = {p.data_ptr() for p in teacher.parameters() if p.numel()}
         if any(p.data_ptr() in owned for p in result.parameters() if p.numel()):
             raise ExpungeError(f"{name} returned a model that shares weights with the given one.")
-        given, got = teacher.state_dict(), result.state_dict()
-        shapes = [{k: (v.shape, v.dtype) for k, v in tensors.items()} for tensors in (given, got)]
+        expected, actual = teacher.state_dict(), result.state_dict()
+        shapes = [{k: (v.shape, v.dtype) for k, v in tensors.items()} for tensors in (expected, actual)]
         if self.same_tensors and shapes[0] != shapes[1]:
             raise ExpungeError(f"{name} returned a model whose tensors differ in name, shape or type.")
-        for key, value in got.items():
+        for key, value in actual.items():
             # A buffer may hold infinite constants, such as an attention mask.
-            was_finite = torch.isfinite(given[key]) if key in given and value.shape == given[key].shape else True
+            was_finite = (
+                torch.isfinite(expected[key]) if key in expected and value.shape == expected[key].shape else True
+            )
             if value.is_floating_point() and bool((~torch.isfinite(value) & was_finite).any()):
                 raise DivergedError(f"{name} diverged: `{key}` is not finite. Lower the learning rate or set a clip.")
 
 
 @options
 class IterativeMethod(Method):
-    """A method that works in epochs; any of them can be rewound (SCRUB+R's rule, see `methods.rewind`), or guarded.
+    """A method that works in epochs and can be rewound (SCRUB+R's rule, see `methods.rewind`) or guarded.
 
-    The guard (`training.guard`) reads held-out samples that the method is not handed. It is off where the method is
-    rewound, which chooses among all epochs, and in presets, whose authors had none.
+    The guard (`training.guard`) reads held-out samples that the method itself cannot access. It is off if the method is
+    rewound, which chooses among all epochs, and in presets, because the published methods have no guard.
     """
 
     rewind: bool = Field(
         False, description="return the epoch whose forget error is closest to the final model's held-out error"
     )
     max_drop: float | None = Field(
-        0.03, gt=0, lt=1, description="held-out accuracy on classes that stay that may be lost; none: no guard"
+        0.03, gt=0, lt=1, description="largest loss of held-out accuracy on retained classes; none: no guard"
     )
 
     @property
@@ -179,33 +200,45 @@ def method(
 ) -> Callable[[type[C]], type[C]]:
     """Class decorator: make the class a validated frozen dataclass and register it under `name`.
 
-    Built-in methods have their card in the catalogue (`expunge.methods`) and give only the name.
+    Args:
+        name: what users write, e.g. "scrub".
+        summary: one line for listings.
+        needs: data access of the method; built-in methods have their card in `expunge.methods` and give only `name`.
+        paper: citation and address.
+        tags: for filters, e.g. "control".
 
-    Raises `ExpungeError` if an option has the name of a keyword of `expunge.unlearn` (`RESERVED`).
+    Raises:
+        ExpungeError: if an option has the name of a keyword of `expunge.unlearn` (`RESERVED`).
     """
 
     def decorate(cls: type[C]) -> type[C]:
-        made = options(cls)
-        taken = sorted(RESERVED.intersection(option_names(made)))
+        built = options(cls)
+        taken = sorted(RESERVED.intersection(option_names(built)))
         if taken:
             raise ExpungeError(
                 f"{name}: the option `{taken[0]}` has the name of a keyword of expunge.unlearn and could not be "
                 "passed; give it another name."
             )
         if needs is None:
-            made.card = METHODS.card(name)
+            built.card = METHODS.card(name)
         else:
-            made.card = Card(name=name, summary=summary, needs=needs, paper=paper, tags=tags)
-        METHODS.add(made.card, made)
-        return made
+            built.card = Card(name=name, summary=summary, needs=needs, paper=paper, tags=tags)
+        METHODS.add(built.card, built)
+        return built
 
     return decorate
 
 
 def make_method(name: str | Method, **options_given: Any) -> Method:
-    """A method from `name` or `name/preset` and options; an instance passes through with options replaced.
+    """Build a method from its name and options.
 
-    With a preset no option is scaled to the problem: `name/paper` has the values that stand in the class.
+    Args:
+        name: "name" or "name/preset", or a method, which is returned with the given options replaced. With a preset
+            no option is scaled to the problem: `name/paper` has the defaults of the class.
+        options_given: values of options.
+
+    Raises:
+        UsageError: for an unknown name, preset or option, or a value out of range.
     """
     if isinstance(name, Method):
         if not options_given:
@@ -215,22 +248,22 @@ def make_method(name: str | Method, **options_given: Any) -> Method:
     base, _, preset = name.partition("/")
     cls = METHODS.load(base)
     values = dict(preset_values(cls, preset)) if preset else {}
-    made: Method = build(cls, {**values, **options_given}, base)
-    return replace(made) if preset else made  # type: ignore[type-var]
+    built: Method = build(cls, {**values, **options_given}, base)
+    return replace(built) if preset else built  # type: ignore[type-var]
 
 
 def check_parallel(chosen: Method, world: World) -> None:
-    """`UsageError` if several processes are to share a run of a method that only one can do."""
+    """Raise `UsageError` if several processes share a run of a method that is not `parallel`."""
     if world.several and not chosen.parallel:
         able = sorted(name for name in METHODS.names() if METHODS.load(name).parallel)
         raise UsageError(
-            f"{chosen.card.name} cannot be shared by {world.size} processes; run it without torchrun, or choose one "
-            f"of those that can: {', '.join(able)}."
+            f"{chosen.card.name} cannot run on {world.size} processes; run it without torchrun, or choose one of the "
+            f"methods that can: {', '.join(able)}."
         )
 
 
 def preset_values(cls: type[Method], preset: str) -> Mapping[str, Any]:
-    """Options of a preset. Raises `UsageError` where there is none of that name."""
+    """Options of a preset; raises `UsageError` if the class has no preset of that name."""
     if preset not in cls.presets:
         if not cls.presets:
             raise UsageError(f"{cls.card.name} has no presets, got `{preset}`; write `{cls.card.name}`.")
@@ -240,7 +273,7 @@ def preset_values(cls: type[Method], preset: str) -> Mapping[str, Any]:
 
 
 def _restored(result: nn.Module, original: nn.Module) -> nn.Module:
-    """Train/eval modes, `requires_grad`, memory layout and device as the given model had them."""
+    """`result` with the train/eval modes, `requires_grad` flags, memory layout and device of the given model."""
     contiguous(result)
     without_lone_samples(result)
     reference = next(iter(original.parameters()), None)

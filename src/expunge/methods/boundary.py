@@ -5,14 +5,15 @@ Notation   f(x; w) logits of K classes, w_o the trained weights, x in pixels wit
 
     Shrink     x' = clip(x + bound sign(grad_x CE(f(x; w_o), y)))                              FGSM: one step of `bound`
                y' = argmax_{k != y} f_k(x'; w_o)               the nearest wrong class;  min over w:  CE(f(x; w), y')
-    Expand     f gets a shadow output K, its row drawn anew;   min over w and row:  CE((f, f_K)(x), K);  drop the row
+    Expand     f gets a shadow output K with a random row;     min over w and row:  CE((f, f_K)(x), K);  drop the row
 
-Expand never reads a label: every sample of D_f is sent to the shadow class.
+Expand reads no label: every sample of D_f is assigned to the shadow class.
 Cost       epochs x passes over D_f; Shrink one more forward and backward pass per step of its search
 Deviates   from the public code (`/authors`), which keeps y' = y where the step did not cross the boundary, and so
-           trains such samples towards their own class; neighbours are found once, not anew in every epoch (the same
-           labels, as w_o is fixed), and are not rounded to 8 bits
-Limits     all of D_f is pushed into few regions, which an attack can see; in train mode BatchNorm drifts to D_f
+           trains such samples towards their own class; neighbours are searched once instead of in every epoch (the
+           labels are the same, as w_o is fixed), and are not rounded to 8 bits
+Limits     all of D_f is pushed into few regions, which an attack can detect; in train mode BatchNorm statistics move
+           to those of D_f
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from expunge.training.recipe import make_optimizer
 
 @options
 class Boundary(IterativeMethod):
-    """What the two share: cross-entropy on the forget set towards labels of the method's making."""
+    """Cross-entropy on the forget set towards labels that the subclass chooses."""
 
     epochs: int = Field(10, ge=0, description="passes over the forget set")
     lr: float = Field(1e-5, gt=0, description="learning rate of SGD, constant")
@@ -55,14 +56,14 @@ class Boundary(IterativeMethod):
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """BatchNorm keeps its statistics: those of the forget set alone would take the rest along."""
+        """BatchNorm is frozen: statistics of the forget set alone would harm the retained samples."""
         return {"batchnorm": "frozen"}
 
     def descend(
-        self, student: nn.Module, problem: Problem, run: Run, targets: Callable[[Batch], Tensor], *beside: nn.Module
+        self, student: nn.Module, problem: Problem, run: Run, targets: Callable[[Batch], Tensor], *extra: nn.Module
     ) -> nn.Module:
-        """Train on D_f towards `targets(batch)` (B,); beside: modules whose weights are trained with the student's."""
-        trained = nn.ModuleList([student, *beside])
+        """Train `student` and the modules in `extra` on D_f towards the classes `targets(batch)` (B,)."""
+        trained = nn.ModuleList([student, *extra])
         optimizer = make_optimizer(
             "sgd", trained.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -80,7 +81,7 @@ class Boundary(IterativeMethod):
 
 @method("boundary-shrink")
 class BoundaryShrink(Boundary):
-    """Relabel every sample to forget with the wrong class that is nearest in input space, and train on that."""
+    """Relabel every forget sample with the wrong class that is nearest in input space, and train on these labels."""
 
     preset_source: ClassVar[str] = "the public code of the paper's authors"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "authors": {"keep_uncrossed": True}}
@@ -106,10 +107,10 @@ class BoundaryShrink(Boundary):
         return self.descend(problem.student(), problem, run, lambda batch: nearest[batch.index])
 
     def nearest(self, problem: Problem, run: Run) -> Tensor:
-        """(len(D_f),) the label of each sample's neighbour across the boundary, by the trained model."""
+        """Class (len(D_f),) that the trained model predicts for each sample's neighbour across the boundary."""
         space = pixel_space(problem.forget, run)
         stride = self.step or min(self.bound, 2 * self.bound / self.iterations)
-        found, crossed = [], 0
+        labels, crossed = [], 0
         with evaluation_mode(problem.model):
             for batch in problem.forget.batches(self.batch_size, device=run.device):
                 x = space.pixels(batch.x)
@@ -121,14 +122,14 @@ class BoundaryShrink(Boundary):
                 crossed += int((logits.argmax(1) != batch.y).sum())
                 if not self.keep_uncrossed:
                     logits.scatter_(1, batch.y[:, None], -torch.inf)
-                found.append(logits.argmax(1))
+                labels.append(logits.argmax(1))
         run.details["crossed"] = crossed / len(problem.forget)
-        return torch.cat(found)
+        return torch.cat(labels)
 
 
 @method("boundary-expand")
 class BoundaryExpand(Boundary):
-    """Send the forget set to a class that exists only while unlearning."""
+    """Assign the forget set to an extra class that exists only while unlearning."""
 
     def cost(self, sizes: Sizes) -> Work:
         return steps(sizes.forget, self.batch_size, self.epochs)
@@ -147,20 +148,20 @@ class BoundaryExpand(Boundary):
 
     def _check(self, student: nn.Module, sample: Tensor, classes: int) -> None:
         with evaluation_mode(student), torch.no_grad():
-            got = student(sample).shape[1]
-        if got != classes + 1:
+            outputs = student(sample).shape[1]
+        if outputs != classes + 1:
             raise UsageError(
-                f"boundary-expand: the model has {got} instead of {classes + 1} outputs after its last layer got one "
-                "more; what follows that layer must not depend on the number of classes."
+                f"boundary-expand: the model has {outputs} instead of {classes + 1} outputs after its last layer got "
+                "one more; what follows that layer must not depend on the number of classes."
             )
 
 
 def pixel_space(split: Split, run: Run) -> PixelSpace:
-    """Pixels of a split and their box, from its extreme values; one pass that keeps two samples in memory."""
+    """Pixel space of a split with the box of its extreme values; one pass that keeps two samples in memory."""
     extremes = split.take(split.index[:1]).inputs(run.device)
     for batch in split.batches(1024, device=run.device):
-        found = torch.cat([extremes, batch.x])
-        extremes = torch.stack([found.amin(0), found.amax(0)])
+        stacked = torch.cat([extremes, batch.x])
+        extremes = torch.stack([stacked.amin(0), stacked.amax(0)])
     normalisation = split.store.normalisation
     return PixelSpace.of(extremes, None if normalisation is None else normalisation.tensors(extremes))
 
@@ -168,13 +169,26 @@ def pixel_space(split: Split, run: Run) -> PixelSpace:
 def neighbours(
     model: nn.Module, x: Tensor, y: Tensor, space: PixelSpace, *, bound: float, step: float, iterations: int
 ) -> Tensor:
-    """Pixels (B, ...) within `bound` of x per pixel, moved in `iterations` signed steps up the loss of the labels y."""
+    """Adversarial neighbours by signed gradient ascent on the cross-entropy (FGSM, PGD in the L-infinity ball).
+
+    Args:
+        model: classifier in eval mode.
+        x: pixels (B, ...).
+        y: labels (B,).
+        space: the box of the pixels.
+        bound: largest change per pixel.
+        step: change per pixel in one iteration.
+        iterations: number of steps.
+
+    Returns:
+        Pixels (B, ...).
+    """
     moved = x
     for _ in range(iterations):
-        at = moved.detach().requires_grad_(True)
+        inputs = moved.detach().requires_grad_(True)
         with torch.enable_grad():
-            loss = F.cross_entropy(model(space.seen(at)).float(), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, at)
+            loss = F.cross_entropy(model(space.seen(inputs)).float(), y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, inputs)
         change = (moved + step * gradient.sign() - x).clamp(-bound, bound)
         moved = (x + change).clamp(space.low, space.high)
     return moved.detach()
@@ -184,7 +198,7 @@ LogitLayer = nn.Linear | nn.Conv2d
 
 
 def logit_layer(model: nn.Module, sample: Tensor, classes: int) -> LogitLayer:
-    """The layer with one output per class; `UsageError` where there is none that an output can be added to."""
+    """The Linear or Conv2d layer with one output per class; `UsageError` if the head does not end in one."""
     head = anatomy(model, sample).head
     layers = [m for m in model.get_submodule(head).modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     if not layers or len(layers[-1].weight) != classes or getattr(layers[-1], "groups", 1) != 1:
@@ -193,9 +207,9 @@ def logit_layer(model: nn.Module, sample: Tensor, classes: int) -> LogitLayer:
 
 
 def shadow_row(layer: LogitLayer, seed: int) -> LogitLayer:
-    """A layer like the given one with a single output: the row of the shadow class.
+    """A layer like `layer` with a single output, the row of the shadow class.
 
-    The weights have the spread that Xavier's normal rule gives to a layer with one row more; the bias is 0.
+    The weights are initialised by Xavier's normal rule for a layer with one more output; the bias is 0.
     """
     row = copy.deepcopy(layer)
     row.weight = nn.Parameter(torch.empty_like(layer.weight[:1]))
@@ -210,7 +224,7 @@ def shadow_row(layer: LogitLayer, seed: int) -> LogitLayer:
 
 @contextmanager
 def widened(layer: LogitLayer, row: LogitLayer) -> Iterator[None]:
-    """Inside the block the layer's output has that of `row` behind it; the layer itself keeps its tensors."""
+    """Within the context the output of `row` is appended to that of `layer`, whose tensors do not change."""
     axis = -1 if isinstance(layer, nn.Linear) else 1
     handle = layer.register_forward_hook(lambda _, inputs, out: torch.cat([out, row(*inputs)], dim=axis))
     try:

@@ -1,14 +1,14 @@
-"""Negative controls: what hides knowledge and removes none. An audit that passes them is not to be trusted.
+"""Negative controls that hide knowledge and remove none: an audit that passes them cannot be trusted.
 
-Head distillation   the extractor stays bit for bit; a head is fitted on its representations h(x) to a masked teacher:
+Head distillation   the extractor does not change; a head is fitted on its representations h(x) to a masked teacher:
                     min over head: KL(q || softmax(head(h(x)))),  q the teacher's softmax, on F without the true class
-Confidence masking  a wrapper keeps the arg max and replaces all probabilities by one fixed vector: c for the arg max,
-                    (1 - c) / (C - 1) for each other class
+Confidence masking  a wrapper keeps the predicted class and replaces all probabilities by fixed values: c for that
+                    class, (1 - c) / (C - 1) for each other one
 
 Paper      both are used as controls, the first in arXiv:2405.17878 (information is left: IDI near 1), the second in
            Shokri et al., IEEE S&P 2017, arXiv:1610.05820, as a (failing) defence; second-hand, no figure is claimed
-Cost       head distillation one forward pass over R and F, and steps of the head alone; confidence masking nothing
-Limits     that is what they are for: tag `control`, never recommended by `auto` or a plan
+Cost       head distillation: one forward pass over R and F, and steps of the head alone; confidence masking: none
+Limits     they forget nothing by design: tag `control`, never recommended by `auto` or a plan
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from expunge.training.recipe import make_optimizer
 
 @method("head-distillation")
 class HeadDistillation(Method):
-    """A head that answers as if the forget set were unknown, on an extractor that knows it."""
+    """A new head that masks the class of forget samples, on an unchanged extractor."""
 
     epochs: int = Field(10, ge=0, description="passes over the representations of F and R")
     lr: float = Field(1e-3, gt=0, description="learning rate of Adam")
@@ -73,7 +73,7 @@ class HeadDistillation(Method):
 
 
 class MaskedConfidence(nn.Module):
-    """Logits (B, C) whose softmax is `confidence` at the arg max of the inner model, and even elsewhere."""
+    """Logits (B, C) whose softmax is `confidence` at the arg max of the inner model and uniform over other classes."""
 
     confidence: Tensor
 
@@ -92,11 +92,11 @@ class MaskedConfidence(nn.Module):
 
 @method("confidence-masking")
 class ConfidenceMasking(Method):
-    """The model behind a wrapper that tells its arg max and nothing else. From Python and in studies."""
+    """A wrapper that reveals nothing but the predicted class. From Python and in studies."""
 
     same_tensors: ClassVar[bool] = False
 
-    confidence: float = Field(0.9, gt=0, lt=1, description="probability that every answer gets; above 1 / classes")
+    confidence: float = Field(0.9, gt=0, lt=1, description="probability of the predicted class, above 1 / classes")
 
     def cost(self, sizes: Sizes) -> Work:
         return Work()

@@ -1,4 +1,4 @@
-"""DELETE: imitate the trained model as if it did not know the class of each sample to forget.
+"""DELETE: distil from the trained model with the class of each forget sample masked.
 
 Paper      Zhou, Zheng, et al.: Decoupled Distillation to Erase, CVPR 2025, arXiv:2503.23751
 Reference  shaaaaron/DELETE, method/delete.py
@@ -7,10 +7,10 @@ Notation   w_o trained weights (frozen, eval mode), k(x) the class that is maske
     q(x) = softmax of f(x; w_o) with logit k(x) at minus infinity
     min over w:  mean over F of KL( q(x) || softmax(f(x; w)) )
 
-k(x) is the label of x; with `mask=prediction` what the trained model answers, and then no label is read.
+k(x) is the label of x; with `mask=prediction` it is the trained model's prediction, and no label is read.
 Cost       one forward pass over F, then epochs x passes over F
-Limits     made for whole classes. Of random samples it takes answers that retraining would keep
-Deviates   BatchNorm is frozen by default (an option of the code): statistics of F alone would take the rest along
+Limits     made for whole classes; on random samples it also removes correct predictions that a retrained model has
+Deviates   BatchNorm is frozen by default (an option of the code): statistics of F alone would harm retained samples
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from expunge.training.recipe import make_optimizer
 
 @method("delete")
 class DELETE(IterativeMethod):
-    """Distillation from a teacher whose answer for each sample is masked; reads the forget set alone."""
+    """Distillation from a teacher with one class masked per sample; reads the forget set alone."""
 
     preset_source: ClassVar[str] = "the reference's run on CIFAR-10, one class"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "authors": {"lr": 1e-4, "momentum": 0.9, "epochs": 20, "batchnorm": "train"}  # CIFAR-10, one class, ResNet-18
     }
 
-    mask: Literal["label", "prediction"] = Field("label", description="class to mask: the label, or the model's answer")
+    mask: Literal["label", "prediction"] = Field("label", description="class to mask: label or model's prediction")
     epochs: int = Field(20, ge=0, description="passes over the forget set")
     lr: float = Field(1e-4, gt=0, description="learning rate of SGD, constant")
     batch_size: int = Field(64, ge=1, description="samples per step")

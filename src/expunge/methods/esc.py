@@ -9,7 +9,7 @@ Notation   h(x) representation (d,), logits W h + b; columns of U the left singu
 
 Closed form, label-free: F is all that is read.
 Cost       one forward pass over F and one singular value decomposition
-Limits     the first direction is near the mean of all representations: the rest is hurt where classes share it, and a
+Limits     the first direction is near the mean of all representations, so classes that share it are harmed, and a
            random F has no direction of its own. Like any change of the head it removes nothing from the extractor
 Deviates   at least one direction is dropped (the code drops none where d p / 100 < 1); the projection is folded into
            the head, the code keeps it as a layer
@@ -34,7 +34,7 @@ from expunge.training.inference import predict
 
 
 def leading_directions(h: Tensor, percent: float) -> Tensor:
-    """U_k (d, k) of representations h (n, d): the directions that `percent` of d allows for, at least one; float64.
+    """U_k (d, k), float64: the leading `percent` of the d directions of representations h (n, d), at least one.
 
     >>> leading_directions(torch.tensor([[0.0, 3.0], [0.0, -3.0], [1.0, 0.0]]), 50.0).abs()
     tensor([[0.],
@@ -46,7 +46,7 @@ def leading_directions(h: Tensor, percent: float) -> Tensor:
 
 @method("esc")
 class ESC(Method):
-    """Project the head off the leading directions of the forget set."""
+    """Project the leading directions of the forget set out of the head."""
 
     preset_source: ClassVar[str] = "default of the reference"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"authors": {"p": 3.0}}  # default of the code

@@ -1,8 +1,8 @@
-"""Fine-tuning: go on training on the retained samples only.
+"""Fine-tuning: continue training on the retained samples only.
 
     min over w:  (1/N_r) sum over D_r of CE(f(x; w), y),   starting at the trained weights
 
-Claim      none: catastrophic forgetting is hoped for. The weakest baseline that keeps utility.
+Claim      none: it relies on catastrophic forgetting. The weakest baseline that keeps utility.
 Cost       `epochs` passes over the retained samples
 """
 
@@ -40,8 +40,8 @@ _FAITHFUL: dict[str, dict[str, Any]] = {
 class Finetune(IterativeMethod):
     """Cross-entropy on the retained samples; defaults are those of the SCRUB paper's large-scale runs.
 
-    `finetune/<family>` has the settings per experiment family, `finetune/<family>/faithful` without the weight decay
-    that the authors' code leaves out.
+    `finetune/<family>` has the settings of an experiment family; `finetune/<family>/faithful` omits weight decay, as
+    the authors' code does.
     """
 
     parallel: ClassVar[bool] = True
@@ -65,7 +65,7 @@ class Finetune(IterativeMethod):
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while training")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """The optimiser of the training, at half of its rate, for a share of its passes."""
+        """The recipe's optimiser at half of its learning rate, for a share of its epochs."""
         recipe = sizes.recipe
         if recipe is None:
             return {}

@@ -1,4 +1,4 @@
-"""Fisher forgetting: noise on every weight, the larger the less the retained samples depend on it.
+"""Fisher forgetting: noise on every weight, scaled by the inverse Fisher information of the retained samples.
 
 Paper      Golatkar, Achille, Soatto, CVPR 2020, arXiv:1911.04933; clamps and factors of the SCRUB authors' code
 Notation   F diagonal Fisher information on D_r at the trained weights w_o, N standard normal
@@ -13,7 +13,8 @@ of the BatchNorm layers of this model. "shape", as in the code and in the preset
 the number of classes counts as the head's (a hidden layer of that width too), every 1-D tensor as BatchNorm's.
 
 Cost       one forward and `classes` - 1 backward passes over D_r (`monte-carlo`: one), and a layer's weight gradients
-Limits     the noise is blind to the forget set unless a whole class goes; too little leaves it, too much ruins the rest
+Limits     the noise does not depend on the forget set unless that is a whole class; too little of it does not forget,
+           too much ruins the model
 """
 
 from __future__ import annotations
@@ -68,19 +69,21 @@ class Fisher(Method):
         with run.stage("fisher"):
             diagonal = fisher_diagonal(student, problem.retain, run, estimate=self.estimate, memory=self.memory)
         kinds = self._kinds(student, problem, run)
-        gone = whole_classes(problem.retain.y, problem.num_classes)
-        run.details["whole_classes"] = gone.tolist()
+        removed = whole_classes(problem.retain.y, problem.num_classes)
+        run.details["whole_classes"] = removed.tolist()
         generator = torch.Generator().manual_seed(run.seed_for("noise"))
         with torch.no_grad():
             for name, weight in student.named_parameters():
                 in_head, is_norm = kinds[name]
-                mean, variance = posterior(weight, diagonal[name], self.alpha, gone, in_head=in_head, is_norm=is_norm)
+                mean, variance = posterior(
+                    weight, diagonal[name], self.alpha, removed, in_head=in_head, is_norm=is_norm
+                )
                 noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
                 weight.copy_(mean + variance.sqrt() * noise)
         return student
 
     def _kinds(self, student: nn.Module, problem: Problem, run: Run) -> dict[str, tuple[bool, bool]]:
-        """Parameter name -> (whether it counts as the head's, whether as BatchNorm's)."""
+        """Parameter name -> (counts as part of the head, counts as part of BatchNorm)."""
         if self.tensors == "shape":
             classes = problem.num_classes
             return {name: (p.shape[:1] == (classes,), p.dim() == 1) for name, p in student.named_parameters()}
@@ -92,8 +95,8 @@ class Fisher(Method):
 def logit_module(model: nn.Module, sample: Tensor, classes: int) -> str:
     """Name of the module that gives the logits.
 
-    That is the head of the model's structure; where what follows it has weights of its own (a learned temperature), the
-    last layer that is passed and has one output per class. Raises `UsageError` if there is none.
+    That is the head of the model's structure, or, if modules with weights follow it (a learned temperature), the last
+    executed layer with one output per class. Raises `UsageError` if there is none.
     """
     try:
         return anatomy(model, sample).head
@@ -113,14 +116,26 @@ def logit_module(model: nn.Module, sample: Tensor, classes: int) -> str:
 
 
 def whole_classes(retain: Tensor, classes: int) -> Tensor:
-    """Classes that no retained label has: those that go whole."""
+    """Classes (k,) without a retained sample, given the retained labels (n,)."""
     return (torch.bincount(retain, minlength=classes) == 0).nonzero().flatten()
 
 
 def posterior(
-    weight: Tensor, fisher: Tensor, alpha: float, gone: Tensor, *, in_head: bool, is_norm: bool
+    weight: Tensor, fisher: Tensor, alpha: float, removed: Tensor, *, in_head: bool, is_norm: bool
 ) -> tuple[Tensor, Tensor]:
-    """(mu, v) of one tensor, float64. gone: classes that go whole; their rows in the head are drawn around zero."""
+    """Mean and variance of the noisy weights of one tensor.
+
+    Args:
+        weight: trained weights, of any shape.
+        fisher: diagonal Fisher information >= 0, in the same shape.
+        alpha: scale of the variance.
+        removed: classes (k,) that are forgotten entirely; their rows in the head get mean 0.
+        in_head: whether the tensor counts as part of the head.
+        is_norm: whether it counts as part of BatchNorm.
+
+    Returns:
+        (mu, v), float64, in the weight's shape.
+    """
     variance = (1 / (fisher.double() + 1e-8)).clamp(max=1e3)
     if in_head:
         variance = variance.clamp(max=1e2)
@@ -128,8 +143,8 @@ def posterior(
     if variance.dim() > 1:
         variance = variance.mean(1, keepdim=True).expand_as(variance).clone()
     mean = weight.detach().double().clone()
-    if in_head and len(gone):
-        mean[gone], variance[gone] = 0.0, 1e-4
+    if in_head and len(removed):
+        mean[removed], variance[removed] = 0.0, 1e-4
     if in_head or is_norm:
         variance = 10 * variance
     return mean, variance

@@ -1,4 +1,4 @@
-"""JIT: make the model flat around each sample to forget, so that it no longer stands out.
+"""JIT: flatten the model around each forget sample, so that it is no longer distinguished from its neighbourhood.
 
 Paper      Foster, Fogarty, Schoepf, Dugue, Oztireli, Brintrup: An Information Theoretic Approach to Machine Unlearning,
            arXiv:2402.01401
@@ -9,8 +9,8 @@ Notation   f logits, n ~ N(0, std^2) of the input's shape, norms per sample
 
 f(x + n) carries no gradient. Label-free; F is all that is read.
 Cost       epochs x passes over F, each with one training pass and `copies` forward passes
-Limits     only the neighbourhood of F is smoothed: how much is forgotten depends on rate and epochs, and nothing holds
-           the rest. The noise is in the units the model sees (normalised inputs)
+Limits     only the neighbourhood of F is smoothed: how much is forgotten depends on rate and epochs, and no term
+           protects the retained samples. The noise is in the model's input units (normalised inputs)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from expunge.training.recipe import make_optimizer
 
 
 def steepness(logits: Tensor, moved: Tensor, noise: Tensor) -> Tensor:
-    """Mean over the batch of |f(x) - f(x + n)| / |n|; logits (B, C), noise (B, ...).
+    """Mean over the batch of |f(x) - f(x + n)| / |n|: logits f(x) and f(x + n) (B, C), noise n (B, ...).
 
     >>> steepness(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]), torch.tensor([[2.0, 0.0]]))
     tensor(2.5000)
@@ -43,7 +43,7 @@ def steepness(logits: Tensor, moved: Tensor, noise: Tensor) -> Tensor:
 
 @method("jit")
 class JIT(IterativeMethod):
-    """Smoothing around the forget set; the public code takes a third of the rate and one pass (`jit/authors`)."""
+    """Smoothing around the forget set; `jit/authors` is the public code's setting, a third of the rate and one pass."""
 
     preset_source: ClassVar[str] = "the method's settings in the SUPREME benchmark"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""l1-sparse: fine-tune on the retained samples while a fading penalty drives weights to zero.
+"""L1-sparse: fine-tune on the retained samples with a decaying l1 penalty on the weights.
 
 Paper      Jia, Liu, Ram, Yao, Liu, Liu, Sharma, Liu: Model Sparsity Can Simplify Machine Unlearning, NeurIPS 2023,
            arXiv:2304.04934
@@ -6,9 +6,9 @@ Reference  OPTML-Group/Unlearn-Sparse
 
     min over w:  CE(f(x; w), y) over R + gamma_t sum_j |w_j|,    gamma_t = gamma (1 - t / epochs),  t = 0, 1, ...
 
-The forget set is not read: what only it needs is not fed any more and shrinks.
+The forget set is not read: weights that only it needs get no gradient from the loss and shrink.
 Cost       epochs x passes over R
-Limits     gamma has to be tuned; too much and the model is pruned along. Little happens in a few steps
+Limits     gamma has to be tuned: too much prunes weights that the retained samples need. Few steps change little
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class L1Sparse(IterativeMethod):
     }
 
     gamma: float = Field(5e-4, ge=0, description="strength of the penalty in the first epoch")
-    fading: bool = Field(True, description="the strength falls linearly over the epochs; no: it stays")
+    fading: bool = Field(True, description="the strength falls linearly over the epochs; no: it is constant")
     epochs: int = Field(10, ge=0, description="passes over the retained samples")
     lr: float = Field(0.01, gt=0, description="learning rate of SGD, constant")
     batch_size: int = Field(128, ge=1, description="samples per step")

@@ -1,4 +1,4 @@
-"""L2UL: forget single instances with nothing but the model and those instances.
+"""L2UL: forget single instances with access to the model and these instances alone.
 
 Paper      Cha, Cho, Hwang, Lee, Moon, Lee, AAAI 2024, arXiv:2301.11578; settings of the authors' run scripts
 Goals      misclassify: argmax f(x) != y on all of D_f.   relabel ("correct"): argmax f(x) = y* for given y* != y
@@ -8,10 +8,10 @@ Goals      misclassify: argmax f(x) != y on all of D_f.   relabel ("correct"): a
         + (s/2) sum Omega (w - w_o)^2                     weight importance (methods.importance); s = 0: "Adv"
     stop  after the first step at which all of D_f reached the goal; `limit` passes at most
 
-Adversarial images hold the decision boundary near the forgotten ones where it was; the pull holds the weights that the
-forgotten samples do not use. Status: "reached", "limit", or "already" (nothing was done).
+Adversarial images preserve the decision boundary near the forgotten instances; the penalty preserves the weights that
+these do not use. Status: "reached", "limit", or "already" (nothing was done).
 Cost       the attack, then a forward/backward pass over a batch of A and one of D_f per step, and a pass over D_f
-Limits     BatchNorm in train mode (as published) drifts to the statistics of A and D_f: see `batchnorm`
+Limits     BatchNorm in train mode (as published) moves to the statistics of A and D_f: see `batchnorm`
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from expunge.training.recipe import clip_gradients, make_optimizer
 
 @options
 class UntilForgotten(IterativeMethod):
-    """What the three share: goal, stopping rule, optimiser."""
+    """Goal, stopping rule and optimiser of the three L2UL methods."""
 
-    goal: Literal["misclassify", "relabel"] = Field("misclassify", description="what the forget set must come to")
+    goal: Literal["misclassify", "relabel"] = Field("misclassify", description="what the forget set must reach")
     targets: tuple[int, ...] | Literal["labels"] | None = Field(
         None,
         description="relabel: new classes in the order of the forget set; `labels`: the given ones (repair); "
         "none: the next most likely class",
     )
-    limit: int = Field(1000, ge=0, description="most passes")
+    limit: int = Field(1000, ge=0, description="maximal number of passes")
     lr: float = Field(1e-3, gt=0, description="learning rate of SGD, constant")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="L2 strength inside the optimiser, on all parameters")
@@ -56,68 +56,80 @@ class UntilForgotten(IterativeMethod):
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """Frozen BatchNorm, steps of a bounded length, fewer passes: published settings ruin other models."""
+        """Frozen BatchNorm, clipped gradients, fewer passes: the published settings ruin other models."""
         return {"batchnorm": "frozen", "clip": 1.0, "limit": 50}
 
     def prepare(self, problem: Problem, run: Run) -> Goal:
+        """The goal of this run, with its new labels if relabelling."""
         return Goal.of(problem, run, self.goal, self.targets)
 
     def optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
+        """SGD over all parameters of the student."""
         return make_optimizer(
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
 
 
 class Goal:
-    """The forget set with what its predictions must become. x (k, ...); labels, and new labels if relabelling, (k,)."""
+    """The forget set and what its predictions must become.
 
-    def __init__(self, x: Tensor, labels: Tensor, wanted: Tensor | None) -> None:
-        self.x, self.labels, self.wanted = x, labels, wanted
+    Args:
+        x: inputs (k, ...).
+        labels: labels (k,).
+        new_labels: (k,) if relabelling, else None.
+    """
+
+    def __init__(self, x: Tensor, labels: Tensor, new_labels: Tensor | None) -> None:
+        self.x, self.labels, self.new_labels = x, labels, new_labels
 
     @classmethod
     def of(cls, problem: Problem, run: Run, goal: str, targets: Sequence[int] | str | None) -> Goal:
+        """Build the goal from the options `goal` and `targets`; raises `UsageError` for unusable targets."""
         x, labels = problem.forget.inputs(run.device), problem.forget.y.to(run.device)
         if goal == "misclassify":
             return cls(x, labels, None)
         if targets is None:
             with evaluation_mode(problem.model), torch.inference_mode():
                 logits = torch.cat([problem.model(part) for part in x.split(1024)]).clone()
-            wanted = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+            new_labels = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
         elif targets == "labels":
-            wanted = labels
+            new_labels = labels
         else:
-            wanted = torch.tensor([int(target) for target in targets], device=run.device)
-            if len(wanted) != len(x):
-                raise UsageError(f"relabel: {len(wanted)} targets for {len(x)} samples to forget; give one per sample.")
-            if bool(((wanted < 0) | (wanted >= problem.num_classes)).any()):
+            new_labels = torch.tensor([int(target) for target in targets], device=run.device)
+            if len(new_labels) != len(x):
+                raise UsageError(
+                    f"relabel: {len(new_labels)} targets for {len(x)} samples to forget; give one per sample."
+                )
+            if bool(((new_labels < 0) | (new_labels >= problem.num_classes)).any()):
                 raise UsageError(f"relabel: targets must be classes 0..{problem.num_classes - 1}, got {targets}.")
-        return cls(x, labels, wanted)
+        return cls(x, labels, new_labels)
 
     def reached(self, model: nn.Module) -> bool:
+        """Whether all samples satisfy the goal."""
         return self.share(model) == 1.0
 
     def share(self, model: nn.Module) -> float:
-        """Share of the forget set that is where it should be, in eval mode."""
+        """Share of the forget set that satisfies the goal, in [0, 1]; eval mode."""
         with evaluation_mode(model), torch.inference_mode():
-            said = torch.cat([model(part).argmax(1) for part in self.x.split(1024)])
-        done = said != self.labels if self.wanted is None else said == self.wanted
-        return float(done.float().mean())
+            predictions = torch.cat([model(part).argmax(1) for part in self.x.split(1024)])
+        satisfied = predictions != self.labels if self.new_labels is None else predictions == self.wanted
+        return float(satisfied.float().mean())
 
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """-CE(f, y) or +CE(f, y*), batch mean."""
-        if self.wanted is None:
+        """Goal loss of `rows` (B,) with logits (B, C), batch mean: -CE(f, y), or CE(f, y*) if relabelling."""
+        if self.new_labels is None:
             return -F.cross_entropy(logits, self.labels[rows])
-        return F.cross_entropy(logits, self.wanted[rows])
+        return F.cross_entropy(logits, self.new_labels[rows])
 
     def cycle(self, size: int) -> Iterator[Tensor]:
-        """Rows of the forget set in batches, in fixed order, for ever."""
+        """Rows of the forget set in endless batches of `size`, in fixed order."""
         while True:
             yield from torch.arange(len(self.x), device=self.x.device).split(size)
 
 
 @method("l2ul-plain")
-class Plain(UntilForgotten):
-    """Gradient ascent until forgotten (NegGrad), or descent to the new labels (Correct), without regulariser.
+class L2ULPlain(UntilForgotten):
+    """Gradient ascent until misclassified (NegGrad), or descent to the new labels (Correct), without regulariser.
 
     As published, the stopping rule is tested after every pass, and at least one pass is made.
     """
@@ -160,18 +172,18 @@ class L2UL(UntilForgotten):
         "fast": {"examples": 20, "iterations": 20, "step": 0.5, "early_stop": True},
     }
 
-    examples: int = Field(20, ge=1, description="adversarial images per sample to forget, each with its own target")
-    strength: float = Field(1.0, ge=0, description="weight of the importance pull; 0: adversarial examples alone")
+    examples: int = Field(20, ge=1, description="adversarial images per forget sample, each with its own target")
+    strength: float = Field(1.0, ge=0, description="weight of the importance penalty; 0: adversarial examples alone")
     per_sample: bool = Field(False, description="importance with absolute gradients per sample instead of per batch")
     importance_summed: bool = Field(
-        False, description="gradients pile up over the batches of the importance, as in the authors' code"
+        False, description="gradients accumulate over the batches of the importance, as in the authors' code"
     )
     batch_size: int = Field(256, ge=1, description="adversarial images per step")
-    shuffle: bool = Field(False, description="draw a new order of the adversarial images in every pass")
+    shuffle: bool = Field(False, description="reshuffle the adversarial images in every pass")
     eps: float = Field(4.0, gt=0, description="radius of the attack, L2 in pixels of [0, 1]")
     step: float = Field(0.1, gt=0, description="length of one step of the attack")
     iterations: int = Field(100, ge=0, description="steps of the attack")
-    early_stop: bool = Field(False, description="images that reached their target are attacked no further")
+    early_stop: bool = Field(False, description="do not attack images further that reached their target")
     sampler: Literal["uniform", "authors", "authors_first10"] = Field(
         "uniform", description="targets: uniform over wrong classes, or the published code's draw, now or at first"
     )
@@ -198,12 +210,12 @@ class L2UL(UntilForgotten):
                 chosen = next(forget_rows)
                 training_mode(student, self.batchnorm)
                 with run.autocast():
-                    keep = F.cross_entropy(student(images[rows]).float(), targets[rows])
-                    lose = goal.loss(student(goal.x[chosen]).float(), chosen)
+                    adversarial_loss = F.cross_entropy(student(images[rows]).float(), targets[rows])
+                    forget_loss = goal.loss(student(goal.x[chosen]).float(), chosen)
                 share = len(chosen) / (len(chosen) + len(rows))
-                _update((1 - share) * keep + share * lose, student, optimizer, pull, self.clip)
-                epoch.add("adversarial_loss", keep, len(rows))
-                epoch.add("forget_loss", lose, len(chosen))
+                _update((1 - share) * adversarial_loss + share * forget_loss, student, optimizer, pull, self.clip)
+                epoch.add("adversarial_loss", adversarial_loss, len(rows))
+                epoch.add("forget_loss", forget_loss, len(chosen))
                 run.details["steps"] = run.details.get("steps", 0) + 1
                 if goal.reached(student):
                     run.status, epoch.stop = "reached", True
@@ -211,7 +223,10 @@ class L2UL(UntilForgotten):
         return student
 
     def adversarial(self, problem: Problem, goal: Goal, run: Run) -> tuple[Tensor, Tensor]:
-        """(images as the model sees them (examples * k, ...), their target classes), restart-major."""
+        """Adversarial images in model units (examples * k, ...) and their target classes (examples * k,).
+
+        The images of the first example of all k samples come first.
+        """
         normalisation = problem.forget.store.normalisation
         space = PixelSpace.of(goal.x, None if normalisation is None else normalisation.tensors(goal.x))
         settings = L2PGD(
@@ -242,8 +257,8 @@ class L2UL(UntilForgotten):
 
 
 @method("l2ul-oracle")
-class Oracle(UntilForgotten):
-    """The authors' reference that has the retained samples: CE(D_r batch) plus the goal loss, both with weight 1."""
+class L2ULOracle(UntilForgotten):
+    """The authors' reference with access to the retained samples: CE(D_r batch) + goal loss, both with weight 1."""
 
     retain_batch_size: int = Field(128, ge=1, description="retained samples per step, in fixed order")
 
@@ -264,11 +279,11 @@ class Oracle(UntilForgotten):
                 rows = next(forget_rows)
                 training_mode(student, self.batchnorm)
                 with run.autocast():
-                    keep = F.cross_entropy(student(batch.x).float(), batch.y)
-                    lose = goal.loss(student(goal.x[rows]).float(), rows)
-                _update(keep + lose, student, optimizer, None, self.clip)
-                epoch.add("retain_loss", keep, len(batch))
-                epoch.add("forget_loss", lose, len(rows))
+                    retain_loss = F.cross_entropy(student(batch.x).float(), batch.y)
+                    forget_loss = goal.loss(student(goal.x[rows]).float(), rows)
+                _update(retain_loss + forget_loss, student, optimizer, None, self.clip)
+                epoch.add("retain_loss", retain_loss, len(batch))
+                epoch.add("forget_loss", forget_loss, len(rows))
                 if goal.reached(student):
                     run.status, epoch.stop = "reached", True
                     break

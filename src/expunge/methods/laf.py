@@ -1,4 +1,4 @@
-"""LAF: forget without a single label, by modelling the distribution of representations. LAF+R repairs with a few.
+"""LAF: label-free forgetting by modelling the distribution of representations; LAF+R repairs with a few labels.
 
 Paper      Shen, Zhang, Zhao, Bialkowski, Chen, Xu, Label-Agnostic Forgetting, ICLR 2024, arXiv:2404.00506
 Notation   e = g^e(x; w) the representation (B, d), t = g^e(x; w_o) the original model's; h, h_f: VAEs trained on the
@@ -12,8 +12,8 @@ and stays bit-identical. BatchNorm stays in eval mode. The pairs end with the sh
 LAF+R afterwards trains the head alone, by cross-entropy, on `labels` labelled retained samples: exactly those.
 
 Cost       representations of all data once; VAE epochs on that matrix; two passes over |D_f| + |D_f| samples an epoch
-Deviates   from the authors' code, same results: representations of the frozen model are computed once, the teacher is
-           looked up by sample, retained and forgotten samples share a pass where BatchNorm is frozen
+Deviates   from the authors' code, same results: representations of the frozen model are computed once and looked up by
+           sample; retained and forgotten samples share a forward pass if BatchNorm is frozen
 Limits     at real reconstruction errors phi is almost flat; on random forgetting it hardly forgets (see results)
 """
 
@@ -56,9 +56,9 @@ _AUTHORS: dict[str, dict[str, Any]] = {
     f"authors-{task}": {**values, "skip_noise": False, **({"augment": "rrc-flip-224"} if "resnet" in task else {})}
     for task, values in _TASKS.items()
 }
-# Four times the batch at four times the rates, half the retained samples per forgotten one, and no epoch that gains
-# nothing (see the two rules). At twice the rates, the square root that is often advised for Adam, a third of a class
-# was still there; with a quarter of the retained samples, or a patience of 2, some draws stopped too early.
+# Four times the batch size at four times the rates, half the retained samples per forgotten one, and early stopping.
+# At twice the rates, the square-root rule often advised for Adam, a third of a class was not forgotten; with a quarter
+# of the retained samples, or a patience of 2, some seeds stopped too early.
 _QUICK: dict[str, Any] = {
     "batch_size": 128, "retain_share": 0.5, "ue_patience": 3,
     "vae_batch_size": 128, "vae_lr": 2e-3, "vae_patience": 0.02,
@@ -84,7 +84,7 @@ def phi(d: Tensor) -> Tensor:
 
 
 def alignment(c_retain: Tensor, c_forget: Tensor, tau: float, tau_both: bool = False) -> Tensor:
-    """L_RA from c of the retained (B_r,) and of the forgotten (B_u,) samples; a scalar.
+    """L_RA from the cosine distances c of the retained (B_r,) and the forgotten samples (B_u,); a scalar.
 
     >>> round(float(alignment(torch.zeros(32), torch.zeros(32), tau=20.0)), 4)
     -110.9035
@@ -95,7 +95,7 @@ def alignment(c_retain: Tensor, c_forget: Tensor, tau: float, tau_both: bool = F
 
 @options
 class LAFBase(IterativeMethod):
-    """Options and algorithm that LAF and LAF+R share."""
+    """Options and algorithm of LAF and LAF+R."""
 
     parallel: ClassVar[bool] = True
     preset_source: ClassVar[str] = (
@@ -117,7 +117,9 @@ class LAFBase(IterativeMethod):
     vae_epochs: int = Field(10, ge=0, description="epochs of both VAEs")
     vae_lr: float = Field(1e-3, gt=0, description="Adam's rate for the VAEs")
     vae_batch_size: int = Field(32, ge=1, description="representations per VAE step")
-    vae_patience: float | None = Field(None, gt=0, description="stop a VAE that gains less than this share an epoch")
+    vae_patience: float | None = Field(
+        None, gt=0, description="stop a VAE whose loss falls by less than this share in an epoch; none: never"
+    )
     kl_weight: float = Field(0.025, ge=0, description="weight of the KL term of the VAE loss")
     h_data: Literal["all", "retain"] = Field("all", description="what h is trained on")
     decoder: Literal["sigmoid", "linear", "clip"] = Field("sigmoid", description="VAE output; clip: no VAE (ablation)")
@@ -130,15 +132,15 @@ class LAFBase(IterativeMethod):
     pairing: Literal["zip", "cycle"] = Field("zip", description="end with the shorter split, or cycle the forget set")
     drop_short: bool = Field(False, description="leave out the short last batch of the forget set")
     ue_patience: int | None = Field(
-        None, ge=1, description="stop once the mean L_UE of an epoch has not fallen for so many epochs; none: never"
+        None, ge=1, description="epochs without a lower mean L_UE after which to stop; none: never"
     )
     use_ue: bool = Field(True, description="use L_UE (ablation)")
     use_ra: bool = Field(True, description="use L_RA (ablation)")
-    skip_noise: bool = Field(True, description="skip an L_RA step while nothing has moved: its gradient is rounding")
+    skip_noise: bool = Field(True, description="skip L_RA steps until weights moved: the gradient is rounding error")
     batchnorm: Literal["frozen", "train"] = Field("frozen", description="BatchNorm while unlearning")
     extractor: str | None = Field(None, description="module whose output is the representation; none: automatic")
     augment: str = Field("none", description="augmentation of every batch, see `expunge list`; LAF's ResNets used one")
-    vae_views: int = Field(0, ge=0, description="augmented views stored for the VAEs; 0: a fresh one every epoch")
+    vae_views: int = Field(0, ge=0, description="augmented views stored for the VAEs; 0: a new one every epoch")
 
     def cost(self, sizes: Sizes) -> Work:
         everything = sizes.retain + sizes.forget
@@ -177,7 +179,7 @@ class LAFBase(IterativeMethod):
         return student.eval()
 
     def repair(self, student: nn.Module, problem: Problem, run: Run, sample: Tensor) -> None:
-        """LAF ends here; LAF+R trains the head."""
+        """Supervised repair of the head, in place: nothing in LAF, see `LAFRepair`."""
 
     def _vae(self, name: str, which: list[str], teacher: Teacher, run: Run) -> VAE:
         return train_vae(
@@ -202,7 +204,16 @@ class LAFBase(IterativeMethod):
         teacher: Teacher,
         sample: Tensor,
     ) -> None:
-        """The alternation of L_UE and L_RA steps, in place."""
+        """Alternate steps on L_UE and L_RA, which change the student in place.
+
+        Args:
+            student: the model that is trained.
+            problem: with forget and retain set.
+            run: history and seeds.
+            vaes: (h, h_f).
+            teacher: representations of the original model.
+            sample: a batch, by which the extractor is identified.
+        """
         passes = Passes(student, run, anatomy(student, sample, extractor=self.extractor).features)
         ue = torch.optim.Adam(student.parameters(), lr=self.lr_ue)
         ra = torch.optim.Adam(student.parameters(), lr=self.lr_ra)
@@ -214,10 +225,10 @@ class LAFBase(IterativeMethod):
             student.eval() if self.batchnorm == "frozen" else training_mode(student)
             do_ue = self.use_ue and not (self.schedule == "two_stage" and epoch.number > self.epochs)
             do_ra = self.use_ra and not (self.schedule == "two_stage" and epoch.number <= self.epochs)
-            for gone, kept in self._pairs(problem, run, epoch.number):
-                targets = teacher.of(kept, gone)
+            for forgotten, retained in self._pairs(problem, run, epoch.number):
+                targets = teacher.of(retained, forgotten)
                 if self.schedule == "joint":
-                    e_r, e_f = self._both(passes, kept, gone, run)
+                    e_r, e_f = self._both(passes, retained, forgotten, run)
                     ue_loss = self._ue(e_r, e_f, vaes, noise)
                     ra_loss, _ = self._ra(e_r, e_f, targets)
                     total = (ue_loss if do_ue else 0 * ue_loss) + (ra_loss if do_ra else 0 * ra_loss)
@@ -226,12 +237,12 @@ class LAFBase(IterativeMethod):
                     epoch.add("ra", ra_loss)
                     continue
                 if do_ue:
-                    e_r, e_f = self._both(passes, kept, gone, run)
+                    e_r, e_f = self._both(passes, retained, forgotten, run)
                     ue_loss = self._ue(e_r, e_f, vaes, noise)
                     _adam_step(ue, ue_loss)
                     epoch.add("ue", ue_loss)
                 if do_ra:
-                    e_r, e_f = self._both(passes, kept, gone, run)
+                    e_r, e_f = self._both(passes, retained, forgotten, run)
                     ra_loss, farthest = self._ra(e_r, e_f, targets)
                     # Once something has moved it stays so: no further look at the device.
                     moved = moved or not self.skip_noise or run.world.any(float(farthest) > NOISE)
@@ -239,12 +250,12 @@ class LAFBase(IterativeMethod):
                         _adam_step(ra, ra_loss)
                     epoch.add("ra", ra_loss)
             if self.ue_patience is not None and do_ue:
-                found = epoch.mean("ue")
-                lowest, waited = (found, 0) if found < lowest else (lowest, waited + 1)
+                mean_loss = epoch.mean("ue")
+                lowest, waited = (mean_loss, 0) if mean_loss < lowest else (lowest, waited + 1)
                 epoch.stop = waited >= self.ue_patience and self.schedule != "two_stage"
 
     def _pairs(self, problem: Problem, run: Run, epoch: int) -> Iterator[tuple[Batch, Batch]]:
-        """(forget batch, retained batch): ceil(|D_f| / batch size) pairs where D_f is the smaller part."""
+        """Pairs (forget batch, retain batch): ceil(|D_f| / batch size) of them if D_f is the smaller set."""
         augment = make_augment(self.augment)
 
         def shuffled(split: Split, turn: int = 0) -> Iterator[Batch]:
@@ -269,20 +280,24 @@ class LAFBase(IterativeMethod):
         forget = shuffled(problem.forget) if self.pairing == "zip" else endless(problem.forget)
         return zip(forget, shuffled(problem.retain), strict=False)
 
-    def _both(self, passes: Passes, kept: Batch, gone: Batch, run: Run) -> tuple[Tensor, Tensor]:
-        """Representations (B_r, d), (B_u, d), float32; one fused pass where BatchNorm does not mix the two."""
+    def _both(self, passes: Passes, retained: Batch, forgotten: Batch, run: Run) -> tuple[Tensor, Tensor]:
+        """Representations (B_r, d), (B_u, d), float32; one joint pass if BatchNorm is frozen."""
         with run.autocast():
-            e_r, e_f = passes.together(kept, gone) if self.batchnorm == "frozen" else (passes(kept), passes(gone))
+            e_r, e_f = (
+                passes.together(retained, forgotten)
+                if self.batchnorm == "frozen"
+                else (passes(retained), passes(forgotten))
+            )
         return e_r.float(), e_f.float()
 
     def _ue(self, e_r: Tensor, e_f: Tensor, vaes: tuple[VAE, VAE], noise: torch.Generator | None) -> Tensor:
-        keep, lose = vaes[0].distance(e_r, noise), vaes[1].distance(e_f, noise)
+        retain_term, forget_term = vaes[0].distance(e_r, noise), vaes[1].distance(e_f, noise)
         if self.ue_form == "phi":
-            keep, lose = phi(keep), phi(lose)
-        return keep.sum() / self.retain_share - lose.sum()
+            retain_term, forget_term = phi(retain_term), phi(forget_term)
+        return retain_term.sum() / self.retain_share - forget_term.sum()
 
     def _ra(self, e_r: Tensor, e_f: Tensor, targets: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """L_RA, and the largest c of the batch."""
+        """L_RA, and the largest cosine distance c of the batch."""
         c_r = 1 - F.cosine_similarity(e_r, targets[0], dim=1)
         c_f = 1 - F.cosine_similarity(e_f, targets[1], dim=1)
         return alignment(c_r, c_f, self.tau, self.tau_both), torch.maximum(c_r.max(), c_f.max()).detach()
@@ -290,7 +305,7 @@ class LAFBase(IterativeMethod):
 
 @method("laf")
 class LAF(LAFBase):
-    """Label-agnostic forgetting: reads inputs of the forget and the retained samples, and no label of either."""
+    """Label-agnostic forgetting: reads the inputs of forget and retain set, and no label."""
 
 
 @method("laf+r")
@@ -311,7 +326,7 @@ class LAFRepair(LAFBase):
         return replace(super().needs, labelled=self.labels)
 
     def repair(self, student: nn.Module, problem: Problem, run: Run, sample: Tensor) -> None:
-        """Cross-entropy on the head; the extractor is frozen, so its representations are computed once."""
+        """Train the head by cross-entropy, in place; the extractor is frozen, its representations are computed once."""
         if self.repair_epochs == 0:
             return
         body = anatomy(student, sample)  # what enters the head, wherever the representation was taken

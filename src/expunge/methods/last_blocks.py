@@ -1,8 +1,8 @@
-"""CF-k and EU-k: fine-tune (CF), or train anew (EU), only the last k blocks, on the retained samples.
+"""CF-k and EU-k: fine-tune (CF) or retrain (EU) only the last k blocks, on the retained samples.
 
 Paper      Goel, Prabhu, Sanyal, Lim, Torr, Kumaraguru, arXiv:2201.06640; the settings are those of Kurmanji et al.
-Rule       w = (body, last k blocks, head). CF-k: start at the trained weights. EU-k: the last k blocks go back to
-           their start weights. Then cross-entropy on D_r moves these parts alone.
+Rule       w = (body, last k blocks, head). CF-k starts at the trained weights; EU-k resets the last k blocks to their
+           initial weights. Then these parts alone are trained by cross-entropy on D_r.
 Claim      EU-k forgets exactly what only the reset part stores; nothing is claimed about the body
 Cost       `epochs` passes over D_r; backward passes end at the first trained block
 Deviates   from the public code (`<family>/faithful`), which leaves the head frozen (`head="frozen"`), keeps BatchNorm
@@ -31,21 +31,21 @@ from expunge.models.anatomy import Anatomy, anatomy, reset_parameters, set_train
 from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe, learning_rate
 
-# What the SCRUB authors' code does: BatchNorm frozen with L2-SP ("S" in the specification), or plain training ("V").
-# Its notebook for large RB has neither method: there we take large RC's, without decay and with CF-k's batch.
-_STILL_SMALL: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 0.1}
-_STILL_LARGE: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 5e-4}
+# What the SCRUB authors' code does: BatchNorm frozen with L2-SP, or plain training. Its notebook for large RB has
+# neither method: there we take large RC's settings, without decay and with CF-k's batch size.
+_FROZEN_SMALL: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 0.1}
+_FROZEN_LARGE: dict[str, Any] = {"batchnorm": "frozen", "l2_reference": 5e-4}
 _PLAIN: dict[str, Any] = {"batchnorm": "train"}
 _FAMILIES: dict[str, dict[str, Any]] = {
-    "small-rb": {**_STILL_SMALL, "batch_size": 128},
-    "small-rc": {**_STILL_SMALL, "batch_size": 128},
-    "large-rb": {**_STILL_LARGE, "batch_size": 128},
-    "large-rc": {**_STILL_LARGE, "batch_size": 128},
+    "small-rb": {**_FROZEN_SMALL, "batch_size": 128},
+    "small-rc": {**_FROZEN_SMALL, "batch_size": 128},
+    "large-rb": {**_FROZEN_LARGE, "batch_size": 128},
+    "large-rc": {**_FROZEN_LARGE, "batch_size": 128},
     "up": {**_PLAIN, "batch_size": 64},
     "vgg": {**_PLAIN, "batch_size": 64},
     "resnet50": {**_PLAIN, "batch_size": 64},
 }
-_DECAY: dict[str, Any] = {"weight_decay": 5e-4}  # large RC has it inside the optimiser, beside L2-SP
+_DECAY: dict[str, Any] = {"weight_decay": 5e-4}  # large RC has it inside the optimiser, in addition to L2-SP
 _EU_BATCH = {"large-rc": 64}  # where EU-k's batch differs from CF-k's
 _EU_EPOCHS = {"small-rb": 30, "small-rc": 30, "large-rb": 25, "large-rc": 25, "up": 25}
 _AFTER_SCRUB = ("small-rb", "small-rc", "large-rb", "large-rc")  # also the families whose model is All-CNN
@@ -65,7 +65,7 @@ def _eu_faithful(family: str) -> dict[str, Any]:
 
 @options
 class LastBlocks(IterativeMethod):
-    """What CF-k and EU-k share."""
+    """Options and training of CF-k and EU-k."""
 
     parallel: ClassVar[bool] = True
 
@@ -87,7 +87,7 @@ class LastBlocks(IterativeMethod):
     batchnorm: Literal["train", "frozen"] = Field("frozen", description="BatchNorm while training")
 
     def rate(self, epoch: int) -> float:
-        """Learning rate of a 1-based epoch."""
+        """Learning rate of an epoch, counted from 1."""
         return learning_rate(
             epoch,
             base=self.lr,
@@ -98,14 +98,15 @@ class LastBlocks(IterativeMethod):
         )
 
     def parts(self, student: nn.Module, problem: Problem, run: Run) -> Anatomy:
+        """Blocks and head of the student, as a batch of retained samples runs through them."""
         batch = next(iter(problem.retain.batches(2, device=run.device)))
         return anatomy(student, batch.x)
 
-    def train_parts(self, student: nn.Module, problem: Problem, run: Run, found: Anatomy, epochs: int) -> nn.Module:
-        """Cross-entropy on the retained samples; only the last k blocks, and the head if asked, move."""
-        blocks = found.last_blocks(self.k)
-        set_trainable(student, [*blocks, found.head] if self.head == "trained" else blocks)
-        run.details["trained_modules"] = [name for name in (*blocks, found.head) if _trains(student, name)]
+    def train_parts(self, student: nn.Module, problem: Problem, run: Run, structure: Anatomy, epochs: int) -> nn.Module:
+        """Train the last k blocks, and the head if `head="trained"`, by cross-entropy on the retained samples."""
+        blocks = structure.last_blocks(self.k)
+        set_trainable(student, [*blocks, structure.head] if self.head == "trained" else blocks)
+        run.details["trained_modules"] = [name for name in (*blocks, structure.head) if _trains(student, name)]
         names = ("lr", "batch_size", "optimizer", "momentum", "weight_decay", "l2_reference", "batchnorm")
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         values |= {"epochs": epochs, "schedule": "constant", "precision": run.precision}  # `rate` has the schedule
@@ -113,24 +114,32 @@ class LastBlocks(IterativeMethod):
         return train_model(student, problem.retain, recipe, run, purpose=self.card.name, rate=self.rate)
 
     def reset(self, student: nn.Module, problem: Problem, run: Run, names: list[str], *, buffers: bool) -> None:
-        """Give modules their start weights: those of `problem.initial`, or freshly drawn where these are unknown."""
-        kept = {name: value.detach().clone() for name, value in student.named_buffers()}
+        """Reset modules to their initial weights, or to random ones if `problem.initial` is unknown.
+
+        Args:
+            student: the model, changed in place.
+            problem: with the initial weights, if they are known.
+            run: seeds; gets a note if the initial weights are unknown.
+            names: the modules.
+            buffers: whether BatchNorm statistics are reset too.
+        """
+        buffers_before = {name: value.detach().clone() for name, value in student.named_buffers()}
         if problem.has_initial:
             prefixes = tuple(f"{name}." for name in names)
             start = {key: value for key, value in problem.initial.items() if key.startswith(prefixes)}
             student.load_state_dict(start, strict=False)
         else:
             reset_parameters(student, names, seed=run.seed_for("start weights"))
-            run.notes.append("the start weights are unknown; the reset modules were drawn anew: pass initial=...")
+            run.notes.append("the initial weights are unknown; the reset modules got random ones: pass initial=...")
         if not buffers:
             with torch.no_grad():
                 for name, buffer in student.named_buffers():
-                    buffer.copy_(kept[name])
+                    buffer.copy_(buffers_before[name])
 
 
 @method("cf-k")
 class CFk(LastBlocks):
-    """Catastrophic forgetting of the last k blocks: fine-tune them, everything else stays."""
+    """Catastrophic forgetting of the last k blocks: fine-tune them, keep everything else."""
 
     preset_source: ClassVar[str] = (
         "the experiment families of the SCRUB authors' notebooks; `faithful`: with their head frozen"
@@ -145,7 +154,7 @@ class CFk(LastBlocks):
     epochs: int = Field(10, ge=0, description="passes over the retained samples")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """Passes and rate follow the training."""
+        """Epochs and learning rate follow the recipe."""
         lr = scaling.rate(sizes, 0.01, 0.1, momentum=self.momentum)
         return {"epochs": scaling.passes(sizes, 10), "lr": lr}
 
@@ -155,15 +164,15 @@ class CFk(LastBlocks):
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
-        found = self.parts(student, problem, run)
+        structure = self.parts(student, problem, run)
         if self.head == "reset":
-            self.reset(student, problem, run, [found.head], buffers=False)
-        return self.train_parts(student, problem, run, found, self.epochs)
+            self.reset(student, problem, run, [structure.head], buffers=False)
+        return self.train_parts(student, problem, run, structure, self.epochs)
 
 
 @method("eu-k")
 class EUk(LastBlocks):
-    """Exact unlearning of the last k blocks: back to their start weights, then trained on the retained samples."""
+    """Exact unlearning of the last k blocks: reset to their initial weights, then trained on the retained samples."""
 
     preset_source: ClassVar[str] = (
         "the experiment families of the SCRUB authors' notebooks; `faithful`: with their head frozen"
@@ -180,7 +189,7 @@ class EUk(LastBlocks):
     buffers: bool = Field(True, description="reset the BatchNorm statistics of the reset blocks too")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """What was reset is trained as the model was: with its optimiser, rate, batches and decay."""
+        """The reset part is trained with the recipe's optimiser, learning rate, batch size and weight decay."""
         recipe = sizes.recipe
         if recipe is None:
             return {}
@@ -201,12 +210,12 @@ class EUk(LastBlocks):
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
-        found = self.parts(student, problem, run)
-        blocks = list(found.last_blocks(self.k))
-        names = blocks if self.head == "frozen" else [*blocks, found.head]
+        structure = self.parts(student, problem, run)
+        blocks = list(structure.last_blocks(self.k))
+        names = blocks if self.head == "frozen" else [*blocks, structure.head]
         self.reset(student, problem, run, names, buffers=self.buffers)
         epochs = problem.recipe.epochs if self.epochs is None else self.epochs
-        return self.train_parts(student, problem, run, found, epochs)
+        return self.train_parts(student, problem, run, structure, epochs)
 
 
 def _trains(model: nn.Module, name: str) -> bool:

@@ -1,19 +1,20 @@
-"""LoTUS: distil from the trained model, the softer on the forget set the better it is known there.
+"""LoTUS: distil from the trained model, with softer targets on the forget set the higher its accuracy there.
 
 Paper      Spartalis, Semertzidis, Gavves, Daras: LoTUS, CVPR 2025, arXiv:2503.18314
 Reference  cspartalis/LoTUS, src/unlearning_methods/lotus_class.py
 Notation   z_o(x) logits of the trained model, a_F accuracy of the student on F before the epoch, a_V of the trained
            model on held-out samples; G Gumbel noise, -log(-log U)
 
-    tau      = exp(alpha (a_F - a_V))                                               anew in each epoch
+    tau      = exp(alpha (a_F - a_V))                                               updated in each epoch
     t(x)     = softmax((z_o(x) + G) / tau) on F,    onehot argmax(z_o(x) + G) on a share of R
     min over w:  mean over both of  - sum_c t_c(x) log softmax(f(x; w))_c           batches mixed
     stop     once a_F - a_V <= - tolerance: a rule that needs no retrained model
 
-Labels enter through the two accuracies alone. Where a whole class goes, the model that never saw it is right on none of
-its samples: `target=none` takes a_V = 0.
+Labels enter through the two accuracies alone. If a whole class is forgotten, a model that never saw it is right on none
+of its samples: `target=none` takes a_V = 0.
 Cost       epochs x passes over F and `share` of R, and a forward pass over F; one teacher pass over both
-Limits     accuracy on F is all it looks at: samples that are known as well as before, and right, count as forgotten
+Limits     it looks at accuracy on F alone: a forget set that is predicted as confidently as before counts as forgotten
+           once its accuracy matches
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from expunge.training.recipe import make_optimizer
 
 
 def gumbel_targets(logits: Tensor, temperature: float | None, generator: torch.Generator) -> Tensor:
-    """Probabilities softmax((z + G) / temperature), or one-hot samples where that is None; logits (n, C)."""
+    """Targets (n, C) from logits z (n, C): softmax((z + G) / temperature), or one-hot argmax(z + G) if it is None."""
     uniform = torch.rand(logits.shape, generator=generator).clamp(min=1e-20).to(logits)
     noisy = logits - torch.log(-torch.log(uniform))
     if temperature is None:
@@ -68,9 +69,9 @@ class LoTUS(IterativeMethod):
     target: Literal["validation", "none"] = Field(
         "validation", description="accuracy to reach on F: that on held-out samples, or 0 (a whole class)"
     )
-    tolerance: float = Field(0.01, ge=0, le=1, description="stop so far below the target")
+    tolerance: float = Field(0.01, ge=0, le=1, description="stop once the accuracy is this far below the target")
     share: float = Field(0.3, gt=0, le=1, description="part of the retained samples that is used")
-    epochs: int = Field(10, ge=0, description="most passes")
+    epochs: int = Field(10, ge=0, description="maximal number of epochs")
     lr: float = Field(1e-3, gt=0, description="learning rate of AdamW, constant")
     batch_size: int = Field(128, ge=1, description="samples per step")
     weight_decay: float = Field(5e-4, ge=0, description="decoupled decay of AdamW")

@@ -1,6 +1,6 @@
-"""Gradient ascent on what is to be forgotten, alone (NegGrad) or tied to the retained samples (NegGrad+).
+"""Gradient ascent on the forget set, alone (NegGrad) or combined with descent on the retain set (NegGrad+).
 
-Paper      Golatkar et al., CVPR 2020 (ascent); Kurmanji et al., NeurIPS 2023 (the tied version)
+Paper      Golatkar et al., CVPR 2020 (ascent); Kurmanji et al., NeurIPS 2023 (NegGrad+)
 
     NegGrad     min over w:  - CE(D_f)
     NegGrad+    min over w:  alpha CE(D_r batch) - (1 - alpha) CE(D_f batch)
@@ -30,15 +30,15 @@ from expunge.training.ddp import Passes
 from expunge.training.loop import L2Reference, step
 from expunge.training.recipe import clip_gradients, make_optimizer
 
-MOST_SEEN = 20  # times that each sample is ascended on at full weight
+MAX_EXPOSURE = 20  # passes of ascent over the forget set at full weight
 
 
 @method("neggrad")
 class NegGrad(IterativeMethod):
-    """Ascent on the cross-entropy of the forget set; needs nothing but the samples to forget and their labels."""
+    """Ascent on the cross-entropy of the forget set; needs nothing but the forget samples and their labels."""
 
     parallel: ClassVar[bool] = True
-    preset_source: ClassVar[str] = "values that do not follow the problem, as the class states them"
+    preset_source: ClassVar[str] = "the defaults of the class, not scaled to the problem"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     epochs: int = Field(5, ge=0, description="passes over the forget set")
@@ -50,7 +50,7 @@ class NegGrad(IterativeMethod):
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """About twenty steps whatever the size of the forget set, each of a bounded length."""
+        """About twenty steps for a forget set of any size, with gradients of bounded norm."""
         return {
             "lr": scaling.rate(sizes, 0.001, 0.05, momentum=self.momentum),
             "batch_size": scaling.batch(self.epochs * sizes.forget, steps=20),
@@ -94,10 +94,10 @@ _FAITHFUL: dict[str, dict[str, Any]] = {
 
 @method("neggrad+")
 class NegGradPlus(IterativeMethod):
-    """Descent on the retained and ascent on the forget batch of each step.
+    """Descent on a retain batch and ascent on a forget batch in each step.
 
-    `neggrad+/<family>` has the settings per experiment family of the SCRUB paper, `neggrad+/<family>/faithful` without
-    the weight decay that the authors' code leaves out.
+    `neggrad+/<family>` has the settings of an experiment family of the SCRUB paper; `neggrad+/<family>/faithful` omits
+    weight decay, as the authors' code does.
     """
 
     parallel: ClassVar[bool] = True
@@ -123,13 +123,13 @@ class NegGradPlus(IterativeMethod):
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """Passes and rate follow the training; the ascent weighs less the more often it sees each sample."""
+        """Epochs and learning rate follow the recipe; the weight of the ascent falls with the number of passes."""
         epochs = scaling.passes(sizes, 10)
         seen = scaling.exposure(sizes, epochs, self.retain_batch_size, self.forget_batch_size)
         return {
             "epochs": epochs,
             "lr": scaling.rate(sizes, 0.01, 0.05, momentum=self.momentum),
-            "alpha": 1 - 0.05 * min(1.0, MOST_SEEN / max(seen, 1e-9)),
+            "alpha": 1 - 0.05 * min(1.0, MAX_EXPOSURE / max(seen, 1e-9)),
             "clip": 1.0,
         }
 
@@ -152,13 +152,13 @@ class NegGradPlus(IterativeMethod):
             ):
                 forgotten = next(forget_batches)
                 with run.autocast():
-                    keep = F.cross_entropy(passes(retained).float(), retained.y)
-                    lose = F.cross_entropy(passes(forgotten).float(), forgotten.y)
+                    retain_loss = F.cross_entropy(passes(retained).float(), retained.y)
+                    forget_loss = F.cross_entropy(passes(forgotten).float(), forgotten.y)
                 optimizer.zero_grad(set_to_none=True)
-                (self.alpha * keep - (1 - self.alpha) * lose).backward()
+                (self.alpha * retain_loss - (1 - self.alpha) * forget_loss).backward()
                 pull.add_gradient()
                 clip_gradients(student, self.clip)
                 optimizer.step()
-                epoch.add("retain_loss", keep, len(retained))
-                epoch.add("forget_loss", lose, len(forgotten))
+                epoch.add("retain_loss", retain_loss, len(retained))
+                epoch.add("forget_loss", forget_loss, len(forgotten))
         return student

@@ -1,4 +1,4 @@
-"""NTK forgetting: move the weights by what the linearised model says that the forget set contributed.
+"""NTK forgetting: move the weights by the contribution of the forget set in the linearised model.
 
 Paper      Golatkar, Achille, Soatto, "Forgetting Outside the Box", ECCV 2020, arXiv:2003.02960; scale and settings of
            the SCRUB authors' code
@@ -8,7 +8,7 @@ Notation   G columns: gradients of every logit of every sample at w_o, eval mode
     w_D = -G (G^T G + N l I)^-1 r          w_R the same with D_r and N_r alone          D = w_R - w_D
     e = w_o - w_start - w_R                k = ||D|| + 2 |cos(D, e)| ||e||              w_u = w_o + k D / ||D||
 
-Cost       one backward pass per sample and class for each group of layers that fits the memory, and a Cholesky
+Cost       one backward pass per sample and class for each group of layers that fits into memory, and a Cholesky
            factorisation of (samples x classes)^2: for a few thousand columns, not for large data
 Limits     exact only as far as the model is linear in its weights; the scale k is a heuristic of the authors
 """
@@ -32,12 +32,14 @@ from expunge.training.inference import predict
 
 @method("ntk")
 class NTK(Method):
-    """One closed-form shift of the weights; BatchNorm statistics stay."""
+    """One closed-form shift of the weights; BatchNorm statistics do not change."""
 
     ridge: float | None = Field(
-        None, gt=0, description="strength l; none: the recipe's l2_reference, or its weight decay where that is 0"
+        None, gt=0, description="strength l; none: the recipe's l2_reference, or its weight decay if that is 0"
     )
-    columns: int = Field(6000, ge=1, description="most columns (samples x classes); the cost grows with the square")
+    columns: int = Field(
+        6000, ge=1, description="maximal number of columns (samples x classes); the cost grows with the square"
+    )
     memory: float = Field(640.0, gt=0, description="MiB for gradients and kernel; trades memory for speed only")
 
     def cost(self, sizes: Sizes) -> Work:
@@ -89,7 +91,10 @@ class NTK(Method):
 
 
 def step_scale(shift: dict[str, Tensor], rest: dict[str, Tensor]) -> float:
-    """k / ||D||. The authors' two cases, sin(arccos c - pi/2) for c < 0 and c otherwise, are both |c|."""
+    """Scale k / ||D|| of the shift D, given e, both by parameter name; 0 if D is 0.
+
+    The authors' two cases, sin(arccos c - pi/2) for c < 0 and c otherwise, are both |c|.
+    """
     size, other = _norm(shift), _norm(rest)
     if float(size) == 0:
         return 0.0
@@ -103,13 +108,13 @@ def _norm(parts: dict[str, Tensor]) -> Tensor:
 
 
 def _residual(model: nn.Module, split: Split, run: Run) -> Tensor:
-    """softmax - one-hot, flattened sample-major (N C,), float64."""
+    """Softmax minus one-hot, flattened sample by sample (N C,), float64."""
     p = predict(model, split, run.device).double().softmax(1)
     return (p - nn.functional.one_hot(split.y.to(p.device), p.shape[1])).flatten()
 
 
 def _solve(kernel: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """(K + ridge I)^-1 right, by Cholesky."""
+    """Solve (K + ridge I) x = right by Cholesky factorisation."""
     shifted = kernel.clone()
     shifted.diagonal().add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(shifted)

@@ -1,4 +1,4 @@
-"""Perturb and heal: damage the trained weights in one stroke, then fine-tune on the retained samples.
+"""Perturb and heal: damage the trained weights at once, then fine-tune on the retained samples.
 
 Papers     CT and MSG: entries of the NeurIPS 2023 challenge, compared in Cadet et al., Deep Unlearn, arXiv:2410.01276
            NoT: Khalil et al., CVPR 2025, arXiv:2503.05657
@@ -9,16 +9,16 @@ Source     CT, MSG: public code of that comparison. NoT, and re-initialisation a
     negate      theta_1 <- -theta_1 of the first layer with a weight matrix (convolution, embedding, linear)        NoT
     transpose   every square convolution kernel larger than 1 x 1:  k[a, b] <- k[b, a]                                CT
     smallest    per convolution (none: per linear layer but the head) the `share` of weights with the smallest
-                | grad ( CE over |F| samples of R - CE over F ) | is drawn anew; while healing, gradients of all
+                | grad ( CE over |F| samples of R - CE over F ) | is re-initialised; while healing, gradients of all
                 other weights are multiplied by `others`                                                             MSG
-    reinit      the last k blocks and the head are drawn anew
+    reinit      the last k blocks and the head are re-initialised
     shrink      theta <- shrink theta + fresh theta',  theta' freshly initialised
 
     heal        CE over R, SGD
 
 Cost       `epochs` passes over R; `smallest` one more over |F| samples of R and over F
-Limits     all but `smallest` are blind to the forget set: like fine-tuning, they forget what R does not teach again.
-           BatchNorm statistics stay as they were until healing moves them
+Limits     all but `smallest` ignore the forget set: like fine-tuning, they forget what R does not teach again.
+           BatchNorm statistics do not change until healing updates them
 Deviates   fresh weights come from each layer's own rule (`reset_parameters`), not from Kaiming's normal rule throughout
 """
 
@@ -71,11 +71,11 @@ class PerturbAndHeal(IterativeMethod):
     }  # fmt: skip
 
     mode: Literal["negate", "transpose", "smallest", "reinit", "shrink"] = Field("negate", description="see above")
-    share: float = Field(0.3, gt=0, le=1, description="smallest: part of each layer's weights that is drawn anew")
+    share: float = Field(0.3, gt=0, le=1, description="smallest: share of each layer's weights to re-initialise")
     others: float = Field(0.1, ge=0, description="smallest: factor on the gradients of the weights that were kept")
-    k: int = Field(1, ge=1, description="reinit: blocks before the head that are drawn anew")
+    k: int = Field(1, ge=1, description="reinit: blocks before the head to re-initialise")
     shrink: float = Field(0.6, ge=0, description="shrink: factor on the trained weights")
-    fresh: float = Field(0.01, ge=0, description="shrink: factor on freshly drawn ones")
+    fresh: float = Field(0.01, ge=0, description="shrink: factor on random initial weights")
     epochs: int = Field(5, ge=0, description="passes over the retained samples")
     lr: float = Field(0.01, gt=0, description="largest learning rate of SGD")
     schedule: Literal["constant", "cosine", "warm-up"] = Field(
@@ -92,7 +92,7 @@ class PerturbAndHeal(IterativeMethod):
         return super().needs | extra
 
     def rate(self, epoch: int) -> float:
-        """Learning rate of a 1-based epoch."""
+        """Learning rate of an epoch, counted from 1."""
         if self.schedule != "warm-up":
             return learning_rate(epoch, base=self.lr, schedule=self.schedule, epochs=self.epochs)
         top = (self.epochs + 1) / 2
@@ -116,7 +116,7 @@ class PerturbAndHeal(IterativeMethod):
             return train_model(student, problem.retain, recipe, run, purpose="heal", rate=self.rate)
 
     def _perturb(self, student: nn.Module, problem: Problem, run: Run) -> dict[str, Tensor]:
-        """Change the student in place. Returns, where healing needs them, masks of the weights that were drawn anew."""
+        """Change the student in place; returns, for "smallest", masks of the re-initialised weights."""
         if self.mode == "transpose":
             run.details["transposed"] = transpose_kernels(student)
         elif self.mode == "shrink":
@@ -160,9 +160,13 @@ class PerturbAndHeal(IterativeMethod):
 
 
 def transpose_kernels(model: nn.Module) -> int:
-    """Swap the two axes of every square kernel larger than 1 x 1, in place; how many there were.
+    """Swap the two axes of every square kernel larger than 1 x 1, in place.
 
-    Raises `UsageError` where there is none.
+    Returns:
+        The number of kernels.
+
+    Raises:
+        UsageError: if there is none.
     """
     kernels = [
         module.weight
@@ -178,7 +182,14 @@ def transpose_kernels(model: nn.Module) -> int:
 
 
 def negate_first(model: nn.Module, sample: Tensor) -> str:
-    """Change the sign of the first layer (by execution) that has a weight matrix, in place; its name."""
+    """Change the sign of the first executed layer that has a weight matrix, in place.
+
+    Returns:
+        Its name.
+
+    Raises:
+        UsageError: if no convolution, embedding or linear layer is executed on `sample`.
+    """
     modules = dict(model.named_modules())
     kinds = (*CONVOLUTIONS, nn.Embedding, nn.Linear)
     for name in execution_order(model, sample):
@@ -191,10 +202,10 @@ def negate_first(model: nn.Module, sample: Tensor) -> str:
 
 
 def blend(model: nn.Module, fresh: nn.Module, keep: float, add: float) -> None:
-    """theta <- keep theta + add theta', in place; buffers stay."""
+    """Set theta to keep * theta + add * theta', theta' the weights of `fresh`, in place; buffers do not change."""
     with torch.no_grad():
-        for p, drawn in zip(model.parameters(), fresh.parameters(), strict=True):
-            p.mul_(keep).add_(drawn, alpha=add)
+        for p, initial in zip(model.parameters(), fresh.parameters(), strict=True):
+            p.mul_(keep).add_(initial, alpha=add)
 
 
 def contrast(model: nn.Module, retain: Split, forget: Split, run: Run, batch_size: int) -> dict[str, Tensor]:
@@ -209,11 +220,11 @@ def contrast(model: nn.Module, retain: Split, forget: Split, run: Run, batch_siz
                 sum_.add_(gradient)
 
     with evaluation_mode(model):
-        left = len(forget)
+        remaining = len(forget)
         for batch in retain.batches(batch_size, shuffle=True, seed=run.seed_for("retain sample"), device=run.device):
-            add(batch.x[:left], batch.y[:left], 1.0)
-            left -= len(batch)
-            if left <= 0:
+            add(batch.x[:remaining], batch.y[:remaining], 1.0)
+            remaining -= len(batch)
+            if remaining <= 0:
                 break
         for batch in forget.batches(batch_size, device=run.device):
             add(batch.x, batch.y, -1.0)
@@ -221,7 +232,7 @@ def contrast(model: nn.Module, retain: Split, forget: Split, run: Run, batch_siz
 
 
 def smallest(gradient: Tensor, share: float) -> Tensor:
-    """Bool mask: the `share` of the entries with the smallest size, at least one.
+    """Bool mask of the `share` of entries with the smallest absolute value, at least one; shape of `gradient`.
 
     >>> smallest(torch.tensor([3.0, -1.0, 0.5, -4.0]), 0.5).tolist()
     [False, True, True, False]
@@ -233,7 +244,7 @@ def smallest(gradient: Tensor, share: float) -> Tensor:
 
 @contextmanager
 def _damped(model: nn.Module, masks: Mapping[str, Tensor], factor: float) -> Iterator[None]:
-    """Inside, gradients of weights outside their mask are multiplied by `factor`; without masks nothing changes."""
+    """Within the context, gradients of weights outside their mask are multiplied by `factor`."""
     handles = []
     for name, p in model.named_parameters():
         if name in masks:

@@ -7,12 +7,12 @@ Notation   h(x) representation (d,), logits W h + b; Q an orthonormal basis of t
 
     P = I - Q Q^T
     POUR-P     W <- W P                                  closed form: logits become W P h + b
-    POUR-D     min over the extractor:  mean over F of |h(x) - P h_0(x)|^2,    h_0 the trained model's; the head stays
+    POUR-D     min over the extractor:  mean over F of |h(x) - P h_0(x)|^2,    h_0 the trained model's; head frozen
 
-Under neural collapse the rows of W form a simplex, and so do those of W P for the classes that stay.
+Under neural collapse the rows of W form a simplex, and so do those of W P for the retained classes.
 Cost       POUR-P one forward pass over two samples (`mean`: over F); POUR-D one over F, then epochs x passes over F
-Limits     for whole classes, and refused where F has samples of every class. POUR-P changes the head alone: the
-           extractor still tells the class apart, and an audit of representations sees it
+Limits     for whole classes, and refused if F has samples of every class. POUR-P changes the head alone: the extractor
+           still separates the class, and an audit of representations detects it
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Direction = Literal["head", "mean"]
 
 
 def projector(directions: Tensor) -> Tensor:
-    """I - Q Q^T (d, d), Q an orthonormal basis of the rows of `directions` (k, d), dependent ones dropped; float64.
+    """Projection I - Q Q^T (d, d), float64; Q is an orthonormal basis of the row space of `directions` (k, d).
 
     >>> projector(torch.tensor([[0.0, 2.0]]))
     tensor([[1., 0.],
@@ -53,7 +53,7 @@ def projector(directions: Tensor) -> Tensor:
 
 
 def forgotten_classes(problem: Problem, name: str) -> Tensor:
-    """The classes that the forget set has samples of; `UsageError` where these are all classes."""
+    """Classes (k,) with samples in the forget set; raises `UsageError` if these are all classes."""
     classes = problem.forget.y.unique()
     if len(classes) >= problem.num_classes:
         raise UsageError(
@@ -64,7 +64,7 @@ def forgotten_classes(problem: Problem, name: str) -> Tensor:
 
 
 def directions(parts: Anatomy, head: nn.Linear, problem: Problem, run: Run, classes: Tensor, kind: Direction) -> Tensor:
-    """One direction (d,) per class, stacked: rows of the head, or means of the representations of F."""
+    """One direction per class (k, d): rows of the head, or means of the representations of F, by `kind`."""
     if kind == "head":
         return head.weight.detach()[classes.to(head.weight.device)]
     h = predict(parts.model, problem.forget, run.device, forward=parts.features)
@@ -74,7 +74,7 @@ def directions(parts: Anatomy, head: nn.Linear, problem: Problem, run: Run, clas
 
 @method("pour-p")
 class POURP(Method):
-    """The closed form: the head no longer sees the directions of the forgotten classes."""
+    """The closed form: remove the directions of the forgotten classes from the head."""
 
     direction: Direction = Field("head", description="direction of a class: its row of the head, or its mean in F")
 
@@ -120,8 +120,8 @@ class POURD(IterativeMethod):
             seed = run.seed_for("forget", "shuffle", epoch.number)
             for batch in problem.forget.batches(self.batch_size, shuffle=True, seed=seed, device=run.device):
                 with run.autocast():
-                    reached = parts.features(batch.x).float()
-                loss = (reached - targets[batch.index]).square().sum(1).mean()
+                    representations = parts.features(batch.x).float()
+                loss = (representations - targets[batch.index]).square().sum(1).mean()
                 step(loss, student, optimizer)
                 epoch.add("distance", loss, len(batch))
         return student

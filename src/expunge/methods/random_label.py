@@ -1,11 +1,11 @@
-"""Random labels: teach wrong answers on the forget set.
+"""Random labels: train on the forget set with wrong labels.
 
 Paper      Graves, Nagisetty, Ganesh, Amnesiac Machine Learning, AAAI 2021, arXiv:2010.10981
 
     min over w:  CE(D_r batch, y) + weight CE(D_f batch, y~),   y~ uniform over the C - 1 wrong classes, drawn once
 
 Cost       epochs x passes over D_r, with D_f cycled and reshuffled
-Limits     the forget set is pushed to confident wrong answers, which an attack can see (over-forgetting)
+Limits     the forget set is pushed to confident wrong predictions, which an attack can detect (over-forgetting)
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from expunge.training.recipe import make_optimizer
 
 
 def wrong_labels(labels: torch.Tensor, num_classes: int, generator: torch.Generator) -> torch.Tensor:
-    """Uniform over the classes other than the true one: (y + 1 + U{0..C-2}) mod C, so y itself never occurs."""
+    """Wrong labels (n,), uniform over the other classes: (y + 1 + U{0..C-2}) mod C for labels y (n,), C >= 2."""
     return (labels + 1 + torch.randint(num_classes - 1, labels.shape, generator=generator)) % num_classes
 
 
-MOST_SEEN = 5  # times that each wrong label is taught at full weight
+MAX_EXPOSURE = 5  # passes over the wrong labels at full weight
 
 
 @method("random-label")
@@ -46,7 +46,7 @@ class RandomLabel(IterativeMethod):
     """Cross-entropy to the true labels on the retained and to fixed random wrong labels on the forget batch."""
 
     parallel: ClassVar[bool] = True
-    preset_source: ClassVar[str] = "values that do not follow the problem, as the class states them"
+    preset_source: ClassVar[str] = "the defaults of the class, not scaled to the problem"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     weight: float = Field(1.0, ge=0, description="weight of the forget term")
@@ -59,13 +59,13 @@ class RandomLabel(IterativeMethod):
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """Passes and rate follow the training; wrong labels weigh less the more often each of them is seen."""
+        """Epochs and learning rate follow the recipe; the weight of wrong labels falls with the number of passes."""
         epochs = scaling.passes(sizes, 5)
         seen = scaling.exposure(sizes, epochs, self.retain_batch_size, self.forget_batch_size)
         return {
             "epochs": epochs,
             "lr": scaling.rate(sizes, 0.01, 0.2, momentum=self.momentum),
-            "weight": min(1.0, MOST_SEEN / max(seen, 1e-9)),
+            "weight": min(1.0, MAX_EXPOSURE / max(seen, 1e-9)),
         }
 
     def cost(self, sizes: Sizes) -> Work:
@@ -88,10 +88,10 @@ class RandomLabel(IterativeMethod):
             ):
                 forgotten = next(forget_batches)
                 with run.autocast():
-                    keep = F.cross_entropy(passes(retained).float(), retained.y)
+                    retain_loss = F.cross_entropy(passes(retained).float(), retained.y)
                     target = wrong[forgotten.index].to(run.device)
-                    lose = F.cross_entropy(passes(forgotten).float(), target)
-                step(keep + self.weight * lose, student, optimizer)
-                epoch.add("retain_loss", keep, len(retained))
-                epoch.add("random_label_loss", lose, len(forgotten))
+                    forget_loss = F.cross_entropy(passes(forgotten).float(), target)
+                step(retain_loss + self.weight * forget_loss, student, optimizer)
+                epoch.add("retain_loss", retain_loss, len(retained))
+                epoch.add("random_label_loss", forget_loss, len(forgotten))
         return student

@@ -1,4 +1,4 @@
-"""The two ends of every table: the model that remembers everything, and the one that never saw the forget set."""
+"""The two reference points: the original model, and a model retrained without the forget set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from expunge.training.cache import train_cached
 
 @method("original")
 class Original(Method):
-    """The trained model itself, copied. Cost: none. Limits: it forgets nothing."""
+    """A copy of the trained model. Cost: none. Limits: it forgets nothing."""
 
     parallel: ClassVar[bool] = True
 
@@ -34,19 +34,19 @@ class Original(Method):
 
 @method("retrain")
 class Retrain(IterativeMethod):
-    """Train from the start weights on the retained samples, with the recipe of the original.
+    """Train from the initial weights on the retained samples, with the recipe of the original.
 
-    Exact: the result has never seen the forget set. It is handed no trained weight: the model in its problem holds
-    the start weights (or freshly drawn ones where those are unknown). Cached by content, so no reference is trained
-    twice. `refill` reproduces the SCRUB authors' code, which keeps the size of the training set by overwriting the
-    forgotten slots with retained samples drawn with replacement. Cost: one training on the retained samples.
+    Exact: the result has never seen the forget set. It has no access to trained weights: the model in its problem has
+    the initial weights (or random ones if those are unknown). Cached by content, so no reference is trained twice.
+    `refill` reproduces the SCRUB authors' code, which keeps the size of the training set by overwriting the forgotten
+    samples with retained ones drawn with replacement. Cost: one training on the retained samples.
     """
 
     parallel: ClassVar[bool] = True
 
-    max_drop: float | None = Field(None, gt=0, lt=1, description="as elsewhere; a fresh model has all to gain")
+    max_drop: float | None = Field(None, gt=0, lt=1, description="as in other methods; not useful from scratch")
     epochs: int | None = Field(None, ge=0, description="epochs; none: those of the recipe")
-    refill: bool = Field(False, description="fill the forgotten slots with duplicates of retained samples")
+    refill: bool = Field(False, description="replace the forgotten samples with duplicates of retained ones")
 
     def cost(self, sizes: Sizes) -> Work | None:
         if sizes.recipe is None:

@@ -1,4 +1,4 @@
-"""ReGUn: answer the forget set as the trained model answers samples that it never saw.
+"""ReGUn: match the outputs on the forget set to the trained model's outputs on held-out samples.
 
 Paper      ReGUn: reference-guided unlearning, arXiv:2603.11210
 Reference  jmirlach/ReGUn, by a second-hand reading: no figure of the paper is claimed
@@ -10,9 +10,9 @@ Notation   H held-out samples, p_o(x) softmax of the trained model, p(x; w) of t
     min over w:  weight mean over a batch of F of KL( q(x) || p(x; w) ) + (1 - weight) CE over a batch of R
 
 Cost       one forward pass over H (`nearest`: over F too); epochs x passes over R, with F cycled
-Limits     "uniform" is a target that fits no single sample: right for a class, and far from what retraining answers on
-           random samples, for which "class" and "nearest" are meant; these two leave a whole class where it is, as long
-           as H has samples of it
+Limits     "uniform" gives all samples one target: suitable for a class, and far from a retrained model's outputs on
+           random samples, for which "class" and "nearest" are meant; these two do not forget a whole class of which H
+           has samples
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class ReGUn(IterativeMethod):
     }
 
     reference: Literal["class", "uniform", "nearest"] = Field(
-        "class", description="which held-out answers are the target"
+        "class", description="which held-out outputs are the target"
     )
-    weight: float = Field(0.5, ge=0, le=1, description="weight of the forget term; the rest is the retained one's")
+    weight: float = Field(0.5, ge=0, le=1, description="weight of the forget term; 1 - weight: of the retain term")
     epochs: int = Field(10, ge=0, description="passes over the retained samples")
     lr: float = Field(0.01, gt=0, description="learning rate of SGD, constant")
     retain_batch_size: int = Field(128, ge=1, description="retained samples per step")
@@ -93,34 +93,34 @@ class ReGUn(IterativeMethod):
             for retained in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
                 forgotten = next(forget_batches)
                 with run.autocast():
-                    keep = F.cross_entropy(student(retained.x).float(), retained.y)
+                    retain_loss = F.cross_entropy(student(retained.x).float(), retained.y)
                     log_p = student(forgotten.x).float().log_softmax(1)
-                away = F.kl_div(log_p, targets[forgotten.index], reduction="batchmean")
-                step(self.weight * away + (1 - self.weight) * keep, student, optimizer)
-                epoch.add("forget_distance", away, len(forgotten))
-                epoch.add("retain_loss", keep, len(retained))
+                forget_distance = F.kl_div(log_p, targets[forgotten.index], reduction="batchmean")
+                step(self.weight * forget_distance + (1 - self.weight) * retain_loss, student, optimizer)
+                epoch.add("forget_distance", forget_distance, len(forgotten))
+                epoch.add("retain_loss", retain_loss, len(retained))
         return student
 
     def targets(self, problem: Problem, run: Run) -> Tensor:
-        """q(x) (len(F), C) of every sample to forget."""
+        """Target probabilities q(x) (len(F), C); raises `UsageError` if a class has no held-out sample."""
         p = predict(problem.model, problem.validation, run.device).softmax(1)
         if self.reference == "uniform":
             return p.mean(0).expand(len(problem.forget), -1)
         if self.reference == "class":
-            held, wanted = problem.validation.y.to(p.device), problem.forget.y.to(p.device)
-            absent = sorted(set(wanted.tolist()) - set(held.tolist()))
+            held_out_labels, forget_labels = problem.validation.y.to(p.device), problem.forget.y.to(p.device)
+            absent = sorted(set(forget_labels.tolist()) - set(held_out_labels.tolist()))
             if absent:
                 raise UsageError(
-                    f"regun: no held-out sample has class {absent[0]}, which is to be forgotten; pass more, or choose "
+                    f"regun: no held-out sample has class {absent[0]}, which the forget set has; pass more, or choose "
                     "reference=uniform."
                 )
             means = torch.zeros(problem.num_classes, p.shape[1], device=p.device)
-            for c in wanted.unique():
-                means[c] = p[held == c].mean(0)
-            return means[wanted]
+            for c in forget_labels.unique():
+                means[c] = p[held_out_labels == c].mean(0)
+            return means[forget_labels]
         parts = anatomy(problem.model, next(iter(problem.forget.batches(2, device=run.device))).x)
-        here, unseen = (
+        forget_features, held_out_features = (
             predict(problem.model, split, run.device, forward=parts.features)
             for split in (problem.forget, problem.validation)
         )
-        return torch.cat([p[torch.cdist(rows, unseen).argmin(1)] for rows in here.split(1024)])
+        return torch.cat([p[torch.cdist(rows, held_out_features).argmin(1)] for rows in forget_features.split(1024)])

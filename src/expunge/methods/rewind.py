@@ -1,4 +1,4 @@
-"""Rewinding (SCRUB+R): stop forgetting where the forget set looks like unseen data of the same kind.
+"""Rewinding (SCRUB+R): return the epoch whose error on the forget set is that of unseen data of the same classes.
 
 Paper      Kurmanji et al., NeurIPS 2023, arXiv:2302.09880, section 3.2 (SCRUB+R)
 Rule       target = error of the *final* model on held-out samples, weighted by the forget set's class histogram;
@@ -28,9 +28,20 @@ def closest(errors: Sequence[float], target: float) -> int:
 
 
 def matched_error(logits: Tensor, labels: Tensor, like: Tensor) -> float:
-    """Error of held-out samples weighted so that their classes count as they do in `like` (labels of D_f).
+    """Error of held-out samples, reweighted to the class histogram of the forget set.
 
-    Classes of D_f without a held-out sample are left out; `UsageError` if none is left.
+    Classes of D_f without a held-out sample are ignored.
+
+    Args:
+        logits: of held-out samples (n, C).
+        labels: of held-out samples (n,).
+        like: labels of D_f (m,).
+
+    Returns:
+        An error in [0, 1].
+
+    Raises:
+        UsageError: if no held-out sample has a class of D_f.
     """
     wrong = (logits.argmax(1).cpu() != labels).double()
     weights = torch.bincount(like).double()
@@ -48,8 +59,8 @@ def matched_error(logits: Tensor, labels: Tensor, like: Tensor) -> float:
 def rewind(problem: Problem, run: Run, final: nn.Module, snapshots: Mapping[int, Mapping[str, Tensor]]) -> nn.Module:
     """Load the chosen snapshot into `final` and return it; adds forget errors to the history.
 
-    What a method does after its last epoch, such as the repair of the head in LAF+R, is in none of its snapshots: the
-    final model is then one more candidate, "final", after all epochs. A note says so where it was not chosen.
+    Changes that a method makes after its last epoch, such as the repair of the head in LAF+R, are in no snapshot: the
+    final model is then one more candidate, "final", after all epochs. A note is added if it is not chosen.
 
     Args:
         problem: with validation data and a forget set, both labelled.
@@ -61,8 +72,10 @@ def rewind(problem: Problem, run: Run, final: nn.Module, snapshots: Mapping[int,
     target = matched_error(predict(final, validation, run.device, world=run.world), validation.y, problem.forget.y)
     last = {name: value.detach().clone() for name, value in final.state_dict().items()}
     candidates: dict[int | str, Mapping[str, Tensor]] = {epoch: snapshots[epoch] for epoch in sorted(snapshots)}
-    went_on = any(not torch.equal(value, snapshots[max(snapshots)][name]) for name, value in last.items())
-    if went_on:
+    changed_after_last_epoch = any(
+        not torch.equal(value, snapshots[max(snapshots)][name]) for name, value in last.items()
+    )
+    if changed_after_last_epoch:
         candidates["final"] = last
     errors: dict[int | str, float] = {}
     for name, weights in candidates.items():
@@ -74,6 +87,6 @@ def rewind(problem: Problem, run: Run, final: nn.Module, snapshots: Mapping[int,
         if int(row["epoch"]) in errors:
             row["forget_error"] = errors[int(row["epoch"])]
     run.details["rewind"] = {"target": target, "errors": errors, "chosen": chosen}
-    if went_on and chosen != "final":
+    if changed_after_last_epoch and chosen != "final":
         run.notes.append(f"rewind chose epoch {chosen}: the result lacks what {run.label} did after its last epoch.")
     return final

@@ -1,4 +1,4 @@
-"""SalUn: random labels, learnt by the weights alone to which the forget set matters most.
+"""SalUn: random labels, trained only in the weights that are most salient for the forget set.
 
 Paper      Fan, Liu, Zhang, Wong, Wei, Liu: SalUn, ICLR 2024, arXiv:2310.12508
 Reference  OPTML-Group/Unlearn-Saliency
@@ -8,12 +8,13 @@ Notation   w_o trained weights, M in {0, 1} per weight
     per epoch, on weights with M = 1:   CE(f(x; w), y~) over F,   CE(f(x; w), y) over R;   y~ random wrong labels
 
 mask       "restored": after each step weights with M = 0 get their values back. "gradient": only their gradients are
-           set to 0, so that weight decay and momentum still move them; published figures before 2026-02 ran so
+           set to 0, so that weight decay and momentum still change them, as in figures published before 2026-02
 order      "sequential": all of F, then all of R, in each epoch (the code on CIFAR-10 and SVHN). "mixed": shuffled
            batches of both (CIFAR-100, Tiny-ImageNet)
 Cost       one pass over F for the mask; epochs x passes over F and R
-Limits     as random labels: confident wrong answers can be told from unseen data. BatchNorm statistics are not masked
-Deviates   labels are wrong ones only, drawn once (`redraw`: anew in each epoch)
+Limits     as random labels: an attack can distinguish confident wrong predictions from unseen data. BatchNorm
+           statistics are not masked
+Deviates   labels are wrong ones only, drawn once (`redraw`: in each epoch)
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ from expunge.training.recipe import make_optimizer
 
 @method("salun")
 class SalUn(IterativeMethod):
-    """Random labels under a saliency mask; defaults are the rate and mask of the authors' README, with weights restored
-    and both sets mixed, which keeps more of the rest on small models."""
+    """Random labels under a saliency mask.
+
+    Defaults are the rate and mask of the authors' README, with weights restored and both sets mixed, which keeps more
+    accuracy on retained samples on small models.
+    """
 
     preset_source: ClassVar[str] = "rate and mask of the reference's README, by its code path for each data set"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -56,7 +60,7 @@ class SalUn(IterativeMethod):
         "restored", description="weights outside the mask get their values back, or only no gradient"
     )
     order: Literal["sequential", "mixed"] = Field("mixed", description="F then R in each epoch, or both mixed")
-    redraw: bool = Field(False, description="draw the random labels anew in each epoch")
+    redraw: bool = Field(False, description="draw new random labels in each epoch")
     epochs: int = Field(10, ge=0, description="passes over F and R")
     lr: float = Field(0.013, gt=0, description="learning rate of SGD, constant")
     batch_size: int = Field(128, ge=1, description="samples per step")
@@ -131,7 +135,7 @@ def forget_gradient(model: nn.Module, forget: Split, run: Run, batch_size: int) 
 
 
 def saliency_masks(gradients: list[Tensor], keep: float) -> list[Tensor]:
-    """Bool masks in the gradients' shapes: true for the `keep` share of all weights with the largest |gradient|.
+    """Bool masks in the gradients' shapes, true for the share `keep` of all weights with the largest |gradient|.
 
     >>> [mask.tolist() for mask in saliency_masks([torch.tensor([3.0, -1.0]), torch.tensor([0.5, -4.0])], 0.5)]
     [[True, False], [False, True]]

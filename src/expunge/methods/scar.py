@@ -1,4 +1,4 @@
-"""SCAR: move each sample to forget onto the nearest other class, by Mahalanobis distance, and distil the rest.
+"""SCAR: move each forget sample to the nearest other class, by Mahalanobis distance, and distil on other samples.
 
 Paper      Bonato, Cotogni, Sabetta: Is Retain Set All You Need in Machine Unlearning?, ECCV 2024, arXiv:2404.12922
 Reference  jbonato1/SCAR, src/Unlearning_methods.py
@@ -11,11 +11,11 @@ Notation   h(x) representation; T(h) = sign(h) |h|^beta, entrywise; unit vectors
     min over w:  lambda1 mean over F of D_k(x)(x)  +  lambda2 mean over S of KL( softmax f(x; w_o) || softmax f(x; w) )
     stop     once the accuracy on F is below `until`
 
-Source     "retain": the retained samples. "validation": held-out samples stand in for them, and no retained sample is
-           read (the paper takes images from elsewhere); those of F's classes are left out, unless F has all classes.
-           Classes that S has no samples of are masked in the teacher's answers, as the code does for a removed class
+Source     "retain": the retained samples. "validation": held-out samples replace them, and no retained sample is read
+           (the paper takes images of another data set); those of F's classes are excluded, unless F has all classes.
+           Classes without samples in S are masked in the teacher's outputs, as the code does for a removed class
 Cost       one pass over S and F for the statistics; epochs x passes over S, with F cycled
-Limits     `until` is meant for a whole class; for random samples name the accuracy that unseen ones have
+Limits     the default of `until` is meant for a whole class; for random samples set it to the accuracy on unseen ones
 Deviates   T is made odd, so that negative representations have one; the code takes the square root of ReLU outputs
 """
 
@@ -46,7 +46,7 @@ from expunge.training.recipe import make_optimizer
 
 
 def powered(h: Tensor, beta: float) -> Tensor:
-    """T(h), the odd power. Its slope at 0 is infinite, so values below 1e-6 are taken linearly."""
+    """T(h), the odd power, entrywise. Its slope at 0 is infinite, so it is linear for |h| below 1e-6."""
     size = h.abs()
     return torch.where(size > 1e-6, h.sign() * size.clamp(min=1e-6) ** beta, h * 1e-6 ** (beta - 1))
 
@@ -81,7 +81,7 @@ def distances(t: Tensor, means: Tensor, inverses: Tensor) -> Tensor:
 
 @method("scar")
 class SCAR(IterativeMethod):
-    """Forget by the statistics of other classes, remember by distillation; `scar/held-out` reads no retained sample."""
+    """Forget by the statistics of other classes, retain by distillation; `scar/held-out` reads no retained sample."""
 
     preset_source: ClassVar[str] = "`authors`: defaults of the reference's options; `held-out`: ours"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -91,14 +91,14 @@ class SCAR(IterativeMethod):
         "held-out": {"source": "validation"},
     }  # fmt: skip
 
-    source: Literal["retain", "validation"] = Field("retain", description="where statistics and kept answers come from")
+    source: Literal["retain", "validation"] = Field("retain", description="data of the statistics and distillation")
     lambda1: float = Field(1.0, ge=0, description="weight of the distance on the forget set")
     lambda2: float = Field(5.0, ge=0, description="weight of the distillation on the source")
     beta: float = Field(0.5, gt=0, le=1, description="exponent of the transform of representations")
     gamma1: float = Field(3.0, ge=0, description="shrinkage of the diagonal")
     gamma2: float = Field(3.0, ge=0, description="shrinkage off the diagonal")
     until: float = Field(0.01, ge=0, le=1, description="stop below this accuracy on the forget set")
-    epochs: int = Field(10, ge=0, description="most passes over the source")
+    epochs: int = Field(10, ge=0, description="maximal number of passes over the source")
     lr: float = Field(5e-4, gt=0, description="learning rate of Adam, constant")
     batch_size: int = Field(128, ge=1, description="samples per step, of the source and of the forget set")
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
@@ -126,7 +126,7 @@ class SCAR(IterativeMethod):
             absent = torch.ones(problem.num_classes, dtype=torch.bool, device=teacher.device)
             absent[source.y.unique().to(teacher.device)] = False
             teacher[:, absent] = teacher.min()
-            kept = PerSample(source, teacher.softmax(1))
+            source_targets = PerSample(source, teacher.softmax(1))
         optimizer = make_optimizer("adam", student.parameters(), lr=self.lr)
         forget_batches = endless(problem.forget, self.batch_size, run, "forget")
         for epoch in run.epochs(student, self.epochs):
@@ -138,11 +138,11 @@ class SCAR(IterativeMethod):
                     log_p = student(batch.x).float().log_softmax(1)
                     h = parts.features(forgotten.x).float()
                 rows = nearest[forgotten.index]
-                away = distances(powered(h, self.beta), means, inverses).gather(1, rows[:, None]).mean()
-                stay = F.kl_div(log_p, kept[batch.index], reduction="batchmean")
-                step(self.lambda1 * away + self.lambda2 * stay, student, optimizer)
-                epoch.add("forget_distance", away, len(forgotten))
-                epoch.add("source_distance", stay, len(batch))
+                forget_distance = distances(powered(h, self.beta), means, inverses).gather(1, rows[:, None]).mean()
+                source_distance = F.kl_div(log_p, source_targets[batch.index], reduction="batchmean")
+                step(self.lambda1 * forget_distance + self.lambda2 * source_distance, student, optimizer)
+                epoch.add("forget_distance", forget_distance, len(forgotten))
+                epoch.add("source_distance", source_distance, len(batch))
             accuracy = 1 - error_rate(predict(student, problem.forget, run.device), problem.forget.y)
             epoch.log(forget_accuracy=accuracy)
             if accuracy < self.until:
@@ -151,30 +151,37 @@ class SCAR(IterativeMethod):
         return student
 
     def statistics(self, parts: Anatomy, source: Split, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes (K,) with at least two samples, their means (K, d) and inverse correlations (K, d, d)."""
+        """Statistics of the source per class.
+
+        Returns:
+            Classes (K,) with at least two samples, their means (K, d) and inverse correlations (K, d, d).
+
+        Raises:
+            UsageError: if fewer than two classes have two samples.
+        """
         t = powered(predict(parts.model, source, run.device, forward=parts.features), self.beta).double()
         labels = source.y.to(t.device)
-        found = [(c, t[labels == c]) for c in labels.unique().tolist() if int((labels == c).sum()) > 1]
-        if len(found) < 2:
+        by_class = [(c, t[labels == c]) for c in labels.unique().tolist() if int((labels == c).sum()) > 1]
+        if len(by_class) < 2:
             raise UsageError(
-                f"scar needs two samples of two classes, but the {self.source} samples have them of {len(found)}; "
-                "pass more of them."
+                f"scar needs two samples each of two classes, but {len(by_class)} classes of the {self.source} "
+                "samples have two; pass more samples."
             )
-        means = torch.stack([rows.mean(0) for _, rows in found])
+        means = torch.stack([rows.mean(0) for _, rows in by_class])
         inverses = torch.stack(
             [
                 torch.linalg.pinv(shrunk_correlation(torch.cov(rows.T), self.gamma1, self.gamma2), hermitian=True)
-                for _, rows in found
+                for _, rows in by_class
             ]
         )
-        classes = torch.tensor([c for c, _ in found], device=t.device)
+        classes = torch.tensor([c for c, _ in by_class], device=t.device)
         return classes, means.float(), inverses.float()
 
     def targets(
         self, parts: Anatomy, forget: Split, run: Run, classes: Tensor, means: Tensor, inverses: Tensor
     ) -> Tensor:
-        """(len(F),) row of the nearest class that is not the sample's own."""
+        """Row (len(F),) in `means` of the nearest class that is not the sample's own."""
         t = powered(predict(parts.model, forget, run.device, forward=parts.features), self.beta)
-        found = [distances(rows, means, inverses) for rows in t.split(256)]
-        d = torch.cat(found).masked_fill(forget.y.to(t.device)[:, None] == classes, torch.inf)
+        chunks = [distances(rows, means, inverses) for rows in t.split(256)]
+        d = torch.cat(chunks).masked_fill(forget.y.to(t.device)[:, None] == classes, torch.inf)
         return d.argmin(1)

@@ -9,11 +9,11 @@ Notation   f(x; w) logits (B, C); w_o the trained weights (teacher, frozen, eval
 
 One optimiser serves both phases. Labels of the forget set are never read.
 Cost       per min epoch one forward/backward pass over D_r, per max epoch over D_f; one teacher pass over both, cached
-Start      student = teacher makes the gradient of d exactly zero. With BatchNorm in train mode the student differs
-           from its teacher at once; without, the weights are moved a little up the cross-entropy with the teacher's
-           own answers before the first step (`start_perturbation`), or a few max epochs would go nowhere
-Limits     ascent has no bound: too many steps of it ruin the model, too few leave F; SCRUB+R (`rewind`) looks for the
-           epoch in between. Far from the teacher is not where retraining ends: an attack can tell
+Start      at w = w_o the gradient of d is exactly zero. With BatchNorm in train mode the student's outputs differ from
+           the teacher's at once; without, `start_perturbation` moves the weights slightly up the cross-entropy with the
+           teacher's predictions before the first step, because a few max epochs would otherwise have no effect
+Limits     ascent has no bound: too many steps ruin the model, too few do not forget; SCRUB+R (`rewind`) selects an
+           epoch in between. A retrained model is not far from the teacher on D_f, and an attack can detect that
 Deviates   from the public code: teacher logits cached (inputs are not augmented); `start_perturbation`, which the
            authors do not have and `/faithful` switches off; `smoothing`, an undocumented pull towards the running mean
            of the weights that the code had until 2024-08, is off by default. There the mean was kept by PyTorch's
@@ -66,8 +66,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vgg": _family(_SGD, 10, 2, 0.01, 0.99, 4.0, (128, 16), (3, 6, 9)),
     "resnet50": _family({**_ADAM, "weight_decay": 5e-4}, 5, 5, 0.5, 1.0, 4.0, (128, 64), (5, 5, 9)),
 }
-# What the notebooks ran when the paper was published and the objective does not have: the pull to the mean of the
-# weights everywhere but in large RB, and a cross-entropy weight of 99 in small RC. No start is perturbed.
+# What the notebooks ran at publication beyond the paper's objective: the pull to the mean of the weights everywhere but
+# in large RB, and a cross-entropy weight of 99 in small RC. There is no start perturbation.
 _FAITHFUL: dict[str, dict[str, Any]] = {
     name: {**values, "smoothing": 0.0 if name == "large-rb" else 0.5, "start_perturbation": 0.0}
     for name, values in FAMILIES.items()
@@ -82,12 +82,12 @@ class SCRUB(IterativeMethod):
     """Alternating max epochs on the forget set and min epochs on the retained samples.
 
     Defaults are the paper's settings for user privacy (family `up`), with Adam in place of SGD, so that models without
-    BatchNorm forget too, and large batches, so that ascent does not run away. `scrub/<family>` has each family's own
-    by the paper's objective, `scrub/<family>/faithful` those that the authors' notebooks ran at publication.
+    BatchNorm forget too, and large batches, so that ascent does not diverge. `scrub/<family>` has the settings of a
+    family by the paper's objective, `scrub/<family>/faithful` those that the authors' notebooks ran at publication.
     """
 
     parallel: ClassVar[bool] = True
-    renamed: ClassVar[Mapping[str, str]] = {"kick": "start_perturbation"}
+    renamed: ClassVar[Mapping[str, str]] = {"kick": "start_perturbation", "settle": "retain_tolerance"}
     preset_source: ClassVar[str] = (
         "the experiment families of the SCRUB authors' notebooks, by the paper's objective; `faithful`: "
         "as their code ran"
@@ -118,20 +118,21 @@ class SCRUB(IterativeMethod):
         False, description="the first update of that mean copies the weights, as PyTorch's AveragedModel does"
     )
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm in both phases")
-    reset_moments: bool = Field(False, description="forget the optimiser's moments between max and min epochs")
-    settle: float | None = Field(
+    reset_moments: bool = Field(False, description="reset the optimiser's moments between max and min epochs")
+    retain_tolerance: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="after the max epochs, stop once the retain error is at most this above the teacher's",
+        description="after the max epochs, stop once the retain error exceeds the teacher's by at most this; none: "
+        "run all epochs",
     )
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
     start_perturbation: float = Field(
-        1e-3, ge=0, description="share of its norm by which each tensor moves where the first max step has no gradient"
+        1e-3, ge=0, description="share of its norm by which each tensor moves if the first max step has no gradient"
     )
 
     def scaled(self, sizes: Sizes) -> Mapping[str, Any]:
-        """About six ascent steps whatever the size of the forget set; passes and rate follow the training."""
+        """About six ascent steps for a forget set of any size; epochs and learning rate follow the recipe."""
         epochs = scaling.passes(sizes, 5)
         msteps = min(3, epochs)
         adaptive = self.optimizer != "sgd"
@@ -176,7 +177,7 @@ class SCRUB(IterativeMethod):
                     distance, _ = self._distance(passes, batch, on_forget, run)
                     if not started:
                         started = True
-                        if self._stuck(distance, student, run):
+                        if self._has_no_gradient(distance, student, run):
                             self._perturb(student, passes, batch, on_forget[batch.index], run)
                             distance, _ = self._distance(passes, batch, on_forget, run)
                     step(self._smoothed(-distance, mean, student), student, optimizer, self.clip)
@@ -198,8 +199,8 @@ class SCRUB(IterativeMethod):
 
             if mean is not None and epoch.number >= self.smoothing_start:
                 mean.follow(student)
-            if self.settle is not None and epoch.number >= self.msteps:
-                epoch.stop = epoch.mean("retain_error") <= teacher_error + self.settle
+            if self.retain_tolerance is not None and epoch.number >= self.msteps:
+                epoch.stop = epoch.mean("retain_error") <= teacher_error + self.retain_tolerance
         return student
 
     def _reset(self, optimizer: torch.optim.Optimizer) -> None:
@@ -207,22 +208,22 @@ class SCRUB(IterativeMethod):
             optimizer.state.clear()
 
     def _distance(self, passes: Passes, batch: Batch, teacher: PerSample, run: Run) -> tuple[Tensor, Tensor]:
-        """d of a batch, and the student's logits (B, C), both in float32."""
+        """Distance d of a batch, and the student's logits (B, C), both in float32."""
         with run.autocast():
             logits = passes(batch)
         return distillation(logits.float(), teacher[batch.index], self.temperature), logits.float()
 
-    def _stuck(self, distance: Tensor, student: nn.Module, run: Run) -> bool:
-        """Whether the first ascent step has nowhere to go; the norm of its gradient is logged."""
+    def _has_no_gradient(self, distance: Tensor, student: nn.Module, run: Run) -> bool:
+        """Whether the gradient of the first ascent step vanishes; its norm is logged."""
         trained = [p for p in student.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(distance, trained, retain_graph=True, allow_unused=True)
         norms = torch.stack([g.norm() for g in gradients if g is not None])
         norm = float(run.world.total(norms.square().sum()).sqrt())
         run.details["first_gradient_norm"] = norm
-        return norm < STUCK and self.start_perturbation > 0
+        return norm < ZERO_GRADIENT and self.start_perturbation > 0
 
     def _perturb(self, student: nn.Module, passes: Passes, batch: Batch, teacher: Tensor, run: Run) -> None:
-        """Up the cross-entropy with the teacher's own answers: each tensor by a share of its norm.
+        """Move each tensor by a share of its norm up the cross-entropy with the teacher's predictions.
 
         No label is read, and no step is counted.
         """
@@ -233,19 +234,21 @@ class SCRUB(IterativeMethod):
                     p.add_(p.grad * (self.start_perturbation * p.norm() / p.grad.norm().clamp(min=1e-30)))
         student.zero_grad(set_to_none=True)
         norm = run.details["first_gradient_norm"]
-        run.notes.append(f"the first ascent step had no gradient ({norm:.1e}); the weights got a small perturbation.")
+        run.notes.append(f"the first ascent step had no gradient ({norm:.1e}); the weights were slightly perturbed.")
 
     def _smoothed(self, loss: Tensor, mean: WeightMean | None, student: nn.Module) -> Tensor:
         return loss if mean is None else loss + self.smoothing * mean.distance(student)
 
 
-STUCK = 1e-4  # gradient norm below which the max phase would not start; train-mode BatchNorm gives far more
+ZERO_GRADIENT = 1e-4  # gradient norm that counts as zero; train-mode BatchNorm gives far more
 
 
 class WeightMean:
     """Running mean of the weights (starts at w_o) and the un-squared distance to it, summed over the tensors.
 
-    copies_first: whether the first update takes the weights as they are instead of a tenth of them.
+    Args:
+        model: the model, at w_o.
+        copies_first: whether the first update copies the weights instead of moving a tenth of the way.
     """
 
     def __init__(self, model: nn.Module, *, copies_first: bool = False) -> None:
@@ -253,10 +256,11 @@ class WeightMean:
         self._rate = 1.0 if copies_first else 0.1
 
     def follow(self, model: nn.Module) -> None:
+        """Move the mean a tenth of the way to the model's weights."""
         torch._foreach_lerp_(self._mean, [p.detach() for p in model.parameters()], self._rate)
         self._rate = 0.1
 
     def distance(self, model: nn.Module) -> Tensor:
-        """sum over layers of ||w_l - mean_l||_F; its gradient at zero distance is taken as zero."""
+        """Sum over tensors of ||w_l - mean_l||_F; its gradient at zero distance is defined as zero."""
         gaps = [p - m for p, m in zip(model.parameters(), self._mean, strict=True)]
         return torch.stack([(gap.square().sum() + 1e-24).sqrt() for gap in gaps]).sum()

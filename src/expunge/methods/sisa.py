@@ -1,13 +1,13 @@
-"""SISA as a method: an original trained in shards, and the shards that saw a forgotten sample trained again.
+"""SISA as a method: an original trained in shards, of which those with forget samples are retrained.
 
 Paper      Bourtoule et al., "Machine Unlearning", IEEE S&P 2021, arXiv:1912.03817; the training itself: `training.sisa`
 
-Other methods change a model that is given. SISA decides how the original is trained, so this one first trains its own,
-on all samples, from fresh weights, and then forgets; only the second part counts as time of unlearning. The result is
-an ensemble, which answers as one classifier.
+Other methods change a given model. SISA decides how the original is trained, so it first trains its own, on all
+samples, from random weights, and then forgets; only the second part counts as unlearning time. The result is an
+ensemble with the interface of one classifier.
 Exact      the ensemble has never seen the forget set
-Cost       a share of a full training, `details["sisa"]["share"]`; samples that lie in all shards and first slices cost
-           nearly all of it
+Cost       a share of a full training, `details["sisa"]["share"]`; nearly all of it if all shards and first slices have
+           forget samples
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SISA(Method):
     same_tensors: ClassVar[bool] = False
 
     shards: int = Field(5, ge=1, description="models, each trained on its own part of the data")
-    slices: int = Field(4, ge=1, description="parts of a shard that are added one after the other, with a checkpoint")
+    slices: int = Field(4, ge=1, description="parts of a shard that are added in turn, each with a checkpoint")
     aggregate: Literal["mean", "vote"] = Field("mean", description="mean of the softmax outputs, or majority vote")
     stage_epochs: int | None = Field(None, ge=1, description="epochs per stage; none: 2 epochs / (slices + 1)")
 
@@ -48,21 +48,21 @@ class SISA(Method):
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         data = joined([problem.retain, problem.forget], "train")
-        gone = data.take(data.index[len(problem.retain) :], "forget")
-        given = {name: getattr(self, name) for name in ("shards", "slices", "aggregate", "stage_epochs")}
-        sharding = build(Sharding, given, self.card.name)
-        before = Run(
+        forget = data.take(data.index[len(problem.retain) :], "forget")
+        values = {name: getattr(self, name) for name in ("shards", "slices", "aggregate", "stage_epochs")}
+        sharding = build(Sharding, values, self.card.name)
+        training_run = Run(
             seed=run.seed, device=run.device, precision=run.precision, compile=run.compile, progress=run.progress,
             cancelled=run.cancelled,
         )  # fmt: skip
         with tempfile.TemporaryDirectory(prefix="expunge-sisa-") as folder:
-            began = time.perf_counter()
+            start = time.perf_counter()
             training = ShardedTraining(
                 problem.student(), data, recipe=problem.recipe, sharding=sharding, seed=run.seed, folder=Path(folder)
             )
-            training.train(before)
+            training.train(training_run)
             run.synchronize()
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             run.borrow(-seconds)  # the original's own training is not part of unlearning, as for every other method
             run.details["sharded_training_seconds"] = seconds
-            return training.forget(gone, run)
+            return training.forget(forget, run)

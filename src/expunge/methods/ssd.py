@@ -1,4 +1,4 @@
-"""Selective synaptic dampening: shrink the weights that matter far more to the forget set than to all data.
+"""Selective synaptic dampening: shrink the weights that are far more important to the forget set than to all data.
 
 Paper      SSD    Foster, Schoepf, Brintrup, AAAI 2024, arXiv:2308.07707
            LFSSD  Foster et al., arXiv:2402.19308 (label-free);    ASSD  Schoepf, Foster, Brintrup, arXiv:2402.10098
@@ -15,15 +15,15 @@ Notation   I_S mean square (LFSSD, Potion: mean size) of the gradients over the 
 
     loss behind the gradients: CE (SSD, ASSD), ||f(x)||_2^2 (LFSSD), ||f(x)||_2 (Potion)
 
-I_D can be computed once and kept with the trained model (`expunge.train(importance="ssd")`, `expunge train --importance
-ssd`); with `importance=stored` the forget set is then all that is read.
+I_D can be computed once and stored with the trained model (`expunge.train(importance="ssd")`, `expunge train
+--importance ssd`); with `importance=stored` the method then reads the forget set alone.
 
 No training, no second model. Potion's signal is the forget set alone: no retrained model is looked at.
 Cost       one forward and backward pass over D and over F; Potion one forward pass over F per round of its search
-Limits     per sample I_F / I_D can never exceed |D| / |F|, so alpha = 10 selects nothing where a tenth or more is to be
-           forgotten; over batches of one class it can. On very small forget sets SSD is known to take the model along
-           (SUPREME). BatchNorm statistics stay as they were. Potion is meant for a forget set that the model should no
-           longer answer (a class, poisoned data); for a random one its target lies below what retraining gives
+Limits     per sample I_F / I_D can never exceed |D| / |F|, so alpha = 10 selects nothing if F is a tenth of D or more;
+           over batches of one class it can. On very small forget sets SSD is known to ruin the model (SUPREME).
+           BatchNorm statistics do not change. Potion is meant for a forget set that the model should no longer
+           recognise (a class, poisoned data); for a random one its target is below the accuracy of a retrained model
 Deviates   batches that mean D hold R and F in their shares, as shuffled batches of D would on average
 """
 
@@ -54,7 +54,7 @@ Weights = dict[str, Tensor]  # by parameter name, in the parameter's shape
 
 @options
 class Dampening(Method):
-    """What the family shares: two sets of importances, and the dampening by their ratio."""
+    """Importances of the forget set and of all data, and dampening by their ratio."""
 
     loss: ClassVar[Loss] = "cross-entropy"
     moment: ClassVar[Moment] = "square"
@@ -63,7 +63,7 @@ class Dampening(Method):
     unit: Unit = Field("batch", description="gradients per batch, as published, or per sample (SSD-Det)")
     batch_size: int = Field(64, ge=1, description="samples per batch whose gradient is one term of the importance")
     importance: Literal["computed", "stored"] = Field(
-        "computed", description="I_D from the data at hand, or what was kept with the trained model"
+        "computed", description="I_D computed from the data, or as stored with the trained model"
     )
 
     def cost(self, sizes: Sizes) -> Work:
@@ -79,11 +79,18 @@ class Dampening(Method):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the importances are moments of: arguments of `gradient_moments`."""
+        """Arguments of `gradient_moments` that define the importances."""
         return {"loss": self.loss, "unit": self.unit, "moment": self.moment, "batch_size": self.batch_size}
 
     def measure(self, model: nn.Module, data: Split, run: Run, weights: str) -> Importance:
-        """I_D of all training data of `model`, to be kept with it. weights: hash of its weights."""
+        """Importance I_D of the training data of `model`, to be stored with it.
+
+        Args:
+            model: the trained model.
+            data: all its training data.
+            run: device, seeds and progress.
+            weights: hash of its weights, by which the importance is matched to the model.
+        """
         values = gradient_moments(model, [data], run, purpose="importance of all", **self.settings)
         cpu = {name: value.cpu() for name, value in values.items()}
         return Importance(**self.settings, samples=len(data), weights=weights, values=cpu)
@@ -102,21 +109,21 @@ class Dampening(Method):
         return i_all, i_forget
 
     def _kept(self, problem: Problem, run: Run) -> Weights:
-        """I_D as it was kept; `UsageError` where it is of another kind."""
-        kept, wanted = problem.importance.facts(), self.settings
+        """The stored I_D; raises `UsageError` if it was computed with other settings."""
+        stored, expected = problem.importance.facts(), self.settings
         if self.unit == "sample":
-            wanted.pop("batch_size")  # without effect there
-        for name, value in wanted.items():
-            if kept[name] != value:
+            expected.pop("batch_size")  # without effect there
+        for name, value in expected.items():
+            if stored[name] != value:
                 raise UsageError(
-                    f"{self.card.name}: the importance kept with the model has {name} = {kept[name]!r}, "
+                    f"{self.card.name}: the importance stored with the model has {name} = {stored[name]!r}, "
                     f"this method asks for {value!r}; train with importance={self.card.name!r}, or choose "
                     "importance=computed."
                 )
         return {name: value.to(run.device) for name, value in problem.importance.values.items()}
 
     def total(self, problem: Problem) -> int:
-        """|D|"""
+        """Number of training samples |D|."""
         if self.importance == "stored":
             return problem.importance.samples
         return len(problem.retain) + len(problem.forget)
@@ -124,6 +131,7 @@ class Dampening(Method):
     def dampen_model(
         self, student: nn.Module, i_all: Mapping[str, Tensor], i_forget: Mapping[str, Tensor], alpha: float, run: Run
     ) -> None:
+        """Dampen the selected weights in place, and log how many there are."""
         selected = 0
         with torch.no_grad():
             for name, p in student.named_parameters():
@@ -132,7 +140,7 @@ class Dampening(Method):
         run.details["dampened_weights"] = selected
         run.details["alpha"] = alpha
         if not selected:
-            run.notes.append("no weight was selected, so nothing changed; lower the threshold.")
+            run.notes.append("no weight was selected, so the model did not change; lower the threshold.")
 
 
 def dampened(weight: Tensor, i_all: Tensor, i_forget: Tensor, *, alpha: float, lam: float) -> Tensor:
@@ -153,13 +161,13 @@ def sorted_ratios(i_all: Mapping[str, Tensor], i_forget: Mapping[str, Tensor]) -
 
 
 def at_percentile(ratios: Tensor, percentile: float) -> float:
-    """The value that `percentile` per cent of the sorted `ratios` do not exceed."""
+    """The smallest value that `percentile` per cent of the sorted `ratios` do not exceed."""
     position = math.ceil(percentile / 100 * len(ratios))
     return float(ratios[min(max(position, 1), len(ratios)) - 1])
 
 
 def adaptive_percentile(share: float) -> float:
-    """p = 100 - ln(1 + 100 share); share of the data that is to be forgotten, in (0, 1].
+    """Percentile p = 100 - ln(1 + 100 share), share = |F| / |D| in (0, 1]; ASSD, arXiv:2402.10098.
 
     >>> round(adaptive_percentile(0.1), 2)
     97.6
@@ -169,7 +177,7 @@ def adaptive_percentile(share: float) -> float:
 
 @method("ssd")
 class SSD(Dampening):
-    """Dampen what is `alpha` times more important to the forget set. `ssd/det` takes gradients per sample (SSD-Det)."""
+    """Dampen weights whose importance to F exceeds `alpha` times that to D; `ssd/det`: gradients per sample."""
 
     preset_source: ClassVar[str] = (
         "`authors`: the reference's values for ResNet-18; `det`: gradients per sample, with a threshold of ours"
@@ -190,7 +198,7 @@ class SSD(Dampening):
 
 @method("lfssd")
 class LFSSD(SSD):
-    """SSD whose importance is the mean size of the gradients of ||f(x)||_2^2: no label is read."""
+    """SSD with the mean absolute gradients of ||f(x)||_2^2 as importance: no label is read."""
 
     loss: ClassVar[Loss] = "squared norm"
     moment: ClassVar[Moment] = "absolute"
@@ -204,7 +212,7 @@ class LFSSD(SSD):
 
 @method("assd")
 class ASSD(Dampening):
-    """SSD without alpha: the share of weights that are dampened follows from the share of data to forget."""
+    """SSD without alpha: the share of dampened weights follows from the share of the data in the forget set."""
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -218,15 +226,15 @@ class ASSD(Dampening):
 
 @method("potion")
 class Potion(Dampening):
-    """Search the share of dampened weights until the model no longer answers the forget set as it did."""
+    """Raise the share of dampened weights until the accuracy on the forget set falls below `rho` times the original."""
 
     loss: ClassVar[Loss] = "norm"
     moment: ClassVar[Moment] = "absolute"
 
-    rho: float = Field(0.2, ge=0, lt=1, description="stop at this part of the accuracy that F had; the value is ours")
+    rho: float = Field(0.2, ge=0, lt=1, description="stop at this part of the original accuracy on F; value ours")
     start: float = Field(25.0, gt=0, description="the search starts at the share of F in D, divided by this")
     growth: float = Field(1.1, gt=1, description="factor on that share in each round")
-    rounds: int = Field(300, ge=1, description="most rounds; after 300 about 28 % of the weights are dampened")
+    rounds: int = Field(300, ge=1, description="maximal rounds; after 300 about 28 % of the weights are dampened")
 
     def cost(self, sizes: Sizes) -> Work:
         looks = forward(sizes.forget, times=self.rounds + 1)

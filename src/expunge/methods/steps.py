@@ -1,4 +1,4 @@
-"""Small pieces that several methods share: endless batches, distances and targets of a distillation, a linear head."""
+"""Building blocks of several methods: endless batches, distillation losses and targets, the linear head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expunge.models.anatomy import Anatomy, anatomy
 
 
 def endless(split: Split, size: int, run: Run, purpose: str) -> Iterator[Batch]:
-    """Batches for ever, shuffled anew in each pass (a cycled loader would freeze the first order)."""
+    """Endless batches, reshuffled in each pass (a cycled loader would repeat the first order)."""
     round_number = 0
     while True:
         yield from split.batches(
@@ -31,9 +31,14 @@ def endless(split: Split, size: int, run: Run, purpose: str) -> Iterator[Batch]:
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """d = T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch; logits (B, C), a scalar >= 0.
+    """Distillation loss T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch, a scalar >= 0.
 
-    Hinton et al., arXiv:1503.02531. The teacher side carries no gradient.
+    Source: Hinton, Vinyals, Dean, arXiv:1503.02531. The teacher side carries no gradient.
+
+    Args:
+        student: logits (B, C).
+        teacher: logits (B, C).
+        temperature: T > 0.
     """
     return temperature**2 * F.kl_div(
         F.log_softmax(student / temperature, dim=1),
@@ -44,7 +49,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> 
 
 
 def with_decay(values: Mapping[str, Any], strength: float = 5e-4) -> dict[str, Any]:
-    """Settings of a plain fine-tuning baseline with the weight decay its training had; L2-SP settings stay as is."""
+    """Settings of a fine-tuning baseline with weight decay added; settings with L2-SP are returned unchanged."""
     return dict(values) if "l2_reference" in values else {"weight_decay": strength, **values}
 
 
@@ -58,7 +63,7 @@ def masked_softmax(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def linear_head(model: nn.Module, forget: Split, run: Run, name: str) -> tuple[Anatomy, nn.Linear]:
-    """The anatomy of `model` whose head is the one linear layer that gives the logits; `UsageError` without such."""
+    """Structure of `model` and its head, the linear layer that gives the logits; `UsageError` if there is none."""
     sample = next(iter(forget.batches(2, device=run.device))).x
     parts = anatomy(model, sample)
     layers = [n for n, m in parts.head_module.named_modules(prefix=parts.head) if isinstance(m, nn.Linear)]
@@ -67,14 +72,16 @@ def linear_head(model: nn.Module, forget: Split, run: Run, name: str) -> tuple[A
     head = parts.head_module
     if not isinstance(head, nn.Linear) or not parts.head_suffices:
         raise UsageError(
-            f"{name} projects what enters the last linear layer, but `{parts.head}` ({type(head).__name__}) gives the "
+            f"{name} projects the input of the last linear layer, but `{parts.head}` ({type(head).__name__}) gives the "
             "logits of this model; choose a method that trains."
         )
     return parts, head
 
 
 def one_cycle(at: float, warmup: float, low: float = 0.02) -> float:
-    """Share of the peak learning rate at `at` in [0, 1] of the steps: up in a line, down along a cosine to `low`.
+    """Learning rate as a share of its peak, at the fraction `at` in [0, 1] of the steps.
+
+    It rises linearly during `warmup` and then falls along a cosine to `low`.
 
     >>> [round(one_cycle(at, 0.2), 2) for at in (0.0, 0.2, 1.0)]
     [0.04, 1.0, 0.02]

@@ -1,4 +1,4 @@
-"""Unrolling SGD: one step that takes back, to first order, what the forget set contributed to training.
+"""Unrolling SGD: one step that undoes, to first order, the contribution of the forget set to training.
 
 Paper      Thudi, Deza, Chandrasekaran, Papernot, EuroS&P 2022, arXiv:2109.13398 ("single gradient unlearning")
 Notation   w_0 the weights training started from, w_o the trained ones; eta_e learning rate of epoch e (sum: H), b batch
@@ -9,12 +9,12 @@ Notation   w_0 the weights training started from, w_o the trained ones; eta_e le
 
 With a constant rate and a forget set of one batch this is the paper's w_o + eta epochs grad CE. The gradient is taken
 as in training: batches of b, BatchNorm as in the recipe. BatchNorm statistics of the result stay those of w_o.
-Needs      labels of D_f, the recipe and w_0. `at="trained"` does without w_0 and takes the gradient at w_o, where it
+Needs      labels of D_f, the recipe and w_0. `at="trained"` needs no w_0 and takes the gradient at w_o, where it
            is small for samples that were learnt
 Cost       one forward and backward pass over D_f; no optimiser, no epochs
-Limits     the terms left out grow with eta, the number of steps and the curvature: for a network trained from scratch
-           until it fits, the step is a crude one. It is derived for plain SGD: momentum is a factor 1 / (1 - mu) only
-           if asked for, and for Adam, whose steps do not scale with the gradient, `scale` has to be chosen
+Limits     the omitted terms grow with eta, the number of steps and the curvature: for a network trained from scratch
+           until it fits, the approximation is crude. It is derived for plain SGD: momentum counts as a factor
+           1 / (1 - mu) only if requested, and for Adam, whose steps do not scale with the gradient, choose `scale`
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from expunge.training.recipe import Recipe
 
 @method("unrolling")
 class Unrolling(Method):
-    """Add the gradients that the forget set had at the start weights, as often as training subtracted them."""
+    """Add the gradients of the forget set at the initial weights as often as training subtracted them."""
 
     at: Literal["initial", "trained"] = Field("initial", description="the weights at which the gradient is taken")
     total: Literal["sum", "mean"] = Field(
@@ -60,14 +60,14 @@ class Unrolling(Method):
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         recipe, student = problem.recipe, problem.student()
-        where = copy.deepcopy(student)
+        linearisation = copy.deepcopy(student)
         if self.at == "initial":
             if not problem.has_initial:
                 raise UsageError(
                     'unrolling: the weights that training started from are needed; pass initial=..., or at="trained".'
                 )
-            where.load_state_dict(problem.initial)
-        gradient = summed_gradient(where, problem, recipe, run)
+            linearisation.load_state_dict(problem.initial)
+        gradient = summed_gradient(linearisation, problem, recipe, run)
         size = self.scale * self._rate(recipe) / (recipe.batch_size if self.total == "sum" else len(problem.forget))
         with torch.no_grad():
             for name, p in student.named_parameters():
@@ -82,15 +82,19 @@ class Unrolling(Method):
         return student
 
     def _rate(self, recipe: Recipe) -> float:
-        """H, the learning rates of all epochs together."""
+        """H, the sum of the learning rates of all epochs."""
         total = sum(recipe.rate(epoch) for epoch in range(1, recipe.epochs + 1))
         return total / (1 - recipe.momentum) if self.momentum and recipe.optimizer == "sgd" else total
 
 
 def summed_gradient(model: nn.Module, problem: Problem, recipe: Recipe, run: Run) -> dict[str, Tensor]:
-    """sum over D_f of grad CE, by parameter name; in train mode, in shuffled batches of the recipe's size.
+    """Sum over D_f of the gradients of CE, by parameter name.
 
-    The batches matter to BatchNorm alone. The model's statistics move: hand over a copy.
+    Args:
+        model: changed in place (BatchNorm statistics): pass a copy.
+        problem: with the labels of the forget set.
+        recipe: its batch size matters to BatchNorm alone.
+        run: device, precision and the seed of the order of the samples.
     """
     training_mode(model, recipe.batchnorm)
     named = dict(model.named_parameters())

@@ -123,7 +123,7 @@ def test_a_head_that_is_not_linear_is_refused() -> None:
             return F.normalize(super().forward(x), dim=1)
 
     torch.manual_seed(0)
-    with pytest.raises(UsageError, match="esc projects what enters the last linear layer"):
+    with pytest.raises(UsageError, match="esc projects the input of the last linear layer"):
         run(ESC(), toy_problem(Normed()))
 
 

@@ -112,7 +112,7 @@ class Goal:
         """Share of the forget set that satisfies the goal, in [0, 1]; eval mode."""
         with evaluation_mode(model), torch.inference_mode():
             predictions = torch.cat([model(part).argmax(1) for part in self.x.split(1024)])
-        satisfied = predictions != self.labels if self.new_labels is None else predictions == self.wanted
+        satisfied = predictions != self.labels if self.new_labels is None else predictions == self.new_labels
         return float(satisfied.float().mean())
 
     def loss(self, logits: Tensor, rows: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from expunge.core.options import build, to_dict
 from expunge.data.split import ResidentStore, Split
 from expunge.methods import METHODS
 from expunge.methods.base import make_method
-from expunge.requests.drift import Advice, Drift, Limits
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, ToyProblem, toy_images, toy_problem
+from expunge.training.advice import Advice, Drift, Limits
 from expunge.training.recipe import Recipe
 from expunge.training.shards import Sharding
 from expunge.training.sisa import Cost, ShardedTraining

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from expunge.evidence.verdict import WORDS
 from tests.cli.conftest import Call
+from tests.cli.test_listing import HEAVY
 from tests.requests.desks import make_desk
 
 FULFIL = ("requests", "fulfil", "--method", "finetune", "-s", "epochs=1")
@@ -50,6 +54,40 @@ def test_from_a_checkpoint_to_a_case_file(init: list[object], tmp_path: Path, ex
     status = json.loads(expunge("requests", "status", "--json", *place).out)
     assert sum(status["counts"].values()) == 1
     assert expunge("requests", "versions", *place).code == 0
+
+
+def test_looking_and_taking_in_import_nothing_heavy(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source / "desk", tmp_path / "desk")
+    (tmp_path / "tickets.csv").write_text("subject,ticket\nt1,T-1\nt2,T-2\n")
+    commands = [
+        ["add", "--subject", "t3"], ["import", str(tmp_path / "tickets.csv")], ["list", "--state", "received"],
+        ["status"], ["show", "1"], ["versions"], ["purge"],
+    ]  # fmt: skip
+    code = (
+        "import json, sys; from expunge.cli.main import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    if main(['requests', *words]): sys.exit(f'{words} failed')\n"
+        f"    heavy = [m for m in {HEAVY} if m in sys.modules]\n"
+        "    if heavy: sys.exit(f'{words} imports {heavy}')"
+    )
+    words = [sys.executable, "-c", code, json.dumps(commands)]
+    done = subprocess.run(words, cwd=tmp_path / "desk", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "request 1: received" in done.stdout
+    assert "2 new requests" in done.stdout
+    assert "received 3" in done.stdout
+
+
+def test_the_list_holds_what_is_asked_for(source: Path, tmp_path: Path, expunge: Call) -> None:
+    shutil.copytree(source / "desk", tmp_path / "desk")
+    place = ("--workspace", tmp_path / "desk")
+    assert expunge("requests", "list", *place).out == "no requests\n"
+    expunge("requests", "add", "--subject", "t3", "--batch", "weekly", *place)
+    expunge("requests", "add", "--subject", "t4", *place)
+    rows = json.loads(expunge("requests", "list", "--batch", "weekly", "--state", "received", "--json", *place).out)
+    assert [(row["id"], row["state"], row["batch"]) for row in rows] == [(1, "received", "weekly")]
+    wrong = expunge("requests", "list", "--state", "recieved", *place)
+    assert (wrong.code, "did you mean `received`?" in wrong.err) == (2, True)
 
 
 def test_verify_rollback_export_and_check(init: list[object], tmp_path: Path, expunge: Call) -> None:

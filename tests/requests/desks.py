@@ -11,7 +11,8 @@ import expunge
 from expunge.core.options import build, to_dict
 from expunge.models.checkpoint import save_weights
 from expunge.requests.desk import Desk
-from expunge.requests.workspace import Settings, Workspace, load
+from expunge.requests.settings import Settings
+from expunge.requests.workspace import Workspace, load
 from expunge.training.recipe import Recipe
 
 PEOPLE, EACH = 40, 3

@@ -18,7 +18,8 @@ from expunge.core.options import build
 from expunge.evidence.verdict import WORDS
 from expunge.models.checkpoint import load_weights, save_weights, weights_hash
 from expunge.requests.desk import Desk
-from expunge.requests.workspace import Settings, Workspace, load
+from expunge.requests.settings import Settings
+from expunge.requests.workspace import Workspace, load
 from expunge.training.recipe import Recipe
 from expunge.training.shards import Sharding, read_plan
 from expunge.training.sisa import ShardedTraining

@@ -14,8 +14,9 @@ import expunge
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.data.split import ResidentStore, Split
-from expunge.requests.drift import Advice, Drift, Limits, advise, measure_drift
+from expunge.requests.drift import measure_drift
 from expunge.testing.toys import toy_problem
+from expunge.training.advice import Advice, Drift, Limits, advise
 
 
 class Says(nn.Module):

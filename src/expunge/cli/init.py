@@ -9,7 +9,7 @@ from expunge.api.saved import literals
 from expunge.cli import console, inputs
 from expunge.core.options import Field, build, option_names, options, to_dict
 from expunge.requests.desk import Desk
-from expunge.requests.workspace import Settings, resolved
+from expunge.requests.settings import Settings, resolved
 
 
 @options

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from expunge.cli import console
 from expunge.core.errors import ExpungeError, UsageError
+from expunge.requests.records import STATES
 
 if TYPE_CHECKING:
     from expunge.requests.desk import Desk
+    from expunge.requests.records import State
+    from expunge.requests.register import Register
 
 Place = Annotated[Path, typer.Option("--workspace", "-w", help="The folder of `expunge init`.")]
 Number = Annotated[int, typer.Argument(min=1, help="Number of a request, as `add` and `status` print it.")]
@@ -33,6 +36,18 @@ app = typer.Typer(
   expunge requests fulfil --method auto\n
   expunge requests verify 12; expunge requests export 12 --pdf case.pdf""",
 )
+
+
+@contextlib.contextmanager
+def _register(workspace: Path) -> Iterator[Register]:
+    """For what needs neither models nor data, and so answers at once."""
+    from expunge.requests.extras import extra
+
+    with extra("requests"):
+        from expunge.requests.register import Register
+
+    with Register.open(workspace) as register:
+        yield register
 
 
 @contextlib.contextmanager
@@ -57,8 +72,8 @@ def add(
     workspace: Place = HERE,
 ) -> None:
     """Take in one request. The subject's id is kept as a keyed hash only."""
-    with _desk(workspace) as desk:
-        request, new = desk.add(subject, reason=reason, ticket=ticket, batch=batch)
+    with _register(workspace) as register:
+        request, new = register.add(subject, reason=reason, ticket=ticket, batch=batch)
         console.out().print(f"request {request.id}: {request.state}{'' if new else ' (was known already)'}")
 
 
@@ -68,8 +83,8 @@ def import_(
     workspace: Place = HERE,
 ) -> None:
     """Take in a file of requests; a file with a fault in it is refused as a whole."""
-    with _desk(workspace) as desk:
-        taken = desk.import_tickets(file)
+    with _register(workspace) as register:
+        taken = register.import_tickets(file)
         new = sum(1 for _, fresh in taken if fresh)
         console.out().print(f"{new} new requests, {len(taken) - new} known already")
 
@@ -121,16 +136,12 @@ def status(
     workspace: Place = HERE,
 ) -> None:
     """How many requests are in which state, the newest ones, and the model that is in force."""
-    with _desk(workspace) as desk:
-        found = desk.status(last)
+    with _register(workspace) as register:
+        found = register.status(last)
     if json:
         console.print_json(found)
         return
-    grid = console.table("request", "state", "received", "batch", "samples", "message", right=("request", "samples"))
-    for row in found["requests"]:
-        samples = "" if row["samples"] is None else f"{row['samples']:,}"
-        grid.add_row(str(row["id"]), row["state"], row["received_at"][:16], row["batch"], samples, row["message"])
-    console.out().print(grid)
+    _print_requests(found["requests"])
     console.out().print("  ".join(f"{state} {count}" for state, count in found["counts"].items()) or "no requests")
     active = found["active"]
     console.out().print(f"model in force: {active['id'][:12]} ({active['method']}, {active['made_at'][:16]})")
@@ -139,6 +150,36 @@ def status(
     console.out().print(f"advice: {found['advice']['word']}{room}", soft_wrap=True)
     for reason in found["advice"]["reasons"]:
         console.out().print(f"- {reason}", soft_wrap=True)
+
+
+@app.command(
+    "list", epilog="Examples: expunge requests list --state received; expunge requests list --batch weekly --json"
+)
+def list_(
+    state: Annotated[
+        list[str] | None, typer.Option("--state", help=f"Only in this state; may be repeated: {', '.join(STATES)}.")
+    ] = None,
+    batch: Batch = None,
+    json: Json = False,
+    workspace: Place = HERE,
+) -> None:
+    """All requests, oldest first."""
+    with _register(workspace) as register:
+        rows = register.listed(*cast("list[State]", state or []), batch=batch)
+    if json:
+        console.print_json(rows)
+    elif rows:
+        _print_requests(rows)
+    else:
+        console.out().print("no requests")
+
+
+def _print_requests(rows: Sequence[Mapping[str, Any]]) -> None:
+    grid = console.table("request", "state", "received", "batch", "samples", "message", right=("request", "samples"))
+    for row in rows:
+        samples = "" if row["samples"] is None else f"{row['samples']:,}"
+        grid.add_row(str(row["id"]), row["state"], row["received_at"][:16], row["batch"], samples, row["message"])
+    console.out().print(grid)
 
 
 @app.command(epilog="Example: expunge requests show 12")
@@ -151,11 +192,12 @@ def show(
     workspace: Place = HERE,
 ) -> None:
     """Everything about one request: states, times, what was done, the verdict."""
-    with _desk(workspace) as desk:
-        if samples:
+    if samples:
+        with _desk(workspace) as desk:
             console.out().print("\n".join(desk.samples_of(number)), soft_wrap=True)
-            return
-        found = desk.show(number)
+        return
+    with _register(workspace) as register:
+        found = register.show(number)
     if json:
         console.print_json(found)
         return
@@ -218,24 +260,24 @@ def export(
 @app.command(epilog="Example: expunge requests rollback 12")
 def rollback(number: Number, workspace: Place = HERE) -> None:
     """Put the model back in force that a fulfilment started from; its requests count as rolled back."""
-    with _desk(workspace) as desk:
-        version = desk.rollback(number)
+    with _register(workspace) as register:
+        version = register.rollback(number)
     console.out().print(f"model in force: {version.id[:12]} ({version.method})")
 
 
 @app.command(epilog="Example: expunge requests retry 12")
 def retry(number: Number, workspace: Place = HERE) -> None:
     """Take a failed or rolled-back request in again."""
-    with _desk(workspace) as desk:
-        request = desk.retry(number)
+    with _register(workspace) as register:
+        request = register.retry(number)
     console.out().print(f"request {request.id}: {request.state}")
 
 
 @app.command(epilog="Example: expunge requests versions")
 def versions(json: Json = False, workspace: Place = HERE) -> None:
     """The lineage of the model: every version, how it was made, and whether its file is still there."""
-    with _desk(workspace) as desk:
-        rows = desk.versions()
+    with _register(workspace) as register:
+        rows = register.versions()
     if json:
         console.print_json(rows)
         return
@@ -252,8 +294,8 @@ def purge(
     workspace: Place = HERE,
 ) -> None:
     """Delete the files of older versions that still know what was to be forgotten, as `retention` says."""
-    with _desk(workspace) as desk:
-        gone = desk.purge(now=now)
+    with _register(workspace) as register:
+        gone = register.purge(now=now)
     console.out().print(f"{len(gone)} versions deleted{': ' if gone else ''}{', '.join(one.id[:12] for one in gone)}")
 
 

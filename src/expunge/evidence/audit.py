@@ -18,6 +18,7 @@ from expunge.core.options import build, to_dict
 from expunge.core.seeds import derive, numpy_generator
 from expunge.data.split import Split
 from expunge.evidence.distances import jsd, tug_of_war, zrf
+from expunge.evidence.explain import BY_CONSTRUCTION
 from expunge.evidence.family import FEWEST_SAMPLES, NEAR, Family, judge_family, measure_family
 from expunge.evidence.held_out import against_held_out, matching, relabelled
 from expunge.evidence.inputs import check_outputs, check_references, check_sets, near_split
@@ -27,7 +28,7 @@ from expunge.evidence.residue import Residue, examine
 from expunge.evidence.shadow_audit import U_LIRA, ShadowFindings, shadow_audit
 from expunge.evidence.shadows import Design
 from expunge.evidence.signals import SIGNALS, gradient
-from expunge.evidence.verdict import BY_CONSTRUCTION, Findings, Goal, Margins, Verdict, decide
+from expunge.evidence.verdict import Findings, Goal, Margins, Verdict, decide
 from expunge.methods import METHODS
 from expunge.methods.base import Method
 from expunge.metrics.base import Evaluation

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+FORGOTTEN, BY_CONSTRUCTION, OPEN = "forgotten", "forgotten by construction", "not enough evidence"
+INDISTINGUISHABLE = "indistinguishable from the start"
+FAILED = ("damaged", "not forgotten", "over-forgotten", "suppressed")
+
 WORDS: Mapping[str, str] = {
-    "forgotten": (
+    FORGOTTEN: (
         "In everything that was tested the model is like models that were trained again without the samples, and the "
         "same tests find the original."
     ),
-    "forgotten by construction": (
+    BY_CONSTRUCTION: (
         "The method is exact: the model was made without any of the samples. The audit adds what it saw."
     ),
     "not forgotten": "The model still shows that it knows the samples.",
@@ -19,10 +23,10 @@ WORDS: Mapping[str, str] = {
     ),
     "over-forgotten": "The samples stick out: the model treats them worse than samples that it never saw.",
     "damaged": "The model lost accuracy on what should have stayed.",
-    "indistinguishable from the start": (
+    INDISTINGUISHABLE: (
         "The untouched original passes the same tests, so no model can fail them: nothing can be shown either way."
     ),
-    "not enough evidence": "Neither forgetting nor its failure is shown; the reasons say what would be enough.",
+    OPEN: "Neither forgetting nor its failure is shown; the reasons say what would be enough.",
 }
 RETIRED: Mapping[str, str] = {
     "forgotten (weak)": (

@@ -28,9 +28,10 @@ from expunge.core.seeds import numpy_generator
 from expunge.data.split import Split
 from expunge.evidence.enough import held_out_for
 from expunge.evidence.equivalence import ALPHA, Comparison
+from expunge.evidence.explain import FAILED, INDISTINGUISHABLE, OPEN
 from expunge.evidence.rates import Separation
 from expunge.evidence.shadow_audit import U_LIRA
-from expunge.evidence.verdict import FAILED, INDISTINGUISHABLE, OPEN, Margins
+from expunge.evidence.verdict import Margins
 from expunge.metrics.base import Evaluation
 from expunge.metrics.membership import histogram_weights
 from expunge.numerics.statistics import auc_interval

@@ -37,7 +37,7 @@ from expunge.core import display
 from expunge.core.options import Field, build, options
 from expunge.evidence.enough import advice
 from expunge.evidence.equivalence import ALPHA, POWER, Comparison, compare_paired
-from expunge.evidence.explain import RESIDUE, STATISTICS
+from expunge.evidence.explain import BY_CONSTRUCTION, FAILED, FORGOTTEN, INDISTINGUISHABLE, OPEN, RESIDUE, STATISTICS
 from expunge.evidence.family import KINDS, ONE_SIDED
 from expunge.evidence.persample import PerSample
 from expunge.evidence.rates import Separation
@@ -48,9 +48,6 @@ from expunge.numerics.statistics import holm
 if TYPE_CHECKING:
     from expunge.evidence.residue import Residue
 
-FORGOTTEN, BY_CONSTRUCTION, OPEN = "forgotten", "forgotten by construction", "not enough evidence"
-INDISTINGUISHABLE = "indistinguishable from the start"
-FAILED = ("damaged", "not forgotten", "over-forgotten", "suppressed")
 WORDS = (FORGOTTEN, BY_CONSTRUCTION, *FAILED, INDISTINGUISHABLE, OPEN)
 FORGETTING = ("forget accuracy", "loss attack AUC")
 UTILITY = ("retain accuracy", "test accuracy")

@@ -1,4 +1,4 @@
-"""How far a model has moved by approximate unlearning since it was last trained, and when to train it again.
+"""How far a model has moved by approximate unlearning since it was last trained (when to train: `training.advice`).
 
 Every approximate step leaves something, forgets too much, or costs accuracy, and later steps start from there. In the
 streams of results/README.md ("Requests one after the other") four requests cost methods that see the forget set only 7
@@ -21,14 +21,11 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from expunge.api.planning.advice import Advice, Drift, Limits, Word
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.data.split import Split
+from expunge.training.advice import Drift
 from expunge.training.inference import predict
-
-__all__ = ["Advice", "Drift", "Limits", "advise", "measure_drift"]
-ALPHA = 0.05
 
 
 def measure_drift(
@@ -79,55 +76,3 @@ def _answers(model: nn.Module, test: Split, device: torch.device | str) -> torch
         return predict(model.to(device), test, device).argmax(1).cpu()
     finally:
         model.to(home)
-
-
-def advise(drift: Drift, limits: Limits | None = None) -> Advice:
-    """The rule: the worst of all numbers decides. Without an approximate step there is nothing to drift."""
-    limit = limits or build(Limits, {})
-    if drift.steps == 0:
-        reason = "no approximate step was made since the model was trained."
-        return Advice(word="go on", reasons=(reason,), drift=drift, limits=limit, left=1.0)
-    found: list[tuple[Word, str]] = []
-    for text, value, most, sure in _numbers(drift, limit):
-        if value >= most and sure:
-            found.append(("retrain now", f"{text}; the limit is {_shown(most)}."))
-        elif value >= most:
-            found.append(("retrain soon", f"{text}, which may still be chance; the limit is {_shown(most)}."))
-        elif value >= limit.soon * most and sure:
-            found.append(("retrain soon", f"{text}; the limit is {_shown(most)}."))
-    words = [word for word, _ in found]
-    worst: Word = next((word for word in ("retrain now", "retrain soon") if word in words), "go on")
-    reasons = [text for word, text in sorted(found, key=lambda pair: pair[0] != worst)]
-    if not found:
-        reasons = [f"{text}; the limit is {_shown(most)}." for text, _, most, _ in _numbers(drift, limit)]
-    loss = drift.accuracy_loss
-    left = None if loss is None else min(max(1 - loss / limit.accuracy_loss, 0.0), 1.0)
-    if loss is None:
-        reasons.append("accuracy on unseen samples is unknown: give test data with labels.")
-    return Advice(word=worst, reasons=tuple(reasons), drift=drift, limits=limit, left=left)
-
-
-def _numbers(drift: Drift, limit: Limits) -> list[tuple[str, float, float, bool]]:
-    """(text, value, limit, beyond chance), the most telling first."""
-    rows: list[tuple[str, float, float, bool]] = []
-    plural = "s" if drift.failed != 1 else ""
-    rows.append((f"{drift.failed} audit{plural} since then failed", drift.failed, limit.failed, True))
-    loss = drift.accuracy_loss
-    if loss is not None and drift.accuracy is not None and drift.base_accuracy is not None:
-        text = (
-            f"test accuracy went from {drift.base_accuracy:.3f} to {drift.accuracy:.3f} on {drift.samples} samples "
-            f"(p {drift.p_loss:.2g})"
-        )
-        rows.append((text, loss, limit.accuracy_loss, (drift.p_loss or 0.0) < ALPHA))
-    if drift.disagreement is not None:
-        text = f"{drift.disagreement:.1%} of {drift.samples} unseen samples are answered otherwise than then"
-        rows.append((text, drift.disagreement, limit.disagreement, True))
-    share = drift.forgotten / drift.knew
-    rows.append((f"{share:.1%} of the training samples were forgotten since then", share, limit.forgotten, True))
-    noun = "step" if drift.steps == 1 else "steps"
-    rows.append((f"{drift.steps} approximate {noun} were made since then", drift.steps, limit.steps, True))
-    return rows
-
-
-def _shown(limit: float) -> str:
-    return str(limit) if isinstance(limit, int) else f"{limit:.1%}"

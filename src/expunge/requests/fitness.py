@@ -18,7 +18,7 @@ from expunge.core.errors import DataError
 from expunge.data.split import Split
 
 if TYPE_CHECKING:
-    from expunge.requests.workspace import Settings
+    from expunge.requests.settings import Settings
 
 
 def check_fitness(model: nn.Module, train: Split, test: Split, settings: Settings, say: Callable[[str], None]) -> None:

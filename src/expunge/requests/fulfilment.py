@@ -34,7 +34,7 @@ from expunge.data.cache import cache_root
 from expunge.data.ids import columns_of
 from expunge.data.split import Split
 from expunge.evidence.audit import audit, by_construction
-from expunge.evidence.verdict import FAILED
+from expunge.evidence.explain import FAILED
 from expunge.methods.base import make_method
 from expunge.models.checkpoint import save_weights
 from expunge.requests import members
@@ -45,12 +45,14 @@ from expunge.requests.case.keys import load_signer
 from expunge.requests.case.page import build_case_page
 from expunge.requests.case.pdf import build_case_pdf
 from expunge.requests.case.side_effects import side_effects
-from expunge.requests.drift import Drift, measure_drift
+from expunge.requests.drift import measure_drift
 from expunge.requests.fitness import utility_losses
 from expunge.requests.ledger.ledger import Ledger
 from expunge.requests.records import Fulfilment, Version
+from expunge.requests.settings import MEMBERS
 from expunge.requests.sharded import forget_exactly
-from expunge.requests.workspace import MEMBERS, Workspace
+from expunge.requests.workspace import Workspace
+from expunge.training.advice import Drift
 
 
 @dataclass

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from expunge.api.result import write_text
 from expunge.core.errors import DataError
+from expunge.core.files import write_text
 from expunge.data.ids import columns_of
 from expunge.data.split import Split
 from expunge.data.values import as_text, key, whole_numbers

@@ -1,117 +1,35 @@
-"""The folder that a deletion desk works in: settings, keys, ledger, model versions, case files.
-
-expunge.yaml      settings, written by `expunge init`, edited by hand
-ledger.sqlite     the ledger, unless `ledger` or $EXPUNGE_LEDGER names a PostgreSQL server
-members.txt       who the first model was trained on, by keyed hash
-keys/             the pepper of all hashes, the signing key, its public half
-models/           one file per model version, by content hash
-cases/            one signed case file per fulfilment, with its page and PDF
-"""
+"""A workspace with its data and models: what `requests.settings` lays out, opened."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
-import yaml
-from pydantic import field_validator
 from torch import nn
 
-from expunge.api.result import write_text
 from expunge.core.errors import DataError, UsageError
-from expunge.core.options import Field, build, options, to_dict
-from expunge.core.yaml_text import read_yaml
+from expunge.core.options import build
 from expunge.data.sources import load_beside, load_pair
 from expunge.data.split import Split
-from expunge.evidence import verdict
+from expunge.evidence.explain import BY_CONSTRUCTION, FORGOTTEN
 from expunge.evidence.verdict import Margins
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, weights_hash
-from expunge.requests.drift import Limits
-from expunge.requests.ledger.lineage import Retention
-from expunge.requests.service.limits import ServiceLimits
+from expunge.requests.settings import Layout, Settings
 from expunge.requests.sharded import ensemble_like, recipe_of
 from expunge.training.recipe import Recipe
 
-SETTINGS, LEDGER, MEMBERS = "expunge.yaml", "ledger.sqlite", "members.txt"
-LEDGER_VARIABLE = "EXPUNGE_LEDGER"
-RETIRED, SUCCESSOR = "forgotten (weak)", verdict.INDISTINGUISHABLE  # a verdict of version 0.1, and what it said
-
-
-@options
-class Settings:
-    """What a workspace knows: the model, its data, how the audit is done, and what counts as good enough."""
-
-    model: str = Field(..., description="catalogue name, package.module:function or path/to/file.py:function")
-    model_options: dict[str, Any] = Field(default_factory=dict, description="model options as name=value")
-    data: str = Field(..., description="what the model was trained on, as for `expunge train`")
-    data_options: dict[str, Any] = Field(default_factory=dict, description="of the data, as for `expunge train`")
-    id_column: str = Field("id", description="column that says whose a sample is; `id`: every sample is its own")
-    test: str | None = Field(None, description="data that no model was trained on; default: the test part of the data")
-    recipe: dict[str, Any] | None = Field(None, description="how the model was trained, for retraining and references")
-    shards: Path | None = Field(None, description="folder of the sharded training (SISA) that made the model")
-    ledger: str | None = Field(None, description="database URL, e.g. postgresql://user@host/name; default: SQLite here")
-    budget_seconds: float | None = Field(None, gt=0, description="time that one fulfilment may take")
-    references: int = Field(0, ge=0, description="models retrained for each audit; 0 gives the weaker verdict")
-    shadows: int = Field(0, ge=0, description="shadow models for each audit; 64 say something")
-    residue: bool = Field(True, description="look below the answers in each audit; without it nothing is `forgotten`")
-    accept: list[str] = Field(
-        [verdict.FORGOTTEN, verdict.INDISTINGUISHABLE, verdict.OPEN],
-        description="verdicts that fulfil a request; `forgotten` includes `forgotten by construction`",
-    )
-    max_drop: float = Field(
-        0.05, ge=0, le=1, description="accuracy on retained or unseen samples that a fulfilment may cost at most"
-    )
-    any_accuracy: bool = Field(False, description="take a model that answers its training data no better than chance")
-    service: dict[str, float] = Field(default_factory=dict, description="limits of `expunge requests serve`")
-    fallback: Literal["none", "retrain"] = Field(
-        "none", description="what is done after another verdict: the fulfilment fails, or the model is retrained"
-    )
-    margins: dict[str, float] = Field(default_factory=dict, description="differences that count as none in the audit")
-    retention: dict[str, float] = Field(default_factory=dict, description="how long older versions are kept")
-    limits: dict[str, float] = Field(default_factory=dict, description="drift at which retraining is advised")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-
-    @field_validator("accept")
-    @classmethod
-    def _known_words(cls, words: list[str]) -> list[str]:
-        for word in words:
-            if word not in verdict.WORDS:
-                raise ValueError(f"knows no verdict `{word}`; allowed: {', '.join(verdict.WORDS)}")
-        return words
-
 
 @dataclass(frozen=True)
-class Workspace:
-    """A folder with settings; nothing in it is opened before it is asked for."""
+class Workspace(Layout):
+    """A workspace whose model can be built and whose data can be read."""
 
-    folder: Path
-    settings: Settings
-
-    @classmethod
-    def open(cls, folder: Path) -> Workspace:
-        """Raises `UsageError` where `expunge init` was not run, or where the settings cannot be read."""
-        path = folder / SETTINGS
-        try:
-            _migrate(path)
-            values = read_yaml(path)
-        except FileNotFoundError:
-            raise UsageError(
-                f"{folder} is no workspace (there is no {SETTINGS}); run `expunge init` there, or pass --workspace."
-            ) from None
-        try:
-            return cls(folder, resolved(build(Settings, values, "settings"), folder)).checked()
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
-
-    def checked(self) -> Workspace:
+    def checked(self) -> Self:
         """Raises `UsageError` for settings that their class refuses, or that do not go together."""
-        _ = self.recipe, self.margins, self.retention, self.limits
-        build(ServiceLimits, self.settings.service, "service")
+        super().checked()
+        _ = self.recipe, self.margins
         for name in ("references", "shadows"):
             if self.settings.shards is not None and getattr(self.settings, name):
                 raise UsageError(
@@ -119,29 +37,6 @@ class Workspace:
                     "unlearning is exact."
                 )
         return self
-
-    def write(self) -> None:
-        """The settings as YAML, without those that are as by default."""
-        plain = to_dict(build(Settings, {"model": self.settings.model, "data": self.settings.data}))
-        values = {k: v for k, v in to_dict(self.settings).items() if k in ("model", "data") or v != plain[k]}
-        write_text(self.folder / SETTINGS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-    @property
-    def keys(self) -> Path:
-        return self.folder / "keys"
-
-    @property
-    def models(self) -> Path:
-        return self.folder / "models"
-
-    @property
-    def cases(self) -> Path:
-        return self.folder / "cases"
-
-    @property
-    def ledger_url(self) -> str:
-        """$EXPUNGE_LEDGER, else the setting, else a file here: passwords need not stand in the settings."""
-        return os.environ.get(LEDGER_VARIABLE) or self.settings.ledger or f"sqlite:///{self.folder / LEDGER}"
 
     @property
     def recipe(self) -> Recipe | None:
@@ -154,17 +49,9 @@ class Workspace:
     def margins(self) -> Margins:
         return build(Margins, self.settings.margins)
 
-    @property
-    def retention(self) -> Retention:
-        return build(Retention, self.settings.retention)
-
-    @property
-    def limits(self) -> Limits:
-        return build(Limits, self.settings.limits)
-
     def accepts(self, word: str) -> bool:
         """Whether a verdict fulfils a request; an exact method is accepted where "forgotten" is."""
-        return (verdict.FORGOTTEN if word == verdict.BY_CONSTRUCTION else word) in self.settings.accept
+        return (FORGOTTEN if word == BY_CONSTRUCTION else word) in self.settings.accept
 
     def load(self) -> tuple[Split, Split]:
         """Training and test data as the settings name them. Raises `DataError` without unseen samples."""
@@ -195,42 +82,6 @@ class Workspace:
         if weights_hash(model) != version:
             raise DataError(f"{path} was changed: its content is not what its name says; restore it from a backup.")
         return model
-
-
-def resolved(settings: Settings, folder: Path) -> Settings:
-    """Settings whose relative paths are relative to `folder`, made absolute; names (of models, data sets) stay names.
-
-    A relative path that does not exist below `folder` stays as it is, the error about it shows what was written.
-    """
-
-    def absolute(path: str) -> str:
-        place = folder / path
-        return str(place.resolve()) if path and not Path(path).is_absolute() and place.exists() else path
-
-    file, colon, function = settings.model.rpartition(":")
-    return dataclasses.replace(
-        settings,
-        model=f"{absolute(file)}{colon}{function}" if file.endswith(".py") else settings.model,
-        data=absolute(settings.data),
-        test=None if settings.test is None else absolute(settings.test),
-        shards=None if settings.shards is None else Path(absolute(str(settings.shards))),
-        ledger=_ledger(settings.ledger, absolute),
-    )
-
-
-def _ledger(url: str | None, absolute: Callable[[str], str]) -> str | None:
-    """A relative SQLite file is relative to the workspace; other URLs stay."""
-    prefix = "sqlite:///"
-    return f"{prefix}{absolute(url.removeprefix(prefix))}" if url is not None and url.startswith(prefix) else url
-
-
-def _migrate(path: Path) -> None:
-    """Replace the retired verdict in settings of version 0.1, whose old text is kept beside them as `.0.1.bak`."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if RETIRED not in text or "\N{REPLACEMENT CHARACTER}" in text:
-        return
-    write_text(path.with_name(f"{path.name}.0.1.bak"), text)
-    write_text(path, text.replace(RETIRED, SUCCESSOR))
 
 
 def load(settings: Settings) -> tuple[Split, Split]:

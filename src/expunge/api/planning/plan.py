@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.api.planning.advice import Advice
 from expunge.api.planning.pace import Pace
 from expunge.api.planning.situation import Kind, Situation
 from expunge.core.options import Field, options
 from expunge.methods.base import Method, make_method
 from expunge.methods.cost import Work
+from expunge.training.advice import Advice
 
 KINDS: Mapping[Kind, str] = {
     "samples": "single samples",

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.api.planning.advice import Advice
 from expunge.api.planning.choices import NEVER, Choice, choices, options
 from expunge.api.planning.pace import Pace
 from expunge.api.planning.plan import KINDS, Alternative, Plan, duration
@@ -24,6 +23,7 @@ from expunge.core.errors import UsageError
 from expunge.core.options import describe, to_dict
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
+from expunge.training.advice import Advice
 
 
 def make_plan(

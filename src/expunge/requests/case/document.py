@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from expunge.api.result import write_bytes
 from expunge.core.errors import CheckpointError, DataError, ExpungeError
+from expunge.core.files import write_bytes
 from expunge.requests.case.canonical import canonical
 from expunge.requests.case.content import FORMAT, KIND, build_case
 from expunge.requests.case.keys import PublicKey, Signer, load_public

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import matplotlib
 
-from expunge.api.result import write_bytes
+from expunge.core.files import write_bytes
 from expunge.core.version import __version__
 from expunge.requests.case.story import Section, Story, Table, tell
 from expunge.requests.extras import extra

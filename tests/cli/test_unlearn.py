@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,7 @@ import pytest
 
 from expunge.api.record import CellRecord
 from expunge.cli.main import main
+from expunge.methods import METHODS
 from tests.cli.conftest import blobs
 
 
@@ -247,3 +253,42 @@ def test_test_samples_are_held_out_where_nothing_else_is_and_left_out_of_the_aud
     assert found.code == 0, found.err
     values = {row["metric"]: row["value"] for row in json.loads(found.out) if row["model"] == "original"}
     assert round(values["test_accuracy"] * 23) == pytest.approx(values["test_accuracy"] * 23)  # of 23 samples, not 45
+
+
+def test_an_interrupted_unlearning_goes_on_to_the_same_weights(expunge, rows, trained, tmp_path):
+    out = tmp_path / "stopped"
+    more = ("--epochs", 40, "--retain_batch_size", 4, "--lr", 0.001, "--method", "bad-t")
+    command = [str(word) for word in words(rows, trained, out, *more)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "expunge.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (out / "unlearn.state").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert f"interrupted; finished epochs are kept in {out}; run the same command again to go on." in err
+    assert (out / "unlearn.state").exists()
+    assert not (out / "result.json").exists()
+    again = expunge(*command)
+    assert again.code == 0, again.err
+    assert f"an interrupted unlearning is kept in {out}" in " ".join(again.err.split())
+    assert "bad-t: goes on after" in again.err
+    assert expunge(*words(rows, trained, tmp_path / "whole", *more)).code == 0
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert not (out / "unlearn.state").exists()
+
+
+def test_a_method_that_works_in_one_piece_says_that_it_begins_again(expunge, rows, trained, tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(METHODS.load("fisher"), "unlearn", interrupted)
+    result = expunge(*words(rows, trained, tmp_path / "run", "--method", "fisher"))
+    assert result.code == 130
+    assert result.err.endswith(
+        "interrupted; no epoch was finished that could be kept, so the same command begins again.\n"
+    )

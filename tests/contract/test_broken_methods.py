@@ -243,6 +243,25 @@ def test_refusing_everything_is_found() -> None:
         conformance.check_odd_models(Refuser, Settings(refuses_odd_models="does not work"))
 
 
+def test_state_that_is_not_stated_is_found() -> None:
+    @method("toy-forgetful", summary="s", needs=BOTH)
+    class Forgetful(Method):
+        epochs: int = Field(3, ge=0, description="passes")
+
+        def unlearn(self, problem: Problem, run: Run) -> nn.Module:
+            student = problem.student()
+            optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+            for _ in run.epochs(student, self.epochs, state=[]):  # the momentum is not stated
+                for batch in problem.retain.batches(16):
+                    loss = F.cross_entropy(student(batch.x), batch.y)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            return student
+
+    expect(conformance.check_resumes, Forgetful, "a stopped run went on to other weights")
+
+
 def test_options_that_only_show_in_the_history_are_found() -> None:
     @method("toy-talker", summary="s", needs=BOTH)
     class Talker(Method):

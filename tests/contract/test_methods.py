@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from expunge import methods
 from expunge.core.options import option_names
 from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
@@ -19,6 +22,14 @@ from .settings import SETTINGS
 
 def test_every_method_has_settings() -> None:
     assert set(METHODS.names()) == set(SETTINGS)
+
+
+def test_every_loop_states_what_it_carries() -> None:
+    """Without it, a stopped call would begin again."""
+    for file in Path(methods.__file__).parent.glob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "epochs":
+                assert "state" in {keyword.arg for keyword in call.keywords}, f"{file.name}:{call.lineno}"
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

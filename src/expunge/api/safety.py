@@ -61,9 +61,11 @@ def apply_safely(
             raise
         rate = to_dict(slower)["lr"]
         note = f"{str(error).partition('. ')[0]}; this is the second try, at a learning rate of {rate:g}."
+        resume = None if run.resume is None else run.resume.second()
         again = replace(
-            run, history=[], stages={}, details={}, snapshots={}, status="finished", notes=[*run.notes, note]
-        )
+            run, resume=resume, history=[], stages={}, details={}, snapshots={}, status="finished",
+            notes=[*run.notes, note],
+        )  # fmt: skip
         again.started = run.started  # a budget counts both tries
         return slower.apply(problem, again), slower, again
 

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ def unlearn_stream(
     method: str | Method = "auto",
     seed: int = 0,
     device: str = "auto",
+    resume: Path | None = None,
     **more: Any,
 ) -> Result:
     """Forget `requests` one after the other; like `unlearn` once per request, each from the model before it.
@@ -62,6 +64,7 @@ def unlearn_stream(
         test: Unseen samples, measured and never handed on; default: the model's `test`.
         method: As for `unlearn`.
         seed: Of all draws, >= 0.
+        resume: As for `unlearn`; every request has a file beside it.
         device: As for `unlearn`.
         more: The other keywords of `unlearn`, options of the method included.
 
@@ -100,6 +103,7 @@ def unlearn_stream(
             method=chosen,
             seed=own,
             device=device,
+            resume=None if resume is None else resume.with_name(f"{resume.name}.request-{number + 1}"),
             **more,
         )
         current = result

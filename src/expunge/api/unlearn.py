@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from expunge.api.effect import measure_effect
@@ -30,16 +33,19 @@ from expunge.api.selection import WAYS, select
 from expunge.api.trained import TrainedModel, initial_state
 from expunge.core.distributed import current
 from expunge.core.errors import UsageError
+from expunge.core.identity import code_hash
 from expunge.core.needs import Needs
 from expunge.core.options import given, to_dict
+from expunge.core.resume import Resume
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.version import versions
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
 from expunge.methods.problem import restrict
 from expunge.methods.scaling import Sizes
-from expunge.models.checkpoint import weights_hash
+from expunge.models.checkpoint import state_hash, weights_hash
 from expunge.models.contract import returned
+from expunge.models.identity import model_code
 from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe, make_recipe
 
@@ -61,6 +67,7 @@ def unlearn(
     progress: Callable[[Progress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     cache: Path | None = None,
+    resume: Path | None = None,
     measure: bool = True,
     wrong_labels: bool | None = None,
     **options: Any,
@@ -89,6 +96,9 @@ def unlearn(
         progress: Called with the state of the run after each epoch.
         cancelled: Asked between steps; the run ends with `Cancelled` once it returns true.
         cache: Folder where retrained references are kept by content.
+        resume: A state file, written after epochs: the same call goes on from there, with the same result, and begins
+            again where data, weights, options or code are others. It is yours to remove, with the files whose names
+            begin with its own and a dot. One-shot methods, `sisa` and runs of several processes write none.
         measure: Whether to measure `effect`, on the held-out samples, by one forward pass.
         wrong_labels: Whether the labels of the samples to forget are wrong; None: found out. It decides what `auto`
             weighs, and what `effect` compares with.
@@ -160,6 +170,8 @@ def unlearn(
         notes=[*([" ".join(why)] if why else []), *doubles, *remarks],
         world=current(),
     )
+    if resume is not None:
+        run.resume = Resume(resume, _work_key(chosen, source, splits, known_recipe, start, run))
     if start is None and (needs.initial or not needs.weights):
         run.notes.append(
             "the initial weights are not known, so fresh ones are drawn: pass initial=... to start from them."
@@ -219,6 +231,29 @@ def unlearn(
         details=run.details,
         effect=effect,
     )
+
+
+def _work_key(
+    chosen: Method,
+    source: nn.Module,
+    splits: Mapping[str, Split],
+    recipe: Recipe | None,
+    initial: Mapping[str, Tensor] | None,
+    run: Run,
+) -> str:
+    """Hex sha256 over everything that decides the weights of an unlearning; a time budget only ends it."""
+    facts = {
+        "code": [code_hash(type(chosen), __name__), model_code(source)],
+        "torch": torch.__version__,
+        "architecture": repr(source),
+        "original": weights_hash(source),
+        "initial": None if initial is None else state_hash(initial),
+        "data": {name: split.content_hash() for name, split in splits.items()},
+        "method": [chosen.card.name, to_dict(chosen)],
+        "recipe": None if recipe is None else to_dict(recipe),
+        "run": [run.seed, str(run.device), run.precision, run.compile],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _count(split: Split | None) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from expunge.api.saved import Data, facts_beside
 from expunge.api.trained import TrainedModel
 from expunge.cli import console, inputs, tables
 from expunge.cli.cells import make_cells
+from expunge.cli.faults import Interrupted
 from expunge.cli.fields import typed_options
-from expunge.cli.folder import STATE, WEIGHTS, check_code, claim, finished, user_code
+from expunge.cli.folder import STATE, UNLEARNING, WEIGHTS, check_code, claim, finished, user_code
 from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
 from expunge.cli.work import method_class
 from expunge.core import distributed
 from expunge.core.errors import DivergedError, ExpungeError, UsageError, nearest, unknown
 from expunge.core.files import csv_for_people, write_text
 from expunge.core.options import given, option_names, to_dict
+from expunge.core.resume import remove_state, state_files
 from expunge.core.run import Progress
 from expunge.core.version import versions
 from expunge.data.cache import cache_root
@@ -141,10 +144,10 @@ def unlearn(job: Unlearn) -> None:
     record = world.from_first(lambda: finished(job))
     if record is None:
         _announce(answering, method, at, split, job)
-        with console.progress() as progress:
+        with console.progress() as progress, _going_on(job.out / UNLEARNING) as state:
             first = trained if method.needs.initial else inputs.for_references(trained)
             result = Experiment(first, split, method, progress=progress, **common).unlearn(
-                budget_seconds=job.budget_seconds, compile=job.compile
+                budget_seconds=job.budget_seconds, compile=job.compile, resume=state
             )
         known = {**result.facts["data"], "forget": split.forget.content_hash()}  # of a stream: all requests together
         facts = {**result.facts, "training": trained.facts["training"], "data": known}
@@ -152,6 +155,7 @@ def unlearn(job: Unlearn) -> None:
         result = dataclasses.replace(result, facts=facts)
         if world.first:
             result.save(job.out)
+            remove_state(job.out / UNLEARNING)
         record, unlearned = result.record(), result.model
     else:
         check_code(job.out, record, user_code(job.model, method))
@@ -186,6 +190,24 @@ def unlearn(job: Unlearn) -> None:
             console.say(f"note on {name}: {note}")
     _report([job.out], job.out / "report.html")
     _print_effect(record)
+
+
+@contextmanager
+def _going_on(state: Path) -> Iterator[Path]:
+    """Where an unlearning keeps its state; what stops it says how to go on."""
+    if state_files(state):
+        console.say(f"an interrupted unlearning is kept in {state.parent}.")
+    try:
+        yield state
+    except DivergedError:
+        remove_state(state)  # nothing worth going on from
+        raise
+    except KeyboardInterrupt:
+        if state_files(state):
+            told = f"finished epochs are kept in {state.parent}; run the same command again to go on."
+        else:
+            told = "no epoch was finished that could be kept, so the same command begins again."
+        raise Interrupted(f"interrupted; {told}") from None
 
 
 def _named(job: Unlearn) -> Method:

@@ -11,9 +11,11 @@ from expunge.cli.jobs import Repair, Train, Unlearn
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.identity import code_hash
 from expunge.core.options import to_dict
+from expunge.core.resume import state_files
 from expunge.models.build import factory
 
-SETTINGS, RESULT, STATE, WEIGHTS = "settings.json", "result.json", "train.state", "model.safetensors"
+SETTINGS, RESULT, WEIGHTS = "settings.json", "result.json", "model.safetensors"
+STATE, UNLEARNING = "train.state", "unlearn.state"
 _OURS = (
     *(RESULT, STATE, WEIGHTS, "initial.safetensors", "rows.json", "history.csv", "cells.json", "report.html"),
     *("labels.csv", "still_suspect.csv", "neighbours.csv", "repair.html", "repair.json"),
@@ -29,6 +31,7 @@ def claim(job: Train | Unlearn | Repair) -> None:
     settings = {key: value for key, value in to_dict(job).items() if key not in ("overwrite", "force", "yes")}
     before = read_json(job.out / SETTINGS)
     present = [name for name in _OURS if (job.out / name).exists()]
+    present += [file.name for file in state_files(job.out / UNLEARNING)]
     changed = _difference(before, settings)
     if present and changed and not job.overwrite:
         raise UsageError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from expunge.core.distributed import ALONE, World
-from expunge.core.errors import Cancelled, DivergedError, UsageError
+from expunge.core.errors import Cancelled, CheckpointError, DivergedError, UsageError
 from expunge.core.opaque import opaque
+from expunge.core.resume import Resume, Stateful, log
 from expunge.core.seeds import derive
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Progress:
 FINITE_EVERY = 16  # sums of batch means read within an epoch, to see a loss that is not finite before it ends
 
 
-class Watch(Protocol):
+class Watch(Stateful, Protocol):
     """What looks after a model while it learns; see `training.guard`."""
 
     def begin(self, original: nn.Module) -> None: ...
@@ -103,7 +104,8 @@ class Run:
     compiled, which takes a minute and changes the last digits. budget_seconds: stop after the epoch that
     exceeds it. cancelled: polled between epochs. cache: folder for what is kept by content. history: one row per epoch.
     borrowed: seconds that work taken from the cache took when it was done; part of the cost. world: the processes that
-    share this run, all with the same settings. guard: looks after the model that learns in `epochs`.
+    share this run, all with the same settings. guard: looks after the model that learns in `epochs`. resume: where the
+    state after an epoch is kept, so that a stopped call goes on; of the first `epochs` of a run that states its state.
     """
 
     seed: int = 0
@@ -118,6 +120,7 @@ class Run:
     cache: Path | None = None
     world: World = ALONE
     guard: Watch | None = None
+    resume: Resume | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -129,7 +132,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.precision == "auto":
             raise UsageError("the precision of a run is float32 or bfloat16; decide `auto` by `resolve_precision`.")
-        self.started = time.perf_counter()
+        self.started = self._made = time.perf_counter()
+        self._keeping = False  # whether the state of a loop is kept already
         # A method holds the run: the caller's functions, and whatever they refer to, must not be reachable from it.
         self.progress, self.cancelled = opaque(self.progress), opaque(self.cancelled)
 
@@ -147,25 +151,50 @@ class Run:
         kind = torch.device(self.device).type
         return torch.autocast(kind, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def epochs(self, model: nn.Module, count: int, *, first: int = 1, what: str | None = None) -> Iterator[Epoch]:
+    def epochs(
+        self,
+        model: nn.Module,
+        count: int,
+        *,
+        first: int = 1,
+        what: str | None = None,
+        state: Sequence[Stateful] | None = None,
+    ) -> Iterator[Epoch]:
         """Epochs `first`..`count`, 1-based. Owns the bookkeeping: snapshots, history, NaN guard, budget, cancellation.
 
-        Raises `DivergedError` when a logged mean or a weight is not finite, `Cancelled` when the caller asks.
+        Args:
+            model: What learns.
+            count: Epochs.
+            first: The first of them that is left to do.
+            what: Name of the work, for progress.
+            state: All that is carried from epoch to epoch beside the model's weights, PyTorch's random generators and
+                this run: optimisers, endless batches, `core.resume.Values`. With it a stopped run can `resume`; what
+                is made before the first epoch is made again. None: the work begins again.
+
+        Raises:
+            DivergedError: A logged mean or a weight is not finite.
+            Cancelled: The caller asked.
+            CheckpointError: What `resume` kept does not fit this model.
         """
         if count < 0:
             raise UsageError(f"the number of epochs must be >= 0, got {count}.")
         if len(self.history) not in self.snapshots:
             self.snapshot(len(self.history), model)
+        keeps = None
+        if self.resume is not None and state is not None and not (self._keeping or self.world.several):
+            self._keeping, keeps = True, _Kept(self, self.resume, model, state)
+            first = keeps.restore(what or self.label, count) + 1
         if self.compile:
             model.compile()
         try:
-            yield from self._epochs(model, count, first, what or self.label)
+            if keeps is None or not keeps.ended:
+                yield from self._epochs(model, count, first, what or self.label, keeps)
             if self.guard is not None:
                 self._settle(self.guard, model)
         finally:
             model._compiled_call_impl = None  # the weights stay; only the compiled forward pass goes
 
-    def _epochs(self, model: nn.Module, count: int, first: int, what: str) -> Iterator[Epoch]:
+    def _epochs(self, model: nn.Module, count: int, first: int, what: str, keeps: _Kept | None) -> Iterator[Epoch]:
         for number in range(first, count + 1):
             began = time.perf_counter()
             epoch = Epoch(number, self.label, self._trained(model, number))
@@ -175,13 +204,14 @@ class Run:
             row = {"epoch": float(len(self.history) + 1), **values, "seconds": time.perf_counter() - began}
             self.history.append(row)
             self.snapshot(len(self.history), model)
+            stops = self.world.any(epoch.stop)
+            ends = self.guard is not None and self.guard.passed(model, number, last=stops or number == count)
+            if stops and not ends and number < count and self.status == "finished":
+                self.status = "stopped"
+            if keeps is not None:
+                keeps.save(number, ended=stops or ends, last=number == count)
             self.report(what, number, count, values)
-            ends = self.world.any(epoch.stop)
-            if self.guard is not None and self.guard.passed(model, number, last=ends or number == count):
-                return
-            if ends:
-                if number < count and self.status == "finished":
-                    self.status = "stopped"
+            if stops or ends:
                 return
             if number < count and self.over_budget():
                 self.status = "budget"
@@ -220,6 +250,15 @@ class Run:
         self.borrowed += seconds
         if stage is not None:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    def spent(self) -> float:
+        """Seconds since this run was made, with those that were borrowed."""
+        return time.perf_counter() - self._made + self.borrowed
+
+    def spent_before(self, spent: float, elapsed: float) -> None:
+        """Go on with the clock of an earlier call; what this call did so far is not counted."""
+        self.started = time.perf_counter() - elapsed
+        self.borrow(spent - self.spent())
 
     def waited(self, seconds: float) -> None:
         """Leave out seconds that passed while another run of this process had to end first; a note from 1 s on."""
@@ -263,3 +302,101 @@ class Run:
             raise DivergedError(
                 f"{self.label} diverged in epoch {number}: {cause}. Lower the learning rate or set a gradient clip."
             )
+
+
+class _Kept:
+    """The state of a run, a model and what a method carries, in the file of `Run.resume`."""
+
+    def __init__(self, run: Run, resume: Resume, model: nn.Module, carried: Sequence[Stateful]) -> None:
+        self.run, self.resume, self.model, self.carried = run, resume, model, carried
+        self.ended = False  # the method or the guard ended the work
+        self._snapshots: set[int] = set()  # those on disk
+
+    def save(self, number: int, *, ended: bool, last: bool) -> None:
+        """Called after epoch `number`; writes now and then, and always after the last. Costs the run no time."""
+        if not (self.resume.due() or ended or last):
+            return
+        import torch
+
+        run = self.run
+        seconds = 0.0
+        for epoch in sorted(run.snapshots.keys() - self._snapshots):
+            seconds += self.resume.write({"weights": run.snapshots[epoch]}, str(epoch))
+            self._snapshots.add(epoch)
+        state = {
+            "number": number,
+            "ended": ended,
+            "model": dict(self.model.state_dict()),
+            "carried": [each.state_dict() for each in self.carried],
+            "guard": None if run.guard is None else run.guard.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_device": torch.cuda.get_rng_state(run.device) if self._on_cuda() else None,
+            "history": run.history,
+            "stages": run.stages,
+            "notes": run.notes,
+            "details": run.details,
+            "status": run.status,
+            "snapshots": sorted(run.snapshots),
+            "spent": run.spent(),
+            "elapsed": run.elapsed(),
+        }
+        seconds += self.resume.write(state)
+        run.started += seconds
+        run.borrow(-seconds)
+
+    def restore(self, what: str, count: int) -> int:
+        """The number of finished epochs; 0 where nothing was kept that this run can use, and a note says why."""
+        run = self.run
+        state, doubt = self.resume.read()
+        snapshots: dict[int, Any] = {}
+        for epoch in () if state is None else state["snapshots"]:
+            stored, missing = self.resume.read(str(epoch))
+            if stored is None:
+                state, doubt = None, missing or f"{self.resume.path}.{epoch} is missing, so the work begins again."
+                break
+            snapshots[epoch] = stored["weights"]
+        if state is None:
+            if doubt:
+                run.notes.append(doubt)
+                log.warning("%s", doubt)
+            return 0
+        try:
+            self._apply(state)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{self.resume.path} cannot be resumed from ({reason}); delete it to start again."
+            ) from None
+        run.snapshots.update({epoch: _on(run.device, weights) for epoch, weights in snapshots.items()})
+        self._snapshots, self.ended = set(snapshots), bool(state["ended"])
+        done = int(state["number"])
+        run.spent_before(float(state["spent"]), float(state["elapsed"]))
+        run.report(f"{what}: goes on after", done, count)
+        return done
+
+    def _apply(self, state: dict[str, Any]) -> None:
+        import torch
+
+        run = self.run
+        self.model.load_state_dict(state["model"])
+        for each, kept in zip(self.carried, state["carried"], strict=True):
+            each.load_state_dict(kept)
+        if run.guard is not None:
+            run.guard.load_state_dict(state["guard"])
+        torch.set_rng_state(state["random"])
+        if self._on_cuda():
+            torch.cuda.set_rng_state(state["random_device"], run.device)
+        run.history[:], run.notes[:] = state["history"], state["notes"]
+        for mine, kept in ((run.stages, state["stages"]), (run.details, state["details"])):
+            mine.clear()
+            mine.update(kept)
+        run.status = state["status"]
+
+    def _on_cuda(self) -> bool:
+        import torch
+
+        return torch.device(self.run.device).type == "cuda"
+
+
+def _on(device: torch.device | str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in weights.items()}

@@ -89,7 +89,7 @@ class AMUN(IterativeMethod):
         optimizer = make_optimizer(
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer]):
             rate = learning_rate(
                 epoch.number, base=self.lr, schedule="milestones", milestones=self.milestones, decay=self.decay
             )

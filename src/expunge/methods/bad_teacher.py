@@ -99,7 +99,7 @@ class BadTeacher(IterativeMethod):
         )
         passes = Passes(student, run)
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches]):
             rate = learning_rate(
                 epoch.number, base=self.lr, schedule="milestones", milestones=self.milestones, decay=self.decay
             )

@@ -41,7 +41,7 @@ C = TypeVar("C", bound="Method")
 # study: an option of that name could not be passed.
 RESERVED = frozenset(
     {"budget_seconds", "cache", "cancelled", "compile", "device", "forget", "initial", "label", "measure", "method"}
-    | {"model", "name", "precision", "progress", "recipe", "retain", "seed", "validation", "wrong_labels"}
+    | {"model", "name", "precision", "progress", "recipe", "resume", "retain", "seed", "validation", "wrong_labels"}
 )
 
 

@@ -67,7 +67,7 @@ class Boundary(IterativeMethod):
         optimizer = make_optimizer(
             "sgd", trained.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, *extra]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("forget", "shuffle", epoch.number)
             for batch in problem.forget.batches(self.batch_size, shuffle=True, seed=seed, device=run.device):

@@ -62,7 +62,7 @@ class HeadDistillation(Method):
         set_trainable(student, [parts.head])
         optimizer = make_optimizer("adam", student.parameters(), lr=self.lr)
         student.eval()
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer]):
             generator = torch.Generator().manual_seed(run.seed_for("shuffle", epoch.number))
             for rows in torch.randperm(len(h), generator=generator).to(h.device).split(self.batch_size):
                 log_p = parts.classify(h[rows]).float().log_softmax(1)

@@ -74,7 +74,7 @@ class DELETE(IterativeMethod):
         optimizer = make_optimizer(
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("forget", "shuffle", epoch.number)
             for batch in problem.forget.batches(self.batch_size, shuffle=True, seed=seed, device=run.device):

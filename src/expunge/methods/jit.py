@@ -66,7 +66,7 @@ class JIT(IterativeMethod):
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
         optimizer = make_optimizer("sgd", student.parameters(), lr=self.lr, momentum=self.momentum)
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer]):
             training_mode(student, self.batchnorm)
             generator = torch.Generator().manual_seed(run.seed_for("noise", epoch.number))
             seed = run.seed_for("forget", "shuffle", epoch.number)

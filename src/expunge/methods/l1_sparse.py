@@ -60,7 +60,7 @@ class L1Sparse(IterativeMethod):
         optimizer = make_optimizer(
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer]):
             training_mode(student, self.batchnorm)
             strength = self.strength(epoch.number)
             epoch.log(gamma=strength)

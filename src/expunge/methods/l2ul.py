@@ -17,7 +17,7 @@ Limits     BatchNorm in train mode (as published) moves to the statistics of A a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -121,10 +121,26 @@ class Goal:
             return -F.cross_entropy(logits, self.labels[rows])
         return F.cross_entropy(logits, self.new_labels[rows])
 
-    def cycle(self, size: int) -> Iterator[Tensor]:
+    def cycle(self, size: int) -> Cycle:
         """Rows of the forget set in endless batches of `size`, in fixed order."""
-        while True:
-            yield from torch.arange(len(self.x), device=self.x.device).split(size)
+        return Cycle(torch.arange(len(self.x), device=self.x.device).split(size))
+
+
+class Cycle:
+    """The same batches of rows again and again, with a position that a stopped run resumes from."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self._batches, self._next = batches, 0
+
+    def __next__(self) -> Tensor:
+        self._next += 1
+        return self._batches[(self._next - 1) % len(self._batches)]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self._next}
+
+    def load_state_dict(self, state_dict: Mapping[str, int], /) -> None:
+        self._next = state_dict["next"]
 
 
 @method("l2ul-plain")
@@ -142,7 +158,7 @@ class L2ULPlain(UntilForgotten):
         student, goal = problem.student(), self.prepare(problem, run)
         optimizer = self.optimizer(student)
         run.status = "limit"
-        for epoch in run.epochs(student, self.limit):
+        for epoch in run.epochs(student, self.limit, state=[optimizer]):
             training_mode(student, self.batchnorm)
             for rows in torch.arange(len(goal.x), device=goal.x.device).split(self.forget_batch_size):
                 with run.autocast():
@@ -205,7 +221,7 @@ class L2UL(UntilForgotten):
         pull = self._pull(student, problem, run)
         optimizer, forget_rows = self.optimizer(student), goal.cycle(self.forget_batch_size)
         run.status = "limit"
-        for epoch in run.epochs(student, self.limit):
+        for epoch in run.epochs(student, self.limit, state=[optimizer, forget_rows]):
             for rows in self._order(len(images), epoch.number, run).split(self.batch_size):
                 chosen = next(forget_rows)
                 training_mode(student, self.batchnorm)
@@ -274,7 +290,7 @@ class L2ULOracle(UntilForgotten):
             return student
         optimizer, forget_rows = self.optimizer(student), goal.cycle(self.forget_batch_size)
         run.status = "limit"
-        for epoch in run.epochs(student, self.limit):
+        for epoch in run.epochs(student, self.limit, state=[optimizer, forget_rows]):
             for batch in problem.retain.batches(self.retain_batch_size, device=run.device):
                 rows = next(forget_rows)
                 training_mode(student, self.batchnorm)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from expunge.core.needs import Needs
 from expunge.core.options import Field, options
+from expunge.core.resume import Generator, Stateful, Values
 from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.data.augment import make_augment
@@ -218,10 +219,10 @@ class LAFBase(IterativeMethod):
         ue = torch.optim.Adam(student.parameters(), lr=self.lr_ue)
         ra = torch.optim.Adam(student.parameters(), lr=self.lr_ra)
         noise = torch.Generator().manual_seed(derive(run.seed, "latent")) if self.latent_mode == "sampled" else None
-        moved = False
-        lowest, waited = float("inf"), 0
+        seen = Values(moved=False, lowest=float("inf"), waited=0)
+        carried: list[Stateful] = [ue, ra, seen, *([] if noise is None else [Generator(noise)])]
         rounds = self.epochs * (2 if self.schedule == "two_stage" else 1)
-        for epoch in run.epochs(student, rounds):
+        for epoch in run.epochs(student, rounds, state=carried):
             student.eval() if self.batchnorm == "frozen" else training_mode(student)
             do_ue = self.use_ue and not (self.schedule == "two_stage" and epoch.number > self.epochs)
             do_ra = self.use_ra and not (self.schedule == "two_stage" and epoch.number <= self.epochs)
@@ -245,14 +246,15 @@ class LAFBase(IterativeMethod):
                     e_r, e_f = self._both(passes, retained, forgotten, run)
                     ra_loss, farthest = self._ra(e_r, e_f, targets)
                     # Once something has moved it stays so: no further look at the device.
-                    moved = moved or not self.skip_noise or run.world.any(float(farthest) > NOISE)
-                    if moved:
+                    seen.moved = seen.moved or not self.skip_noise or run.world.any(float(farthest) > NOISE)
+                    if seen.moved:
                         _adam_step(ra, ra_loss)
                     epoch.add("ra", ra_loss)
             if self.ue_patience is not None and do_ue:
                 mean_loss = epoch.mean("ue")
-                lowest, waited = (mean_loss, 0) if mean_loss < lowest else (lowest, waited + 1)
-                epoch.stop = waited >= self.ue_patience and self.schedule != "two_stage"
+                seen.waited = 0 if mean_loss < seen.lowest else seen.waited + 1
+                seen.lowest = min(mean_loss, seen.lowest)
+                epoch.stop = seen.waited >= self.ue_patience and self.schedule != "two_stage"
 
     def _pairs(self, problem: Problem, run: Run, epoch: int) -> Iterator[tuple[Batch, Batch]]:
         """Pairs (forget batch, retain batch): ceil(|D_f| / batch size) of them if D_f is the smaller set."""

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from expunge.core.needs import Needs
 from expunge.core.options import Field
+from expunge.core.resume import Values
 from expunge.core.run import Run
 from expunge.data.mixing import mixed_batches
 from expunge.data.split import PerSample
@@ -105,8 +106,9 @@ class LoTUS(IterativeMethod):
         if excess <= -self.tolerance:
             run.status = "already"
             return student
-        for epoch in run.epochs(student, self.epochs):
-            temperature = math.exp(self.alpha * excess)
+        seen = Values(excess=excess)
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, seen]):
+            temperature = math.exp(self.alpha * seen.excess)
             training_mode(student, self.batchnorm)
             noise = torch.Generator().manual_seed(run.seed_for("gumbel", epoch.number))
             seed = run.seed_for("mixed", "shuffle", epoch.number)
@@ -123,9 +125,9 @@ class LoTUS(IterativeMethod):
                 loss = -(torch.cat(targets) * log_p).sum(1).mean()
                 step(loss, student, optimizer)
                 epoch.add("loss", loss, len(log_p))
-            excess = 1 - error_rate(predict(student, forget, run.device), forget.y) - goal
-            epoch.log(temperature=temperature, excess_accuracy=excess)
-            if excess <= -self.tolerance:
+            seen.excess = 1 - error_rate(predict(student, forget, run.device), forget.y) - goal
+            epoch.log(temperature=temperature, excess_accuracy=seen.excess)
+            if seen.excess <= -self.tolerance:
                 run.status = "reached"
                 epoch.stop = True
         return student

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.core.options import Field
+from expunge.core.resume import Values
 from expunge.core.run import Run
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.cost import Work, steps
@@ -76,8 +77,8 @@ class MUMis(IterativeMethod):
             raise UsageError("mu-mis: a model with one class has no other class.")
         student = problem.student()
         optimizer = make_optimizer("sgd", student.parameters(), lr=self.lr, momentum=self.momentum)
-        first = 0.0
-        for epoch in run.epochs(student, self.epochs):
+        seen = Values(first=0.0)
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, seen]):
             training_mode(student, self.batchnorm)
             generator = torch.Generator().manual_seed(run.seed_for("other classes", epoch.number))
             seed = run.seed_for("forget", "shuffle", epoch.number)
@@ -88,8 +89,9 @@ class MUMis(IterativeMethod):
                 epoch.add("own_sensitivity", own.mean(), len(batch))
                 epoch.add("other_sensitivity", other.mean(), len(batch))
             own_mean = epoch.mean("own_sensitivity")
-            first = own_mean if epoch.number == 1 else first
-            if own_mean <= self.until * first and self.until > 0:
+            if epoch.number == 1:
+                seen.first = own_mean
+            if own_mean <= self.until * seen.first and self.until > 0:
                 run.status = "reached"
                 epoch.stop = True
         return student

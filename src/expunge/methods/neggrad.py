@@ -67,7 +67,7 @@ class NegGrad(IterativeMethod):
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         passes = Passes(student, run)
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("forget", "shuffle", epoch.number)
             for batch in problem.forget.batches(
@@ -144,7 +144,7 @@ class NegGradPlus(IterativeMethod):
         pull = L2Reference(student, self.alpha * self.l2_reference)
         passes = Passes(student, run)
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
             for retained in problem.retain.batches(

@@ -115,7 +115,7 @@ class POURD(IterativeMethod):
             targets = PerSample(problem.forget, (h.double() @ p).to(h))
         head.requires_grad_(False)
         optimizer = make_optimizer("adam", student.parameters(), lr=self.lr)
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("forget", "shuffle", epoch.number)
             for batch in problem.forget.batches(self.batch_size, shuffle=True, seed=seed, device=run.device):

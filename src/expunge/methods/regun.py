@@ -87,7 +87,7 @@ class ReGUn(IterativeMethod):
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
             for retained in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):

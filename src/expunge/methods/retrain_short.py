@@ -81,11 +81,12 @@ class RetrainShort(Method):
         ends = [max(k, round(recipe.epochs * share)) for k, share in enumerate(shares, 1)]
         augment = make_augment(recipe.augment)
         per_epoch = -(-len(retain) // recipe.batch_size)
-        for epoch in run.epochs(student, ends[-1]):
+        optimizer = make_optimizer("adamw", student.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        for epoch in run.epochs(student, ends[-1], state=[optimizer]):
             cycle = bisect_left(ends, epoch.number)
             first, last = [0, *ends][cycle], ends[cycle]
             if epoch.number == first + 1:
-                optimizer = make_optimizer("adamw", student.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+                optimizer.state.clear()
             training_mode(student, recipe.batchnorm)
             seed = run.seed_for("train", "shuffle", epoch.number)
             batches = retain.batches(recipe.batch_size, shuffle=True, seed=seed, augment=augment, device=run.device)

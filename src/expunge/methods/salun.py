@@ -79,7 +79,7 @@ class SalUn(IterativeMethod):
         optimizer = make_optimizer(
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer]):
             training_mode(student, self.batchnorm)
             wrong = self._labels(problem, run, epoch.number)
             for forgotten, retained in self._steps(problem, run, epoch.number):

@@ -129,7 +129,7 @@ class SCAR(IterativeMethod):
             source_targets = PerSample(source, teacher.softmax(1))
         optimizer = make_optimizer("adam", student.parameters(), lr=self.lr)
         forget_batches = endless(problem.forget, self.batch_size, run, "forget")
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("source", "shuffle", epoch.number)
             for batch in source.batches(self.batch_size, shuffle=True, seed=seed, device=run.device):

@@ -159,8 +159,7 @@ class SCRUB(IterativeMethod):
         )
         passes = Passes(student, run)
         mean = WeightMean(student, copies_first=self.smoothing_copies_first) if self.smoothing > 0 else None
-        started = False
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, *([] if mean is None else [mean])]):
             rate = learning_rate(
                 epoch.number, base=self.lr, schedule="milestones", milestones=self.milestones, decay=self.decay
             )
@@ -175,11 +174,9 @@ class SCRUB(IterativeMethod):
                     self.forget_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
                 ):
                     distance, _ = self._distance(passes, batch, on_forget, run)
-                    if not started:
-                        started = True
-                        if self._has_no_gradient(distance, student, run):
-                            self._perturb(student, passes, batch, on_forget[batch.index], run)
-                            distance, _ = self._distance(passes, batch, on_forget, run)
+                    if "first_gradient_norm" not in run.details and self._has_no_gradient(distance, student, run):
+                        self._perturb(student, passes, batch, on_forget[batch.index], run)
+                        distance, _ = self._distance(passes, batch, on_forget, run)
                     step(self._smoothed(-distance, mean, student), student, optimizer, self.clip)
                     epoch.add("forget_distance", distance, len(batch))
 
@@ -259,6 +256,13 @@ class WeightMean:
         """Move the mean a tenth of the way to the model's weights."""
         torch._foreach_lerp_(self._mean, [p.detach() for p in model.parameters()], self._rate)
         self._rate = 0.1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self._mean, "rate": self._rate}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        torch._foreach_copy_(self._mean, state_dict["mean"])
+        self._rate = state_dict["rate"]
 
     def distance(self, model: nn.Module) -> Tensor:
         """Sum over tensors of ||w_l - mean_l||_F; its gradient at zero distance is defined as zero."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,22 +13,54 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.core.run import Run
+from expunge.data.augment import Augment
 from expunge.data.split import Batch, Split
 from expunge.models.anatomy import Anatomy, anatomy
 
 
-def endless(split: Split, size: int, run: Run, purpose: str) -> Iterator[Batch]:
-    """Endless batches, reshuffled in each pass (a cycled loader would repeat the first order)."""
-    round_number = 0
-    while True:
-        yield from split.batches(
-            size,
-            shuffle=True,
-            seed=run.seed_for(purpose, "shuffle", round_number),
-            device=run.device,
-            world=run.world,
-        )
-        round_number += 1
+class Endless:
+    """Endless batches, reshuffled in each pass (a cycled loader would repeat the first order), with a position.
+
+    A stopped run resumes from the position.
+    """
+
+    def __init__(self, split: Split, size: int, run: Run, purpose: str, augment: Augment | None = None) -> None:
+        self._split, self._size, self._run, self._purpose, self._augment = split, size, run, purpose, augment
+        self._pass, self._taken = 0, 0
+        self._batches = self._shuffled()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches, None)
+        if batch is None:
+            self._pass, self._taken = self._pass + 1, 0
+            self._batches = self._shuffled()
+            batch = next(self._batches)
+        self._taken += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"pass": self._pass, "taken": self._taken}
+
+    def load_state_dict(self, state_dict: Mapping[str, int], /) -> None:
+        self._pass, self._taken = state_dict["pass"], state_dict["taken"]
+        self._batches = islice(self._shuffled(), self._taken, None)
+
+    def _shuffled(self) -> Iterator[Batch]:
+        seed = self._run.seed_for(self._purpose, "shuffle", self._pass)
+        return iter(
+            self._split.batches(
+                self._size, shuffle=True, seed=seed, augment=self._augment, device=self._run.device,
+                world=self._run.world,
+            )
+        )  # fmt: skip
+
+
+def endless(split: Split, size: int, run: Run, purpose: str, augment: Augment | None = None) -> Endless:
+    """Endless batches of `size` samples; `purpose` names the stream of their order."""
+    return Endless(split, size, run, purpose, augment)
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -96,6 +96,13 @@ class Rule:
         """The direction d (P,) of rows g_r and g_f (P,)."""
         raise NotImplementedError
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the rule remembers from step to step, for a run that is resumed."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        """Go on as the rule whose `state_dict` this is."""
+
 
 @options
 class TwoGradients(IterativeMethod):
@@ -128,7 +135,7 @@ class TwoGradients(IterativeMethod):
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
-        for epoch in run.epochs(student, self.epochs):
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches, rule]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
             for retained in problem.retain.batches(self.retain_batch_size, shuffle=True, seed=seed, device=run.device):
@@ -245,6 +252,12 @@ class _HAMU(Rule):
         self.stops = self._in_a_row >= self.patience
         return hamu(g_r[0], -g_f, self.demand)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"angles": self._angles, "steps": self._steps, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        self._angles, self._steps, self._in_a_row = (state_dict[name] for name in ("angles", "steps", "in_a_row"))
+
 
 @method("hamu")
 class HAMU(TwoGradients):
@@ -284,6 +297,13 @@ class _AGRMO(Rule):
             self._means = [torch.zeros_like(g) for g in pair]
         self._means = [self.decay * m + (1 - self.decay) * g for m, g in zip(self._means, pair, strict=True)]
         return same_cosine(*self._means)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self._weights.values, "means": self._means}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        self._weights.values.copy_(state_dict["weights"])
+        self._means = [mean.to(self._weights.values.device) for mean in state_dict["means"]]
 
 
 @method("agrmo")

@@ -36,7 +36,7 @@ Claim      approximate, no guarantee for single samples. On networks of stranger
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,15 +45,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expunge.core.options import Field, build
+from expunge.core.resume import Stateful
 from expunge.core.run import Run
 from expunge.core.seeds import torch_generator
 from expunge.data.augment import make_augment
-from expunge.data.split import Batch, PerSample, Split
+from expunge.data.split import PerSample, Split
 from expunge.methods.base import Method, method
 from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
-from expunge.methods.steps import distillation, one_cycle
+from expunge.methods.steps import distillation, endless, one_cycle
 from expunge.models.modes import training_mode
 from expunge.training.inference import predict
 from expunge.training.loop import step
@@ -110,13 +111,14 @@ class Unsee(Method):
             _shrink(student, self.shrink)
         peak = self.lr * math.sqrt(plan.batch / recipe.batch_size)
         optimizer = make_optimizer("adamw", student.parameters(), lr=peak, weight_decay=self.weight_decay)
-        retained = _endless(retain, plan.batch, recipe, run, "retain")
-        forgotten = _endless(forget, plan.forget_batch, recipe, run, "forget")
-        done = 0
-        for epoch in run.epochs(student, plan.rounds, what=f"{run.label}: rounds"):
+        augment = make_augment(recipe.augment)
+        retained = endless(retain, plan.batch, run, "retain", augment)
+        forgotten = endless(forget, plan.forget_batch, run, "forget", augment)
+        carried: list[Stateful] = [optimizer, retained, forgotten, *kinds]
+        for epoch in run.epochs(student, plan.rounds, what=f"{run.label}: rounds", state=carried):
             goals = PerSample(forget, self._goals(kinds, student, forget, run))
             training_mode(student, recipe.batchnorm)
-            for _ in range(plan.per_round):
+            for done in range((epoch.number - 1) * plan.per_round, epoch.number * plan.per_round):
                 set_rate(optimizer, peak * one_cycle((done + 0.5) / plan.steps, self.warmup))
                 kept, lost = next(retained), next(forgotten)
                 with run.autocast():
@@ -132,7 +134,6 @@ class Unsee(Method):
                     away = distillation(logits[: len(kept)], teacher[kept.index], TEMPERATURE)
                     loss = (1 - self.distill) * fit + self.distill * away
                 step(loss + self.strength * pull, student, optimizer, recipe.clip)
-                done += 1
                 epoch.add("retain_loss", fit, len(kept))
                 epoch.add("steering", pull, len(lost))
         return student
@@ -233,6 +234,12 @@ class _Kind:
     alike: bool = False
     floor: float | None = None
 
+    def state_dict(self) -> dict[str, float | None]:
+        return {"floor": self.floor}
+
+    def load_state_dict(self, state_dict: Mapping[str, float | None], /) -> None:
+        self.floor = state_dict["floor"]
+
     def unseen(self, student: nn.Module, logits: Tensor, y: Tensor, run: Run) -> Tensor:
         """Sorted log-odds that unseen samples have under the student. logits (k, C), y (k,) of the members."""
         others = predict(student, self.others, run.device).cpu()
@@ -324,15 +331,6 @@ def _shrink(student: nn.Module, factor: float) -> None:
         for weight in student.parameters():
             if weight.dim() >= 2:
                 weight.mul_(factor)
-
-
-def _endless(split: Split, size: int, recipe: Recipe, run: Run, purpose: str) -> Iterator[Batch]:
-    """Batches for ever, shuffled anew in each pass, augmented as in training."""
-    augment, number = make_augment(recipe.augment), 0
-    while True:
-        seed = run.seed_for(purpose, "shuffle", number)
-        yield from split.batches(size, shuffle=True, seed=seed, augment=augment, device=run.device)
-        number += 1
 
 
 TEMPERATURE = 2.0

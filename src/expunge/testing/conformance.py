@@ -14,10 +14,12 @@ import contextlib
 import copy
 import dataclasses
 import json
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -419,6 +421,46 @@ def _loss(model: nn.Module, problem: ToyProblem) -> float:
     return float(F.cross_entropy(predict(model, problem.forget), problem.forget.y))
 
 
+def check_resumes(cls: type[Method], settings: Settings) -> None:
+    """(m) A run that is stopped after its first epoch goes on to the same bits, dropout, guard included.
+
+    A method that carries more from epoch to epoch than it states (`run.epochs(..., state=[...])`) fails here. One that
+    states nothing begins again.
+    """
+    changes: dict[str, Any] = {name: 3 for name in ("epochs", "limit") if name in option_names(cls)}
+    if "max_drop" in option_names(cls):
+        changes["max_drop"] = 0.9  # a guard that looks, and takes nothing back
+    chosen = make(cls, settings, **changes)
+    problem = toy_problem(_dropping(), forget_class=settings.forget_class)
+    whole = run(chosen, problem)
+    events: list[Progress] = []
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+
+        def stop(_: Progress) -> None:
+            if state.exists():
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            run(chosen, problem, progress=stop, resume=state)
+        kept = state.exists()
+        second = run(chosen, problem, progress=events.append, resume=state)
+    require(same(weights(whole.model), weights(second.model)), cls, "a stopped run went on to other weights.")
+    rows = [[{**row, "seconds": 0.0} for row in each.history] for each in (whole, second)]
+    require(rows[0] == rows[1], cls, "a stopped run went on to another history.")
+    went_on = any(event.what.endswith("goes on after") for event in events)
+    require(went_on == kept, cls, f"what was kept of a stopped run was not used: {', '.join(second.notes)}.")
+
+
+def _dropping() -> nn.Module:
+    """A toy whose passes draw from PyTorch's global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ToyNet()
+    model.hidden = nn.Sequential(model.hidden, nn.Dropout(0.3))  # type: ignore[assignment]
+    return model
+
+
 CHECKS: list[Callable[[type[Method], Settings], None]] = [
     check_original_untouched,
     check_weights_move,
@@ -435,4 +477,5 @@ CHECKS: list[Callable[[type[Method], Settings], None]] = [
     check_odd_models,
     check_ignores_trained_weights,
     check_cost,
+    check_resumes,
 ]

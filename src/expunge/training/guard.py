@@ -9,6 +9,7 @@ memory at a time: the weights that learn, and one snapshot.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,19 @@ class Guard:
             f"held-out accuracy fell from {self.before:.1%} to {lost:.1%}, by more than `max_drop` "
             f"({self.max_drop:g}); the model is {where}."
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, and the last point within the limit; without what `begin` finds again."""
+        return {
+            "now": self.now, "last_within": dict(self._last_within), "point": self._point, "since": self._since,
+            "worse": self._worse, "lowest_rise": self._lowest_rise,
+        }  # fmt: skip
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        """Go on as the guard whose `state_dict` this is."""
+        self.now, self._last_within, self._point = (state_dict[name] for name in ("now", "last_within", "point"))
+        self._since, self._worse = state_dict["since"], state_dict["worse"]
+        self._lowest_rise = state_dict["lowest_rise"]
 
     def _look(self, model: nn.Module, point: str) -> None:
         self.now, self._since = self.accuracy(model), 0

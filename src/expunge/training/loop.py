@@ -78,9 +78,10 @@ def train_model(
     pull = L2Reference(model, recipe.l2_reference, reference)
     augment = make_augment(recipe.augment)
     done = _load_state(resume, model, optimizer, run)
+    carried = None if resume is not None or after_epoch is not None else [optimizer]
     with fast_layout(model, data.input_shape), lone_samples(model, allowed=recipe.batch_size > 1 or len(data) == 1):
         passes = Passes(model, run)
-        for epoch in run.epochs(model, recipe.epochs, first=done + 1, what=f"{run.label}: {purpose}"):
+        for epoch in run.epochs(model, recipe.epochs, first=done + 1, what=f"{run.label}: {purpose}", state=carried):
             # Whatever the modules draw themselves (dropout) restarts per epoch, so that resuming changes nothing.
             torch.manual_seed(run.module_seed(purpose, "modules", epoch.number))
             training_mode(model, recipe.batchnorm)

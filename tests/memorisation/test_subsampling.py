@@ -139,7 +139,7 @@ def test_more_models_use_the_first_ones(data: Split, tmp_path: Path, trainings: 
 def test_only_rows_are_kept(data: Split, tmp_path: Path) -> None:
     scores(data, tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    assert {path.suffix for path in files} == {".npz"}
+    assert {path.suffix for path in files} == {".npz", ".origin", ".hashes"}
     assert all(path.stat().st_size < 1024 for path in files)
 
 

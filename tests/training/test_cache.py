@@ -189,7 +189,7 @@ def test_half_of_an_entry_is_none(data: Split, tmp_path: Path, trainings: list[s
 
 def test_no_half_written_file_stays(data: Split, tmp_path: Path) -> None:
     trained(data, ToyNet(), tmp_path)
-    assert {file.suffix for file in (tmp_path / "models").iterdir()} <= {".safetensors", ".json", ".lock"}
+    assert {file.suffix for file in (tmp_path / "models").iterdir()} <= {".safetensors", ".json", ".lock", ".origin"}
 
 
 def test_waiting_for_another_worker_is_no_cost(data: Split, tmp_path: Path) -> None:

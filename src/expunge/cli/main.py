@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from expunge.cli import console, faults, launched, requests, studies
+from expunge.cli import cache, console, faults, launched, requests, studies
 from expunge.cli.complete import KINDS, kinds
 from expunge.cli.lazy import LazyGroup
 from expunge.core.version import __version__
@@ -171,6 +171,7 @@ def doctor(json: Json = False) -> None:
 
 studies.register(app)
 app.add_typer(requests.app)
+app.add_typer(cache.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

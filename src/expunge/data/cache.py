@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from expunge.core.entries import record
 from expunge.core.errors import DataError
 from expunge.core.identity import code_hash
 from expunge.core.shelf import doubt
+from expunge.data.hashing import row_hashes
 
 log = logging.getLogger(__name__)
 _DECODERS = "expunge.data.sources"  # which imports every module that decodes
@@ -63,13 +65,17 @@ def source_key(files: Sequence[Path], root: Path, facts: object, cache: Path) ->
     if merged != known:
         try:
             _write_json(index, merged)
+            record(index, cache, data=str(root.resolve()), form="names")
         except OSError as error:
             log.warning("the cache %s cannot be written (%s); going on without it.", cache, error.strerror or error)
     return digest.hexdigest()
 
 
-def cached_array(key: str, cache: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array stored under `key`, memory-mapped copy-on-write; made and stored if absent or damaged."""
+def cached_array(key: str, cache: Path, make: Callable[[], np.ndarray], *, name: str = "") -> np.ndarray:
+    """The array stored under `key`, memory-mapped copy-on-write; made and stored if absent or damaged.
+
+    name: of the data, for the record of where the entry came from.
+    """
     folder = cache / "data" / key
     doubted = doubt(cache / "data")
     if doubted is not None:
@@ -81,6 +87,8 @@ def cached_array(key: str, cache: Path, make: Callable[[], np.ndarray]) -> np.nd
     array = make()
     try:
         _store(folder, array)
+        form = f"{array.dtype} {'x'.join(map(str, array.shape[1:]))}"
+        record(folder, cache, data=name, form=form, samples=row_hashes(array))
     except OSError as error:
         log.warning("the cache %s cannot be written (%s); going on without it.", cache, error.strerror or error)
         return array

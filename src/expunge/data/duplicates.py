@@ -44,6 +44,12 @@ def copies_among(split: Split, of: Split) -> Tensor:
     return nothing
 
 
+def content_hashes(split: Split) -> np.ndarray | None:
+    """64-bit hashes (len(split),) of the samples' content, uint64; None for data that stream."""
+    store = split.store
+    return _hashes(store)[split.index.numpy()] if isinstance(store, ResidentStore) else None
+
+
 def repeated_in(split: Split) -> int:
     """Number of samples whose content occurred before in the split."""
     store = split.store

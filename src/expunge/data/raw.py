@@ -114,7 +114,7 @@ def _image_store(
         array = (
             decode_sized(images, plan, image_size)
             if key is None
-            else cached_array(key(plan_facts, cache), cache, lambda: decode_sized(images, plan, image_size))
+            else cached_array(key(plan_facts, cache), cache, lambda: decode_sized(images, plan, image_size), name=name)
         )
         store = ResidentStore(torch.from_numpy(array), labels, **common)  # type: ignore[arg-type]
     if image_size is not None and store.input_shape[1:] != (image_size, image_size):

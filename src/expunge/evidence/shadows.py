@@ -42,6 +42,7 @@ from expunge.core.pool import in_processes
 from expunge.core.run import Run
 from expunge.core.seeds import derive, numpy_generator
 from expunge.data.join import joined
+from expunge.data.origin import Facts, origin_of
 from expunge.data.split import Split
 from expunge.evidence.signals import confidence
 from expunge.methods.base import Method
@@ -179,7 +180,9 @@ def shadow_scores(
     scores; None: not kept. progress: called with (done, all shadows). Raises `UsageError` for a model that cannot
     be drawn anew.
     """
-    work = _Work(model, plan, recipe, method, seed, device, cache, _identity(model, plan, recipe, seed))
+    work = _Work(
+        model, plan, recipe, method, seed, device, cache, _identity(model, plan, recipe, seed), origin_of(plan.pool)
+    )
     rows: dict[int, list[np.ndarray]] = {}
     missing = []
     for shadow in range(plan.shadows):
@@ -238,6 +241,7 @@ class _Work:
     device: str
     cache: Path | None
     identity: str
+    origin: Facts
 
     def requests(self, shadow: int) -> list[np.ndarray]:
         return self.plan.forget[shadow] if self.method is not None else []
@@ -256,7 +260,7 @@ class _Work:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def keep(self, shadow: int, request: int | None, scores: np.ndarray) -> np.ndarray:
-        Rows(self.cache).put(self.key(shadow, request), scores=scores)
+        Rows(self.cache, self.origin).put(self.key(shadow, request), scores=scores)
         return scores
 
     def stored(self, shadow: int) -> list[np.ndarray] | None:

@@ -33,6 +33,7 @@ from expunge.core.errors import CheckpointError, UsageError
 from expunge.core.identity import code_hash
 from expunge.core.run import Run
 from expunge.core.seeds import global_generators
+from expunge.data.origin import origin_of
 from expunge.data.scores import SampleScores
 from expunge.data.split import Split
 from expunge.training.cache import training_key
@@ -88,7 +89,7 @@ def record_dynamics(model: nn.Module, data: Split, recipe: Recipe, run: Run) -> 
     """
     if recipe.epochs < 1:
         raise UsageError("learning cannot be watched in a training of 0 epochs; set `epochs` to at least 1.")
-    student, rows = copy.deepcopy(model), Rows(run.cache)
+    student, rows = copy.deepcopy(model), Rows(run.cache, origin_of(data))
     trained = training_key(student, data, recipe, run.seed, PURPOSE, run.precision)
     key = hashlib.sha256(json.dumps([code_hash(__name__), "dynamics", trained]).encode()).hexdigest()
     with rows.locked(key):

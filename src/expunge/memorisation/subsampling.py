@@ -31,6 +31,7 @@ from expunge.core.errors import UsageError
 from expunge.core.identity import code_hash
 from expunge.core.run import Progress, Run
 from expunge.core.seeds import global_generators, torch_generator
+from expunge.data.origin import origin_of
 from expunge.data.scores import SampleScores
 from expunge.data.split import Split
 from expunge.models.initial import reset_parameters
@@ -122,7 +123,7 @@ def memorisation(
         raise UsageError(f"`models` must be at least 2, one with a sample and one without, got {models}.")
     members = [subset(data, share, run.seed, number) for number in range(models)]
     makers = [_Member(model, data, members[number], recipe, run, number, models, start) for number in range(models)]
-    correct = np.stack(_collect(makers, Rows(run.cache)))
+    correct = np.stack(_collect(makers, Rows(run.cache, origin_of(data))))
     member = np.stack([torch.isin(data.index, part.index).numpy() for part in members])
     found = estimate(correct, member)
     unknown = int(np.isnan(found.score).sum())

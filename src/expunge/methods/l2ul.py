@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from expunge.core.errors import UsageError
 from expunge.core.options import Field, options
 from expunge.core.run import Run
+from expunge.data.origin import origin_of
 from expunge.methods.base import IterativeMethod, method
 from expunge.methods.cost import Work, batches, forward, paired_steps, steps
 from expunge.methods.problem import Problem
@@ -250,7 +251,9 @@ class L2UL(UntilForgotten):
             early_stop=self.early_stop,
         )  # fmt: skip
         targets = wrong_targets(goal.labels, problem.num_classes, self.examples, run.seed, sampler=self.sampler)
-        images, reached = attack_cached(settings, problem.model, space.pixels(goal.x), targets, space, run)
+        images, reached = attack_cached(
+            settings, problem.model, space.pixels(goal.x), targets, space, run, origin=origin_of(problem.forget)
+        )
         run.details["attack_success"] = float(reached.float().mean())
         run.details["attack_distance"] = float(space.distances(images, goal.x).mean())
         return space.seen(images), targets.flatten()

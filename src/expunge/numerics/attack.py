@@ -29,11 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from expunge.core.entries import record
 from expunge.core.errors import CheckpointError, ExpungeError, UsageError
 from expunge.core.identity import code_hash
 from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.core.shelf import claimed, doubt
+from expunge.data.origin import Facts
 from expunge.models.checkpoint import read_metadata, read_weights, save_state, weights_hash
 from expunge.models.fold import folded
 from expunge.models.identity import model_code
@@ -153,11 +155,19 @@ def _into_box(x: Tensor, d: Tensor, space: PixelSpace) -> Tensor:
 
 
 def attack_cached(
-    settings: L2PGD, model: nn.Module, pixels: Tensor, targets: Tensor, space: PixelSpace, run: Run
+    settings: L2PGD,
+    model: nn.Module,
+    pixels: Tensor,
+    targets: Tensor,
+    space: PixelSpace,
+    run: Run,
+    *,
+    origin: Facts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`L2PGD.attack`, or what is kept of exactly this attack in `run.cache`; its seconds count either way.
 
     Methods that are compared share one attack: Adv and Adv+Imp, both goals.
+    origin: the samples that the images are made of, recorded beside them.
     """
     if run.cache is None:
         with run.stage("attack"):
@@ -186,6 +196,8 @@ def attack_cached(
         try:
             if problem is None:
                 save_state(tensors, kept, {"key": kept.stem})
+                if origin is not None:
+                    record(kept, run.cache, **origin)
         except ExpungeError as error:
             problem = str(error)
         if problem is not None:

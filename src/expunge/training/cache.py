@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from expunge.core.entries import record
 from expunge.core.errors import CheckpointError, ExpungeError
 from expunge.core.identity import code_hash
 from expunge.core.options import to_dict
 from expunge.core.run import Run
 from expunge.core.shelf import claimed, doubt
+from expunge.data.origin import origin_of
 from expunge.data.split import Split
 from expunge.models.checkpoint import load_weights, read_metadata, save_weights, weights_hash
 from expunge.models.identity import model_code
@@ -76,7 +78,7 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
             if problem is not None:
                 _note(run, problem)
             elif run.status == "finished" and run.world.first:
-                _keep(model, weights, run, run.elapsed() - began)
+                _keep(model, data, weights, run, run.elapsed() - began)
         else:
             run.world.align(model)
             run.history.extend(kept[0])
@@ -109,7 +111,7 @@ def _load(model: nn.Module, weights: Path, run: Run) -> tuple[list[dict[str, flo
     return history, seconds
 
 
-def _keep(model: nn.Module, weights: Path, run: Run, seconds: float) -> None:
+def _keep(model: nn.Module, data: Split, weights: Path, run: Run, seconds: float) -> None:
     """Write weights and facts; a full disk costs a note, because the model is there."""
     facts = weights.with_suffix(".json")
     part = facts.with_suffix(".part")
@@ -118,5 +120,6 @@ def _keep(model: nn.Module, weights: Path, run: Run, seconds: float) -> None:
         save_weights(model, weights, {"key": weights.stem})
         part.write_text(json.dumps(content), encoding="utf-8")
         part.replace(facts)
+        record(weights, weights.parent.parent, **origin_of(data))
     except (ExpungeError, OSError) as error:
         _note(run, f"the trained model is not kept in the cache ({str(error).rstrip('.')}).")

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from expunge.core.entries import record
 from expunge.core.shelf import claimed, doubt
+from expunge.data.origin import Facts
 
 log = logging.getLogger(__name__)
 _SEAL = "_seal"
@@ -20,9 +22,13 @@ _told: set[str] = set()
 
 
 class Rows:
-    """`<cache>/rows/<key>.npz`. Without a cache, or with one that cannot be believed, every `get` is None."""
+    """`<cache>/rows/<key>.npz`. Without a cache, or with one that cannot be believed, every `get` is None.
 
-    def __init__(self, cache: Path | None) -> None:
+    origin: which samples the numbers are about, recorded beside every entry.
+    """
+
+    def __init__(self, cache: Path | None, origin: Facts | None = None) -> None:
+        self._root, self._origin = cache, origin
         self.folder = None if cache is None else cache / "rows"
         doubted = None if self.folder is None else doubt(self.folder)
         if doubted is not None:
@@ -52,6 +58,7 @@ class Rows:
             with part.open("wb") as stream:
                 np.savez_compressed(stream, allow_pickle=False, **{_SEAL: np.array(_sealed(key, arrays))}, **arrays)
             part.replace(self._path(key))
+            self._record(key)
         except OSError as error:
             _tell(f"nothing is kept in the cache {self.folder} ({error.strerror or error}).")
             try:
@@ -70,6 +77,7 @@ class Rows:
         except OSError as error:
             _tell(f"nothing is kept in the cache {self.folder} ({error.strerror or error}).")
             return None
+        self._record(key)
         return self.folder / f"{key}.state"
 
     @contextmanager
@@ -82,6 +90,10 @@ class Rows:
             if problem is not None:
                 _tell(problem)
             yield
+
+    def _record(self, key: str) -> None:
+        if self._root is not None and self._origin is not None:
+            record(self._path(key), self._root, **self._origin)
 
     def _path(self, key: str) -> Path:
         return (self.folder or Path()) / f"{key}.npz"

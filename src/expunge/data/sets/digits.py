@@ -24,7 +24,7 @@ def read_digits(cache: Path) -> dict[str, Raw]:
     except PackageNotFoundError:
         raise UsageError("the digits come with scikit-learn: pip install scikit-learn, or name other data.") from None
     # Cached although small: importing scikit-learn takes seconds.
-    table = cached_array(hashlib.sha256(f"digits {release}".encode()).hexdigest(), cache, _table)
+    table = cached_array(hashlib.sha256(f"digits {release}".encode()).hexdigest(), cache, _table, name="digits")
     images = table[:, :64].reshape(-1, 1, 8, 8)
     labels = table[:, 64].astype(np.int64)
     generator = numpy_generator(0, "digits", "test")

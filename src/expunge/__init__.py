@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from expunge.api.trained import TrainedModel
     from expunge.api.unlearn import unlearn
     from expunge.data.inspection import inspect
+    from expunge.data.user_sets import data_set
     from expunge.evidence.audit import audit
     from expunge.evidence.verdict import Verdict
+    from expunge.models.build import model
     from expunge.repair.repair import repair_labels
     from expunge.training.recipe import Recipe
 
@@ -44,8 +46,10 @@ _HOMES = {
         "unlearn_stream",
     ),
     "expunge.data.inspection": ("inspect",),
+    "expunge.data.user_sets": ("data_set",),
     "expunge.evidence.audit": ("audit",),
     "expunge.evidence.verdict": ("Verdict",),
+    "expunge.models.build": ("model",),
     "expunge.repair.repair": ("repair_labels",),
     "expunge.training.recipe": ("Recipe",),
 }
@@ -60,6 +64,7 @@ __all__ = [
     "__version__",
     "audit",
     "data_parallel",
+    "data_set",
     "evaluate",
     "ids",
     "inspect",
@@ -67,6 +72,7 @@ __all__ = [
     "memorise",
     "method",
     "methods",
+    "model",
     "repair_labels",
     "scenario",
     "train",

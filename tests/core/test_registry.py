@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -113,3 +114,52 @@ def test_another_package_cannot_take_the_name_of_ours(things: Registry, monkeypa
     monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     assert things.names() == ["dict"]
     assert things.load("dict") is OrderedDict
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise RuntimeError('too old')", "RuntimeError: too old"),
+        ("import a_library_that_is_not_installed", "ModuleNotFoundError"),
+        ("class Thing: pass", "`package_from_hell:Thing` is no method; its author registers it with @expunge.methods"),
+    ],
+)
+def test_a_package_that_misbehaves_costs_a_warning_and_not_the_list(
+    source: str, reason: str, tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "package_from_hell.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("broken", "package_from_hell:Thing", "expunge.methods")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "expunge.methods" else [])
+    monkeypatch.setattr(METHODS, "_broken", set())
+    built_in = len(METHODS.names()) - 1
+    assert len(METHODS.cards()) == len(METHODS.cards()) == built_in
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert reason.partition("`")[0] in caplog.text
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        METHODS.load("broken")
+    sys.modules.pop("package_from_hell", None)
+
+
+def test_a_module_that_runs_again_replaces_what_it_registered(tmp_path) -> None:
+    path = tmp_path / "mine.py"
+    for strength in (1.0, 2.5):
+        path.write_text(PLUGIN.replace("from-afar", "edited").replace("1.0", str(strength)).replace("of another", "my"))
+        assert METHODS.named(f"{path}:FromAfar/fast") == "edited/fast"
+        assert METHODS.load("edited")().strength == strength
+    path.with_name("other.py").write_text(PLUGIN.replace("from-afar", "edited"))
+    with pytest.raises(UsageError, match="the method name `edited` is already taken"):
+        METHODS.named(f"{tmp_path}/other.py:FromAfar")
+    METHODS.remove("edited")
+
+
+def test_what_a_user_names_must_be_of_the_kind(tmp_path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def net(): pass\n")
+    with pytest.raises(UsageError, match=r"mine.py:net` is no method: register it with @expunge\.methods"):
+        METHODS.named(f"{path}:net")
+    with pytest.raises(UsageError, match="has no function or class `nett`; did you mean `net`"):
+        METHODS.named(f"{path}:nett")
+    assert METHODS.named("scrub/paper") == "scrub/paper"
+    with pytest.raises(UsageError, match="unknown method"):
+        METHODS.load(f"{path}:net")  # a name from a stored file runs nothing

@@ -131,7 +131,7 @@ def test_packages_come_from_the_current_folder(tmp_path: Path) -> None:
 
 BROKEN = [
     ("small-cn", "unknown model `small-cn`; did you mean `small-cnn`"),
-    ("mine.py:Nat", "has no function `Nat`; did you mean `Net`"),
+    ("mine.py:Nat", "has no function or class `Nat`; did you mean `Net`"),
     ("gone.py:f", "model file gone.py does not exist"),
     ("mine.py:broken", "cannot be built with .*KeyError: 'lost'"),
     ("mine.py:needy", "needs the option `depth`, which was not given"),

@@ -49,7 +49,7 @@ def method(name: str) -> type[Method]:
     >>> expunge.method("scrub")(alpha=0.1).alpha
     0.1
     """
-    loaded: type[Method] = METHODS.load(name)
+    loaded: type[Method] = METHODS.load(METHODS.named(name))
     return loaded
 
 

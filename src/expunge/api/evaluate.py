@@ -170,4 +170,4 @@ def check_metrics(metrics: Iterable[str | Metric], models: Mapping[str, nn.Modul
 
 
 def _metric(name: str | Metric) -> Metric:
-    return name if isinstance(name, Metric) else build(METRICS.load(name), {}, name)
+    return name if isinstance(name, Metric) else build(METRICS.load(METRICS.named(name)), {}, METRICS.named(name))

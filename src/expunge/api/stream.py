@@ -30,6 +30,7 @@ from expunge.core import distributed
 from expunge.core.errors import UsageError
 from expunge.core.options import option_names
 from expunge.core.seeds import derive
+from expunge.core.user_code import split_preset
 from expunge.data.join import joined
 from expunge.data.split import Split
 from expunge.methods import METHODS
@@ -171,6 +172,7 @@ def _chosen(
 ) -> Method:
     """The method with its options, which are taken out of `more`; "auto" is decided once, by the first request."""
     if method != "auto":
+        method = METHODS.named(method) if isinstance(method, str) else method
         return make_method(method, **{name: more.pop(name) for name in list(more) if name in _options(method)})
     parts = {"forget": forget, **{name: splits[name] for name in ("retain", "validation") if name in splits}}
     recipe, initial = more.get("recipe"), more.get("initial")
@@ -185,7 +187,7 @@ def _chosen(
 
 
 def _options(method: str | Method) -> Sequence[str]:
-    return option_names(type(method) if isinstance(method, Method) else METHODS.load(method.partition("/")[0]))
+    return option_names(type(method) if isinstance(method, Method) else METHODS.load(split_preset(method)[0]))
 
 
 def _together(results: Sequence[Result], rows: list[dict[str, float]], seed: int) -> Result:

@@ -40,6 +40,7 @@ from expunge.core.resume import Resume
 from expunge.core.run import Precision, Progress, Run
 from expunge.core.version import versions
 from expunge.data.split import Split
+from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.methods.problem import restrict
 from expunge.methods.scaling import Sizes
@@ -83,7 +84,7 @@ def unlearn(
             data: a split, a map-style data set, (X, y).
         retain: Data to retain; default: what the model was trained on and does not forget, where that is known.
         method: "auto" (chosen by what is at hand and by what was measured, the first of `notes` says why), a name
-            ("scrub"), a preset ("scrub/small-rb") or an instance.
+            ("scrub"), a preset ("scrub/small-rb"), a class of your own ("my_methods.py:Mine") or an instance.
         validation: Held-out samples, needed by `rewind` and by tuning rules; default: the model's `held_out`.
         recipe: How the model was trained, for methods that need it (retraining); default: what the model knows.
         initial: The weights its training started from, a state dict or a module; default: what the model knows.
@@ -142,7 +143,7 @@ def unlearn(
         plan = choose(source, splits, at, target)
         chosen, why = plan.made(), (f"{plan.method} was chosen:", *plan.why)
     else:
-        chosen = make_method(method, **options)
+        chosen = make_method(METHODS.named(method) if isinstance(method, str) else method, **options)
     asked = given(chosen)
     sizes = Sizes(_count(splits.get("forget")), _count(splits.get("retain")), known_recipe)
     chosen = chosen.fitted(sizes)

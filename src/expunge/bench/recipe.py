@@ -26,6 +26,7 @@ from pydantic import ConfigDict, Field
 from expunge.core.errors import UsageError, nearest
 from expunge.core.options import build, option_names
 from expunge.core.run import Precision
+from expunge.core.user_code import split_preset
 from expunge.data.sources import Normalise
 from expunge.methods import METHODS
 from expunge.methods.base import IterativeMethod, Method, make_method
@@ -235,6 +236,7 @@ class Study(_Part):
                 continue
             name, label, given = _parts(where, item)
             with _within(where):
+                name = SCENARIOS.named(name)
                 cls = SCENARIOS.load(name)
             _check_keys(where, cls, given)
             with _within(where):
@@ -246,7 +248,8 @@ class Study(_Part):
         found = []
         for where, label, name, given in self.method_items():
             with _within(where):
-                cls = METHODS.load(name.partition("/")[0])
+                name = METHODS.named(name)
+                cls = METHODS.load(split_preset(name)[0])
             _check_keys(where, cls, given)
             with _within(where):
                 guarded = issubclass(cls, IterativeMethod) and cls.card.name != "retrain"
@@ -290,7 +293,7 @@ class Study(_Part):
                 continue
             name, _, given = (item, "", {}) if isinstance(item, str) else _parts(where, item)
             with _within(where):
-                cls = METRICS.load(name)
+                cls = METRICS.load(METRICS.named(name))
             found.append(_make(where, cls, given))
         return found
 
@@ -338,7 +341,7 @@ class Study(_Part):
     def _listed_methods(self) -> Iterable[tuple[str, str | dict[str, Any]]]:
         if self.methods == "all":
             left_out = (*self.skip, *(() if self.retrain else ("retrain",)))
-            return [(f"method `{n}`", n) for n in METHODS.names() if n not in left_out]
+            return [(f"method `{n}`", n) for n in METHODS.usable() if n not in left_out]
         return [(f"methods[{i}]", item) for i, item in enumerate(self.methods)]
 
 
@@ -373,7 +376,7 @@ def _within(where: str) -> Iterator[None]:
 
 def _name(item: str | Mapping[str, Any]) -> str:
     """The method's name without its preset."""
-    return str(item if isinstance(item, str) else item.get("name", "")).partition("/")[0]
+    return split_preset(str(item if isinstance(item, str) else item.get("name", "")))[0]
 
 
 def _label(name: str, given: Mapping[str, Any]) -> str:

@@ -23,19 +23,19 @@ def json_schema() -> str:
     properties = schema["properties"]
     properties["extends"] = {"type": "string", "description": "another recipe, beside this one, to start from"}
     properties["train"] = _options(Recipe, definitions)
-    methods = {name: _options(METHODS.load(name), definitions) for name in METHODS.names()}
+    methods = {name: _options(METHODS.load(name), definitions) for name in METHODS.usable()}
     properties["options"] = {"type": "object", "properties": methods, "additionalProperties": False}
     properties["methods"] = {"anyOf": [{"const": "all"}, _listed(METHODS, methods, _presets())]}
-    scenarios = {name: _options(SCENARIOS.load(name), definitions) for name in SCENARIOS.names()}
+    scenarios = {name: _options(SCENARIOS.load(name), definitions) for name in SCENARIOS.usable()}
     properties["scenarios"] = {**_listed(SCENARIOS, scenarios, None), "minItems": 1}
-    metrics = {name: _options(METRICS.load(name), definitions) for name in METRICS.names()}
+    metrics = {name: _options(METRICS.load(name), definitions) for name in METRICS.usable()}
     properties["metrics"] = {"anyOf": [{"type": "null"}, _listed(METRICS, metrics, [])]}
     schema["required"] = []  # whatever is missing may come from the extended recipe
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2)
 
 
 def _presets() -> list[str]:
-    loaded: list[tuple[str, type[Method]]] = [(name, METHODS.load(name)) for name in METHODS.names()]
+    loaded: list[tuple[str, type[Method]]] = [(name, METHODS.load(name)) for name in METHODS.usable()]
     return [f"{name}/{preset}" for name, cls in loaded for preset in cls.presets]
 
 

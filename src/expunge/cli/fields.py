@@ -16,6 +16,7 @@ from expunge.cli.faults import Interrupted
 from expunge.cli.jobs import NESTED
 from expunge.core.errors import UsageError, nearest
 from expunge.core.options import OptionInfo, build, describe, label_of, option_names
+from expunge.methods import METHODS
 
 J = TypeVar("J")
 _COMPLETE = {"model": "models", "method": "methods", "data": "datasets", "metrics": "metrics"}
@@ -70,6 +71,8 @@ def assemble(
     if isinstance(metrics := values.get("metrics"), (str, list)):  # `--metrics a,b`, `--metrics a --metrics b`
         texts = [metrics] if isinstance(metrics, str) else metrics
         values["metrics"] = [name.strip() for text in texts for name in str(text).split(",") if name.strip()]
+    if isinstance(values.get("method"), str):
+        values["method"] = METHODS.named(values["method"])
     for name in NESTED:
         pairs = dict(pair(text) for text in given.get(name) or ())
         if name == "options":

@@ -13,6 +13,7 @@ from expunge.cli.complete import catalogue
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.core.registry import Card
+from expunge.core.user_code import split_preset
 
 if TYPE_CHECKING:
     from expunge.core.options import OptionInfo
@@ -146,7 +147,7 @@ def short_citation(card: Card) -> str:
 def show(kind: str, name: str, as_json: bool) -> None:
     """Everything about one thing: its equation, options with bounds, presets, needs and citation."""
     registry = catalogue(kind)
-    base, _, preset = name.partition("/")
+    base, preset = split_preset(registry.named(name))
     thing = registry.load(base)
     card = registry.card(base)
     rows = option_rows(thing)

@@ -126,6 +126,30 @@ def inspect(
     inspect_data(data, dict(pair(text, "--data-set") for text in data_set or ()), json)
 
 
+@app.command(epilog="Example: expunge check method my_methods.py:Mine -s epochs=2 --settings my_methods.py:SETTINGS")
+def check(
+    kind: Annotated[str, typer.Argument(help="method")],
+    name: Annotated[str, typer.Argument(help="path/to/file.py:Class, package.module:Class, or a registered name.")],
+    options: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="Options on the toy problem, as name=value.")
+    ] = None,
+    settings: Annotated[
+        str | None,
+        typer.Option("--settings", help="file.py:NAME of a Settings: contexts, values, inert options."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check a method of your own: what it reads, that it repeats and restores, and which option changes nothing."""
+    from expunge.cli.check import check_method
+    from expunge.cli.fields import pair
+    from expunge.core.errors import UsageError
+
+    if kind not in ("method", "methods"):
+        raise UsageError(f"`{kind}` cannot be checked; write `expunge check method NAME`.")
+    if not check_method(name, dict(pair(text, "--set") for text in options or ()), settings, json):
+        raise typer.Exit(faults.FAILED)
+
+
 @app.command()
 def train() -> None:
     """Train a model: the original, or a reference without the forget set."""

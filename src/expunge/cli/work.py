@@ -11,6 +11,7 @@ import typer
 from expunge.cli.fields import Inner, job_command
 from expunge.cli.jobs import Audit, Evaluate, Memorise, Repair, Train, Unlearn
 from expunge.core.errors import UsageError
+from expunge.core.user_code import split_preset
 
 
 def recipe_class(values: Mapping[str, Any]) -> type:
@@ -23,7 +24,7 @@ def method_class(values: Mapping[str, Any]) -> type:
     """The options class of the method that the settings name."""
     from expunge.methods import METHODS
 
-    name = str(values.get("method", "auto")).partition("/")[0]
+    name = split_preset(METHODS.named(str(values.get("method", "auto"))))[0]
     if name == "auto":
         raise UsageError("options belong to a method, and none is named; give --method (`expunge list methods`).")
     loaded: type = METHODS.load(name)

@@ -1,6 +1,7 @@
 """From what a user names (a catalogue name, a Hub id, a path) to splits.
 
-load_pair("mnist"), load_pair("hf:uoft-cs/cifar10"), load_pair("data/cifar10"), load_data("rows.csv")
+load_pair("mnist"), load_pair("hf:uoft-cs/cifar10"), load_pair("data/cifar10"), load_data("rows.csv"),
+load_pair("my_data.py:faces")
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from expunge.core.errors import DataError, UsageError, nearest, shorten
-from expunge.data import DATASETS
+from expunge.core.user_code import is_user_code
+from expunge.data import DATASETS, known_sets
 from expunge.data.arrays import read_npy, read_npz
 from expunge.data.cache import cache_root
 from expunge.data.classes import chosen_order, class_names, is_unlabelled, unnamed
@@ -28,6 +30,7 @@ from expunge.data.raw import Columns, Raw, computed_normalisation, make_split
 from expunge.data.sets.digits import read_digits
 from expunge.data.split import Normalisation, Split
 from expunge.data.table import read_csv, read_parquet
+from expunge.data.user_sets import user_set
 
 log = logging.getLogger(__name__)
 
@@ -268,14 +271,19 @@ def open_source(spec: str | Path, options: DataOptions, cache: Path | None = Non
 def _open(spec: str | Path, columns: Columns, cache: Path) -> tuple[dict[str, Raw], KnownDataset | None, str]:
     text = str(spec)
     known: KnownDataset | None
+    if isinstance(spec, str) and is_user_code(text) and not text.startswith("hf:") and not Path(text).exists():
+        text = DATASETS.named(text)
     if isinstance(spec, str) and text in DATASETS.names():
-        known = cast(KnownDataset, DATASETS.load(text))
+        registered = DATASETS.load(text)
+        if (own := user_set(registered)) is not None:
+            return own.parts(), None, text
+        known = cast(KnownDataset, registered)
         if known.name == "digits":
             return read_digits(cache), known, text
         return read_hub(known.hub, known.config, _fill(columns, known), known.train, known.test), known, text
     if text.startswith("hf:"):
         hub, config = _hub_id(text)
-        known = next((k for k in map(DATASETS.load, DATASETS.names()) if k.hub == hub), None)
+        known = next((k for k in known_sets() if k.hub == hub), None)
         if known is None:
             return read_hub(hub, config, columns), None, hub
         chosen = _fill(columns, known)
@@ -318,7 +326,7 @@ def _fill(columns: Columns, known: KnownDataset) -> Columns:
 
 def _by_folder_name(path: Path) -> KnownDataset | None:
     plain = path.resolve().name.lower().replace("_", "").replace("-", "")
-    return next((k for k in map(DATASETS.load, DATASETS.names()) if k.name.replace("-", "") == plain), None)
+    return next((k for k in known_sets() if k.name.replace("-", "") == plain), None)
 
 
 def _check_counts(known: KnownDataset, split: Split) -> None:
@@ -339,5 +347,5 @@ def _standard(known: KnownDataset | None, classes: tuple[str, ...], split: Split
     if known is not None and (shape[:1] != known.shape[:1] or len(classes) != known.num_classes):
         known = None  # a folder that only happens to have that name
     if known is None:
-        known = next((k for k in map(DATASETS.load, DATASETS.names()) if k.matches(classes, shape)), None)
+        known = next((k for k in known_sets() if k.matches(classes, shape)), None)
     return None if known is None else Normalisation(known.mean, known.std)

@@ -1,6 +1,7 @@
 """Catalogue of the unlearning methods: names, data access and papers, without importing torch.
 
-Other packages register methods through the entry-point group `expunge.methods`, or within a process by `@method(...)`.
+Third parties register theirs with `@expunge.methods.base.method(...)`, and name it as `path/to/file.py:Class` or in the
+entry-point group `expunge.methods` of their package.
 """
 
 from __future__ import annotations
@@ -532,6 +533,7 @@ METHODS = Registry(
             requests=(),
         ),
     ],
+    decorator="@expunge.methods.base.method(name, summary=..., needs=...)",
 )
 
 

@@ -25,6 +25,7 @@ from expunge.core.options import Field, build, given, option_names, options
 from expunge.core.registry import Card, Paper
 from expunge.core.run import Run
 from expunge.core.seeds import global_generators
+from expunge.core.user_code import split_preset
 from expunge.methods import METHODS
 from expunge.methods.cost import Work
 from expunge.methods.problem import Problem
@@ -233,8 +234,8 @@ def make_method(name: str | Method, **options_given: Any) -> Method:
     """Build a method from its name and options.
 
     Args:
-        name: "name" or "name/preset", or a method, which is returned with the given options replaced. With a preset
-            no option is scaled to the problem: `name/paper` has the defaults of the class.
+        name: a registered "name" or "name/preset", or a method, which is returned with the given options replaced. With
+            a preset no option is scaled to the problem: `name/paper` has the defaults of the class.
         options_given: values of options.
 
     Raises:
@@ -245,7 +246,7 @@ def make_method(name: str | Method, **options_given: Any) -> Method:
             return name
         kept = {option: value for option, value in vars(name).items() if option in given(name)}
         return build(type(name), {**kept, **options_given}, name.card.name)
-    base, _, preset = name.partition("/")
+    base, preset = split_preset(name)
     cls = METHODS.load(base)
     values = dict(preset_values(cls, preset)) if preset else {}
     built: Method = build(cls, {**values, **options_given}, base)
@@ -255,7 +256,7 @@ def make_method(name: str | Method, **options_given: Any) -> Method:
 def check_parallel(chosen: Method, world: World) -> None:
     """Raise `UsageError` if several processes share a run of a method that is not `parallel`."""
     if world.several and not chosen.parallel:
-        able = sorted(name for name in METHODS.names() if METHODS.load(name).parallel)
+        able = sorted(name for name in METHODS.usable() if METHODS.load(name).parallel)
         raise UsageError(
             f"{chosen.card.name} cannot run on {world.size} processes; run it without torchrun, or choose one of the "
             f"methods that can: {', '.join(able)}."

@@ -144,4 +144,5 @@ METRICS = Registry(
             needs="measured seconds",
         ),
     ],
+    decorator="@expunge.metrics.base.metric(name, summary=...)",
 )

@@ -228,7 +228,7 @@ def metric(name: str, *, summary: str = "", needs: str = "") -> Callable[[type[C
 
 def default_metrics() -> list[Metric]:
     """Every registered metric with its defaults, without those that are measured on request only."""
-    found = [build(METRICS.load(name), {}, name) for name in METRICS.names()]
+    found = [build(METRICS.load(name), {}, name) for name in METRICS.usable()]
     return [metric for metric in found if not metric.on_request]
 
 

@@ -1,7 +1,7 @@
 """Architectures. This page is the catalogue, without importing torch; third parties: `expunge.models`.
 
 Every factory takes (num_classes, input_shape, **options). Users pass their own as `package.module:function` or
-`path/to/file.py:function`; nothing has to be registered.
+`path/to/file.py:function`; nothing has to be registered, and `@expunge.model` registers what is to be listed.
 """
 
 from __future__ import annotations
@@ -118,4 +118,5 @@ MODELS = Registry(
             paper=RESNET,
         ),
     ],
+    decorator="@expunge.model(name, summary=...)",
 )

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib
 import inspect
-import linecache
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -20,11 +13,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from expunge.core.errors import UsageError, nearest, unknown
+from expunge.core.registry import Card
+from expunge.core.user_code import load_user_code
 from expunge.models import MODELS
 from expunge.models.contract import adapted, plain_module
 from expunge.models.initial import drawing
 from expunge.models.modes import evaluation_mode
 
+F = TypeVar("F", bound=Callable[..., nn.Module])
 _PLAIN: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
@@ -113,6 +109,39 @@ def _typed(spec: str, name: str, value: Any, parameter: inspect.Parameter | None
         raise UsageError(f"model `{spec}`: `{name}` {message[:1].lower()}{message[1:]}, got {value!r}.") from None
 
 
+def model(name: str, *, summary: str, needs: str = "any shape") -> Callable[[F], F]:
+    """Function or class decorator: register an architecture under `name`, for `--model NAME` and studies.
+
+    In a package, name the function in the entry-point group `expunge.models`. Without a package nothing has to be
+    registered: `--model path/to/file.py:function` takes it as it is.
+
+    Args:
+        name: How users write it.
+        summary: One line for `expunge list models`.
+        needs: What inputs it takes, in a few words ("images of at least 8 x 8").
+
+    The function is called with those of `num_classes` (int) and `input_shape` (tuple of ints, without the batch) that
+    it names, and with the options that a user gives; it returns an `nn.Module` whose outputs are logits (batch,
+    classes).
+
+    Raises:
+        ExpungeError: If the name is taken.
+
+    Example:
+        @expunge.model("linear", summary="one linear layer", needs="rows of features")
+        def linear(num_classes, input_shape):
+            return nn.Linear(input_shape[0], num_classes)
+    """
+
+    def decorate(function: F) -> F:
+        card = Card(name=name, summary=summary, needs=needs)
+        function.card = card  # type: ignore[attr-defined]  # what the registry looks for
+        MODELS.add(card, function)
+        return function
+
+    return decorate
+
+
 def factory(spec: str) -> Callable[..., Any]:
     """The function that a spec names; a user's file or module is imported. Raises `UsageError` if there is none."""
     if ":" not in spec:
@@ -120,53 +149,7 @@ def factory(spec: str) -> Callable[..., Any]:
             raise unknown("model", spec, [*MODELS.names(), "package.module:function", "path/to/file.py:function"])
         loaded: Callable[..., Any] = MODELS.load(spec)
         return loaded
-    place, _, name = spec.rpartition(":")
-    module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
-    found = getattr(module, name, None)
-    if not callable(found):
-        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise UsageError(f"`{place}` has no function `{name}`; {nearest(name, public)}.")
-    return found
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"model file {path} does not exist; write path/to/file.py:function.")
-    _importable(path.resolve().parent)  # as `python file.py` does: the file may import its neighbours
-    return _run_file(path.resolve(), path.read_bytes())
-
-
-@functools.lru_cache
-def _run_file(path: Path, source: bytes) -> ModuleType:
-    """One module per content of a file: its classes stay the same ones over many builds.
-
-    The source itself is compiled. Python's stored bytecode is valid for a size and a whole second, so an edit of equal
-    length that is saved within the second would run the code of before.
-    """
-    name = f"expunge_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module  # dataclasses and pickling look modules up here
-    linecache.checkcache(str(path))  # `inspect.getsource` reads the lines that run
-    try:
-        exec(compile(source, str(path), "exec"), vars(module))
-    except (Exception, SystemExit) as error:  # a user's file may raise anything; the message names it
-        del sys.modules[name]
-        raise UsageError(f"model file {path} cannot be imported: {type(error).__name__}: {error}.") from error
-    return module
-
-
-def _from_package(name: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise UsageError(f"`{name}` is neither a module nor a .py file; write package.module:function.")
-    _importable(Path.cwd())
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # the same for a user's module
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"module `{name}` cannot be imported ({reason}); check the name and the folder.") from error
-
-
-def _importable(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    loaded = load_user_code(spec, "model")
+    if not callable(loaded):
+        raise UsageError(f"`{spec}` is a {type(loaded).__name__}; name a function or class that makes the model.")
+    return loaded

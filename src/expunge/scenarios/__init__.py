@@ -78,4 +78,5 @@ SCENARIOS = Registry(
             target="expunge.scenarios.selections:Where",
         ),
     ],
+    decorator="@expunge.scenarios.base.scenario_class(name, summary=...)",
 )

@@ -136,16 +136,20 @@ def scenario_class(name: str, *, summary: str = "") -> Callable[[type[C]], type[
 
 
 def make_scenario(name: str, given: Mapping[str, Any] | None = None) -> Scenario:
+    name = SCENARIOS.named(name)
     return build(SCENARIOS.load(name), dict(given or {}), name)
 
 
 def parse_scenario(text: str) -> Scenario:
-    """`class:cat`, `random:0.1`, `class:target=cat,count=25`, `ids:0005,0017`, `where:user==4711`.
+    """`class:cat`, `random:0.1`, `class:target=cat,count=25`, `ids:0005,0017`, `where:user==4711`, `my.py:Mine`.
 
     >>> parse_scenario("class:cat,count=25").count
     25.0
     """
     name, _, rest = text.partition(":")
+    if "." in name:  # a file or a module: a class of the user
+        attribute, _, rest = rest.partition(":")
+        name = SCENARIOS.named(f"{name}:{attribute}")
     cls = SCENARIOS.load(name)
     names = [f.name for f in fields(cls)]
     if not rest:

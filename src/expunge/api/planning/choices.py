@@ -115,7 +115,7 @@ DOCUMENTED: Mapping[Kind, tuple[str, ...]] = {
 def choices(at: Situation, ranks: Ranks) -> list[Choice]:
     """What `auto` weighs in this situation, best first."""
     documented = [name for name in DOCUMENTED[at.kind] if name in METHODS.names()]
-    known = {name: rank for name in METHODS.names() if _weighed(name) and (rank := rank_of(name, at, ranks))}
+    known = {name: rank for name in METHODS.usable() if _weighed(name) and (rank := rank_of(name, at, ranks))}
     order = sorted(known, key=lambda name: (-known[name].good, known[name].gap or 0.0, name))
     return [
         Choice(name, options(name, at, ranks), known.get(name))

@@ -40,7 +40,7 @@ def matrix() -> str:
     """Markdown: a page with one row per built-in or installed method, in the order of the catalogue."""
     columns = ("method", "forget", "retain", "held-out", "also", "meant for", "cost", "class", "samples", "paper")
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
-    lines += [" | ".join(row(METHODS.card(name))) for name in METHODS.names()]
+    lines += [" | ".join(row(METHODS.card(name))) for name in METHODS.usable()]
     return _HEAD + "\n".join(f"| {line} |" for line in lines) + "\n"
 
 

@@ -249,7 +249,7 @@ class _Planner:
             seen |= {"original", "sisa", "retrain", *(one.method for one in self.rejected)}
             self.rejected += [
                 Alternative(method=other, why_not=_UNMEASURED, weighed=False)
-                for other in METHODS.names()
+                for other in METHODS.usable()
                 if other not in seen and not set(METHODS.card(other).tags) & set(NEVER)
             ]
         return Plan(

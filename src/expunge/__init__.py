@@ -12,6 +12,7 @@ from expunge.core.version import __version__
 if TYPE_CHECKING:
     from expunge.api import data_parallel, method, methods, scenario
     from expunge.api.evaluate import Scores, evaluate
+    from expunge.api.exact import fit_head
     from expunge.api.memorise import memorise
     from expunge.api.result import Result
     from expunge.api.saved import load
@@ -36,6 +37,7 @@ _HOMES = {
         "TrainedModel",
         "data_parallel",
         "evaluate",
+        "fit_head",
         "ids",
         "load",
         "memorise",
@@ -66,6 +68,7 @@ __all__ = [
     "data_parallel",
     "data_set",
     "evaluate",
+    "fit_head",
     "ids",
     "inspect",
     "load",

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from expunge.api.exact import fit_head
 from expunge.testing.conformance import Settings
+from expunge.testing.toys import ToyProblem
 
 _SGD = {"optimizer": "sgd"}
 _LAF: dict[str, Any] = {
@@ -32,6 +36,15 @@ _TARGETS: dict[str, Any] = {
     "targets": {"goal": "relabel"},
     "rewind": {"lr": 0.05, "limit": 8},
 }
+
+
+def _with_exact_head(problem: ToyProblem) -> None:
+    """The toy network's head is replaced by one in closed form."""
+    rows = torch.cat([problem.forget.index, problem.retain.index]).sort().values
+    problem.model = fit_head(problem.model, problem.forget.take(rows), device="cpu").model
+    problem.initial = {name: value.clone() for name, value in problem.model.state_dict().items()}
+    problem.clear()
+
 
 _TWO: dict[str, Any] = {"epochs": 3, "lr": 0.1, "retain_batch_size": 16, "forget_batch_size": 8}
 
@@ -241,6 +254,16 @@ SETTINGS: dict[str, Settings] = {
     "agrmo": Settings(options={**_TWO, "decay": 0.5}, values={"clip": 0.01}),
     "orthograd": Settings(
         options={**_TWO, "until": "epochs", "epochs": 2}, values={"clip": 0.01}, contexts={"until": {"lr": 0.5}}
+    ),
+    "exact-head": Settings(prepare=_with_exact_head),
+    "noisy-finetune": Settings(
+        options={"noisy_steps": 4, "epochs": 2, "lr": 0.1, "batch_size": 16, "epsilon": 50.0, "radius": 1.0},
+        values={"epsilon": 5.0, "delta": 0.1},
+        contexts={
+            "clip": {"bound": "gradient"},
+            "decay": {"bound": "gradient", "decay": 0.1},
+        },
+        identity_at_zero_epochs=False,
     ),
     "regun": Settings(
         options={"epochs": 3, "lr": 0.05, "retain_batch_size": 16, "forget_batch_size": 8, "reference": "uniform"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from expunge.api.evaluate import Scores, evaluate
+from expunge.api.exact import fit_head
 from expunge.api.memorise import memorise
 from expunge.api.result import Result
 from expunge.api.saved import load
@@ -25,6 +26,7 @@ __all__ = [
     "TrainedModel",
     "data_parallel",
     "evaluate",
+    "fit_head",
     "ids",
     "load",
     "memorise",

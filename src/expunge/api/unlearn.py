@@ -71,6 +71,7 @@ def unlearn(
     resume: Path | None = None,
     measure: bool = True,
     wrong_labels: bool | None = None,
+    certified: bool = False,
     **options: Any,
 ) -> Result:
     """Return a new model that has forgotten `forget`; the given model is never changed.
@@ -103,6 +104,8 @@ def unlearn(
         measure: Whether to measure `effect`, on the held-out samples, by one forward pass.
         wrong_labels: Whether the labels of the samples to forget are wrong; None: found out. It decides what `auto`
             weighs, and what `effect` compares with.
+        certified: With "auto": where nothing exact can be had, only a method with an (epsilon, delta) guarantee is
+            taken.
         options: Options of the method.
 
     Returns:
@@ -139,9 +142,12 @@ def unlearn(
             initial=start is not None,
             wrong_labels=wrong_labels,
             budget_seconds=budget_seconds,
+            certified=certified,
         )
         plan = choose(source, splits, at, target)
         chosen, why = plan.made(), (f"{plan.method} was chosen:", *plan.why)
+    elif certified:
+        raise UsageError("`certified` tells `auto` what to choose; leave out method=..., or `certified`.")
     else:
         chosen = make_method(METHODS.named(method) if isinstance(method, str) else method, **options)
     asked = given(chosen)

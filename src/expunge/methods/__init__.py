@@ -133,6 +133,16 @@ ORTHOGRAD_PAPER = Paper(
     cite="OrthoGrad: Unlearning with Per-Sample Gradient Orthogonalization, 2025", url="arXiv:2503.02312"
 )
 
+EXACT_HEAD_PAPER = Paper(
+    cite="Quan, Wu, Montana: Exact Federated Continual Unlearning for Ridge Heads on Frozen Foundation Models, 2026",
+    url="arXiv:2603.12977",
+)
+
+KOLOSKOVA = Paper(
+    cite="Koloskova, Allouah, Jha, Guerraoui, Koyejo: Certified Unlearning for Neural Networks, ICML 2025",
+    url="arXiv:2506.06985",
+)
+
 METHODS = Registry(
     "method",
     [
@@ -513,6 +523,22 @@ METHODS = Registry(
             needs=Needs(forget="labels", retain="labels"),
             paper=ORTHOGRAD_PAPER,
             tags=("iterative",),
+        ),
+        Card(
+            name="exact-head",
+            summary="take the samples out of the statistics of a closed-form head on a frozen backbone (exact)",
+            target="expunge.methods.exact_head:ExactHeadDeletion",
+            needs=Needs(forget="labels"),
+            paper=EXACT_HEAD_PAPER,
+            tags=("exact", "closed-form", "forget-set-only"),
+        ),
+        Card(
+            name="noisy-finetune",
+            summary="clip the weights, fine-tune on the rest with noise: an (epsilon, delta) guarantee, and its price",
+            target="expunge.methods.noisy_finetune:NoisyFinetune",
+            needs=Needs(retain="labels"),
+            paper=KOLOSKOVA,
+            tags=("certified",),
         ),
         Card(
             name="head-distillation",

@@ -43,6 +43,7 @@ C = TypeVar("C", bound="Method")
 RESERVED = frozenset(
     {"budget_seconds", "cache", "cancelled", "compile", "device", "forget", "initial", "label", "measure", "method"}
     | {"model", "name", "precision", "progress", "recipe", "resume", "retain", "seed", "validation", "wrong_labels"}
+    | {"certified"}
 )
 
 

@@ -55,6 +55,7 @@ class Settings:
     options: make it small and make it work. contexts: option -> the other options under which changing it shows.
     values: option -> the value to change it to, where the automatic one does not fit. inert: option -> why changing
     it changes neither weights nor what is read on the toy problem (e.g. it only trades memory for speed).
+    prepare: changes each toy problem before it is used, for a method that works on one kind of model only.
     refuses_odd_models: words of the sentence that refuses tied or frozen weights; none: the method works on them.
     """
 
@@ -66,6 +67,14 @@ class Settings:
     forgets: bool = True
     forget_class: int | None = 1
     refuses_odd_models: str | None = None
+    prepare: Callable[[ToyProblem], None] | None = None
+
+    def problem(self, model: nn.Module | None = None) -> ToyProblem:
+        """A toy problem of these settings."""
+        made = toy_problem(model, forget_class=self.forget_class)
+        if self.prepare is not None:
+            self.prepare(made)
+        return made
 
 
 def run(method: Method, problem: ToyProblem, *, seed: int = 0, **more: Any) -> Result:
@@ -111,7 +120,7 @@ def is_reference(cls: type[Method]) -> bool:
 
 def check_original_untouched(cls: type[Method], settings: Settings) -> None:
     """(a) The given model is bit-identical afterwards, and the result lives in other memory."""
-    problem = toy_problem(forget_class=settings.forget_class)
+    problem = settings.problem()
     before = weights(problem.model)
     result = run(make(cls, settings), problem)
     require(same(before, weights(problem.model)), cls, "the given model was changed.")
@@ -124,7 +133,7 @@ def check_weights_move(cls: type[Method], settings: Settings) -> None:
     """Trainable weights change: an optimiser on the wrong model, or a loss that is zero, shows here."""
     if is_reference(cls) or not cls.same_tensors:  # other tensors: nothing to compare with
         return
-    problem = toy_problem(forget_class=settings.forget_class)
+    problem = settings.problem()
     result = run(make(cls, settings), problem)
     given = dict(problem.model.named_parameters())
     moved = max(float((p - given[name]).detach().abs().max()) for name, p in result.model.named_parameters())
@@ -133,7 +142,7 @@ def check_weights_move(cls: type[Method], settings: Settings) -> None:
 
 def check_deterministic(cls: type[Method], settings: Settings) -> None:
     """(b) Same seed, same bits, twice in one process."""
-    problem = toy_problem(forget_class=settings.forget_class)
+    problem = settings.problem()
     first = run(make(cls, settings), problem, seed=3)
     second = run(make(cls, settings), problem, seed=3)
     require(same(weights(first.model), weights(second.model)), cls, "the same seed gave other weights.")
@@ -141,7 +150,7 @@ def check_deterministic(cls: type[Method], settings: Settings) -> None:
 
 def check_reads_only_declared(cls: type[Method], settings: Settings) -> None:
     """(c) Undeclared splits are never fetched, declared ones are."""
-    problem = toy_problem(forget_class=settings.forget_class)
+    problem = settings.problem()
     chosen = make(cls, settings)
     with _looking(cls, lambda *_: problem.clear()):  # what the entry point reads before is its own affair
         run(chosen, problem)
@@ -161,7 +170,7 @@ def check_sealed(cls: type[Method], settings: Settings) -> None:
     values in their place, the result is the same by every bit, whatever way a method may have thought of.
     """
     chosen = make(cls, settings)
-    clean, poisoned = (toy_problem(forget_class=settings.forget_class) for _ in range(2))
+    clean, poisoned = (settings.problem() for _ in range(2))
     secrets = _poison(poisoned, chosen.needs)
     met: list[str] = []
     with _looking(cls, lambda *handed: met.extend(leaks(list(handed), secrets))):
@@ -230,7 +239,7 @@ def check_forgets(cls: type[Method], settings: Settings) -> None:
     """(j) On a task with a known answer the loss on the forget set rises, and the rest stays usable."""
     if is_reference(cls) or not settings.forgets:
         return
-    problem = toy_problem(forget_class=settings.forget_class)
+    problem = settings.problem()
     result = run(make(cls, settings), problem)
     before, after = (_loss(model, problem) for model in (problem.model, result.model))
     require(after > before + 0.01, cls, f"the loss on the forget set went from {before:.4f} to {after:.4f}.")
@@ -250,7 +259,7 @@ def check_option(cls: type[Method], settings: Settings, name: str) -> None:
     value = settings.values[name] if name in settings.values else another(cls, name, getattr(base, name))
     seen = []
     for chosen in (base, dataclasses.replace(base, **{name: value})):  # type: ignore[type-var]
-        problem = toy_problem(forget_class=settings.forget_class)
+        problem = settings.problem()
         with _looking(cls, lambda *_, problem=problem: problem.clear()):
             result = run(chosen, problem)
         # An option that only shows in the history or the details was copied there, and changes nothing else.
@@ -295,7 +304,7 @@ def check_zero_epochs(cls: type[Method], settings: Settings) -> None:
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if "epochs" not in names or not settings.identity_at_zero_epochs:
         return
-    problem = toy_problem(forget_class=settings.forget_class)
+    problem = settings.problem()
     result = run(make(cls, settings, epochs=0), problem)
     require(same(weights(problem.model), weights(result.model)), cls, "zero epochs changed the weights.")
 
@@ -307,10 +316,10 @@ def check_state_restored(cls: type[Method], settings: Settings) -> None:
         raise KeyboardInterrupt
 
     for progress in (None, explode):
-        problem = toy_problem(forget_class=settings.forget_class)
+        problem = settings.problem()
         problem.model.train()
-        problem.model.norm.eval()  # type: ignore[union-attr]
-        problem.model.head.bias.requires_grad_(False)  # type: ignore[union-attr]
+        next(m for m in problem.model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+        list(problem.model.parameters())[-1].requires_grad_(False)
         modes = {name: m.training for name, m in problem.model.named_modules()}
         torch.manual_seed(123)
         state = torch.get_rng_state()
@@ -321,7 +330,7 @@ def check_state_restored(cls: type[Method], settings: Settings) -> None:
         for model in [problem.model] + ([result.model] if result and cls.same_tensors else []):
             now = {name: m.training for name, m in model.named_modules()}
             require(modes == now, cls, "train/eval modes were not restored.")
-            require(not model.head.bias.requires_grad, cls, "requires_grad was not restored.")  # type: ignore
+            require(not list(model.parameters())[-1].requires_grad, cls, "requires_grad was not restored.")
             hooked = [n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
             require(not hooked, cls, f"hooks were left on {hooked}.")
 
@@ -350,14 +359,14 @@ def check_json_round_trip(cls: type[Method], settings: Settings) -> None:
 def check_odd_models(cls: type[Method], settings: Settings) -> None:
     """(i) Tied and frozen weights: the method works and ties stay tied, or it refuses in words that `Settings` has."""
     torch.manual_seed(0)
-    problem = toy_problem(TiedNet(), forget_class=settings.forget_class)
+    problem = settings.problem(TiedNet())
     words = settings.refuses_odd_models
     try:
         result = run(make(cls, settings), problem)
     except ExpungeError as error:
         require(words is not None and words in str(error), cls, f"refuses tied and frozen weights: {error}")
         try:
-            run(make(cls, settings), toy_problem(forget_class=settings.forget_class))
+            run(make(cls, settings), settings.problem())
         except ExpungeError as again:
             require(False, cls, f"refuses an ordinary model too: {again}")
         return
@@ -370,7 +379,7 @@ def check_ignores_trained_weights(cls: type[Method], settings: Settings) -> None
     """(k) A method that declares `weights=False` gives the same bits whatever the trained weights are."""
     if cls.card.needs.weights:
         return
-    problem = toy_problem(forget_class=settings.forget_class)
+    problem = settings.problem()
     first = run(make(cls, settings), problem)
     scrambled = copy.deepcopy(problem)
     with torch.no_grad():
@@ -382,7 +391,7 @@ def check_ignores_trained_weights(cls: type[Method], settings: Settings) -> None
 
 def check_cost(cls: type[Method], settings: Settings) -> None:
     """(l) The passes that `cost` states are those that a run makes; a method that states none has nothing to show."""
-    compare_cost(make(cls, settings), toy_problem(forget_class=settings.forget_class))
+    compare_cost(make(cls, settings), settings.problem())
 
 
 LOOKS = 64

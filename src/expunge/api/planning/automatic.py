@@ -33,11 +33,12 @@ def situation(
     initial: bool,
     wrong_labels: bool | None = None,
     budget_seconds: float | None = None,
+    certified: bool = False,
 ) -> Situation:
     """What a call of `unlearn` was given, as the planner sees it. splits: forget, and what is at hand of the others.
 
     initial: whether the start weights are known. wrong_labels: whether the request is about wrong labels; None: if the
-    data say so.
+    data say so. certified: whether only a guarantee will do.
     """
     if "forget" not in splits:
         raise UsageError("the planner has nothing to forget: pass forget=...")
@@ -51,6 +52,7 @@ def situation(
         validation=held_out is not None and held_out.has_labels,
         wrong_labels=stated_wrong(forget) if wrong_labels is None else wrong_labels,
         budget_seconds=budget_seconds,
+        certified=certified,
     )
 
 

@@ -19,7 +19,7 @@ from expunge.methods.scrub import FAMILIES, SCRUB
 
 Settings = Callable[[Situation], dict[str, Any]]
 NEVER = ("reference", "control")  # tags of what is no answer to a request
-EXACT = ("retrain", "sisa")  # planned for by rules of their own
+EXACT = ("retrain", "sisa", "exact-head")  # planned for by rules of their own
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Which method fulfils a batch of requests, with what options, at what cost, and why; decided by rules, in this order.
 
-1. Exact where it can be had: a model that was trained in shards forgets by training again what saw the samples; any
-   other is retrained. Within the budget, or beyond it if the drift of the model says "retrain now".
-2. Else the first method of `choices`, by what was measured, whose needs are at hand and allowed, and that fits the
-   budget; the next one that could run is named beside it, an exact one first.
+1. Exact where it can be had: a head that keeps its statistics forgets by them, a model that was trained in shards by
+   training again what saw the samples; any other is retrained. Within the budget, or beyond it if the drift of the
+   model says "retrain now".
+2. Else, where a guarantee is asked for, the certified method. Else the first method of `choices`, by what was measured,
+   whose needs are at hand and allowed, and that fits the budget; the next one that could run is named beside it, an
+   exact one first.
 3. Else a refusal in one sentence that says what to provide.
 
 Seconds are counted work (`work`) times measured pace (`pace`): right within a factor of about three, other load aside.
@@ -91,12 +93,13 @@ class _Planner:
     # rule 1
 
     def auto(self) -> Plan:
-        exact = make_method("sisa" if self.at.sharded is not None else "retrain")
+        name = "exact-head" if self.at.statistics else "sisa" if self.at.sharded is not None else "retrain"
+        exact = make_method(name)
         absent, seconds, budget = self.obstacles(exact), self.seconds(exact), self.at.budget_seconds
-        name, urged = exact.card.name, self.urged
+        urged = self.urged
         if not absent:
             fits = budget is None or seconds is None or seconds <= budget
-            if (fits and self.may_retrain) or urged:
+            if (fits and (self.may_retrain or self.at.statistics)) or urged:
                 return self.exact(exact, seconds, fits=fits, urged=urged)
             reason = f"exact, but its estimate is above the budget of {duration(budget or 0.0)}."
             if fits:
@@ -106,12 +109,14 @@ class _Planner:
             self.rejected.append(Alternative(method=name, why_not=f"{_joined(absent)}."))
         if self.at.sharded is not None:
             raise UsageError(self.refused_shards(absent, seconds))
-        return self.approximate(urged)
+        return self.certified() if self.at.certified else self.approximate(urged)
 
     def exact(self, chosen: Method, seconds: float | None, *, fits: bool, urged: bool) -> Plan:
         budget = self.at.budget_seconds
         why = [_EXACT]
-        if self.at.sharded is not None:
+        if chosen.card.name == "exact-head":
+            why = ["exact for the head: the samples' terms leave the statistics that its weights follow from."]
+        elif self.at.sharded is not None:
             cost = self.at.sharded
             why.append(
                 f"the model was trained in shards: {cost.stages} of {cost.total_stages} stages are trained again, "
@@ -124,9 +129,9 @@ class _Planner:
             )
         elif urged:
             why.append("drift says retrain now.")
-        elif budget is None:
+        elif budget is None and chosen.card.name != "exact-head":
             why.append("no budget was set; with one, methods that change the model would be weighed by it.")
-        else:
+        elif budget is not None:
             why.append(f"the estimate is within the budget of {duration(budget)}.")
         if chosen.card.name == "retrain" and not self.at.initial:
             why.append(
@@ -144,6 +149,21 @@ class _Planner:
             f"the budget of {duration(self.at.budget_seconds or 0.0)}; raise it, or name a method: an approximate step "
             "would end the exactness."
         )
+
+    # rule 2, where a guarantee is asked for
+
+    def certified(self) -> Plan:
+        chosen = make_method("noisy-finetune").fitted(self.sizes)
+        reason, _ = self.why_not(chosen)
+        if reason:
+            raise UsageError(
+                f"a guarantee was asked for, but {self.rejected[0].method}, which is exact, cannot be had here, and "
+                f"noisy-finetune {reason.removesuffix('.')}; provide that, or do without a guarantee."
+            )
+        why = ["certified: an (epsilon, delta) guarantee was asked for, and nothing exact fits."]
+        why += [f"{one.method} is not taken: {one.why_not}" for one in self.rejected[:1]]
+        self.list_others("without a guarantee, which was asked for.")
+        return self.plan(chosen, why, self.at.budget_seconds)
 
     # rule 2
 
@@ -217,8 +237,10 @@ class _Planner:
             return ["forgets nothing"]
         if not chosen.same_tensors and self.at.sharded is None:
             return ["needs a model that was trained in shards"]
+        if name == "exact-head" and not self.at.statistics:
+            return ["needs a head that expunge.fit_head made"]
         absent = self.at.missing(chosen.needs)
-        if "exact" in tags and not self.at.retain and not absent:
+        if "exact" in tags and chosen.needs.retain != "none" and not self.at.retain and not absent:
             return ["needs samples that stay"]
         return absent
 
@@ -226,12 +248,12 @@ class _Planner:
         work = chosen.cost(self.sizes)
         return None if work is None or self.pace is None else self.pace.seconds(work)
 
-    def list_others(self) -> None:
+    def list_others(self, why_not: str = "approximate, where exact can be had.") -> None:
         """The approximate methods that could have run, with their cost."""
         for choice in self.choices:
             chosen = self.method(choice)
             absent = self.obstacles(chosen)
-            reason = f"{_joined(absent)}." if absent else "approximate, where exact can be had."
+            reason = f"{_joined(absent)}." if absent else why_not
             seconds = None if absent else self.seconds(chosen)
             self.rejected.append(Alternative(method=choice.method, why_not=reason, seconds=seconds))
 
@@ -246,7 +268,7 @@ class _Planner:
                     reason, seconds = self.why_not(self.method(choice))
                     why_not = reason or f"{name} comes first. {choice.evidence}."
                     self.rejected.append(Alternative(method=choice.method, why_not=why_not, seconds=seconds))
-            seen |= {"original", "sisa", "retrain", *(one.method for one in self.rejected)}
+            seen |= {"original", "sisa", "retrain", "exact-head", *(one.method for one in self.rejected)}
             self.rejected += [
                 Alternative(method=other, why_not=_UNMEASURED, weighed=False)
                 for other in METHODS.usable()

@@ -12,6 +12,7 @@ from expunge.core.needs import Needs
 from expunge.core.options import Field, build, options
 from expunge.data.split import Split
 from expunge.methods.scaling import Sizes
+from expunge.models.exact_head import exact_part
 from expunge.training.recipe import Recipe
 from expunge.training.sisa import Cost
 
@@ -48,9 +49,11 @@ class Situation:
     sharded: Cost | None = Field(
         None, description="the model was trained in shards: what `ShardedTraining.forget_cost` says of this batch"
     )
+    statistics: bool = Field(False, description="the model's head keeps the statistics that it can delete from exactly")
     whole_class: bool = Field(False, description="every training sample of a class is to be forgotten")
     wrong_labels: bool = Field(False, description="the labels of the samples to forget are wrong")
     batchnorm: bool = Field(False, description="the model has BatchNorm layers")
+    certified: bool = Field(False, description="where nothing exact fits, only a method with a guarantee will do")
     budget_seconds: float | None = Field(None, gt=0, description="most seconds for unlearning; none: no limit")
     accept: tuple[Access, ...] = Field(
         ACCESS, description="what methods may be handed beside the inputs of the samples to forget"
@@ -133,6 +136,7 @@ def situation_of(model: nn.Module, forget: Split, retain: Split | None, /, **res
         "labels": forget.has_labels and (retain is None or retain.has_labels),
         "retain_data": retain is not None,
         "whole_class": bool(names) and not names & kept,
+        "statistics": exact_part(model) is not None,
         "batchnorm": any(isinstance(module, _BatchNorm) for module in model.modules()),
     }
     return build(Situation, {**found, **rest})

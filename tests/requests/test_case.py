@@ -19,7 +19,7 @@ from torch import nn
 from expunge.core.errors import DataError, UsageError
 from expunge.models.checkpoint import save_weights, weights_hash
 from expunge.requests.case.canonical import canonical, digest, plain, timestamp
-from expunge.requests.case.content import EVIDENCE, EXACT
+from expunge.requests.case.content import CERTIFIED, EVIDENCE, EXACT, EXACT_HEAD
 from expunge.requests.case.document import case_bytes, read_case, save_case, sign_case, verify_case, verify_chain
 from expunge.requests.case.keys import Signer, create_keys
 from expunge.requests.records import Event, Fulfilment
@@ -193,6 +193,20 @@ def test_exact_methods_say_so() -> None:
     assert content(unlearning=retrain, plan={**PLAN, "exact": True})["statement"] == EXACT
     assert content(unlearning=retrain, plan={**PLAN, "exact": False})["statement"] == EVIDENCE
     assert content(plan={**PLAN, "exact": True})["statement"] == EVIDENCE  # a plan cannot make SCRUB exact
+
+
+def test_a_certificate_is_part_of_the_case_and_decides_what_it_claims() -> None:
+    told = {"kind": "certified", "epsilon": 1.0, "delta": 1e-5, "sigma": 0.3}
+    made = content(unlearning={**UNLEARNING, "method": "noisy-finetune", "details": {"certificate": told}})
+    assert made["certificate"] == told
+    assert (made["exact"], made["statement"]) == (False, CERTIFIED)
+    head = {"kind": "exact", "of": "head"}
+    made = content(
+        unlearning={**UNLEARNING, "method": "exact-head", "details": {"certificate": head}},
+        plan={**PLAN, "exact": True},
+    )
+    assert (made["exact"], made["statement"]) == (True, EXACT_HEAD)
+    assert "certificate" not in content()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,18 @@ EXACT = (
     "training data and the code were those that this file states. That rests on the construction; the measurements "
     "are a check on it. It says nothing about copies of the samples under other ids."
 )
+EXACT_HEAD = (
+    "The method is exact for the head of the model: it equals one that was fitted without the samples, up to rounding, "
+    "given that the training data and the code were those that this file states. The backbone below the head was not "
+    "changed; that it never was trained on the samples is taken for granted. It says nothing about copies of the "
+    "samples under other ids."
+)
+CERTIFIED = (
+    "The method is certified: the new model is (epsilon, delta)-indistinguishable from one that the same procedure "
+    "would have made of a model that never saw the samples; the numbers are under `certificate`. The guarantee is over "
+    "noise that nobody knows: it does not hold against whoever has the seed that this file states. The measurements "
+    "are a check on it. It says nothing about copies of the samples under other ids."
+)
 # What a case keeps of `Result.record()`: how it was done, but neither the curves nor what a method notes per sample.
 _KEPT = (
     "method", "options", "seed", "device", "processes", "precision", "recipe", "status", "seconds", "stages", "needs",
@@ -73,6 +85,7 @@ def build_case(
     _check_parts(fulfilment, requests, parent, new, unlearning)
     method = str(unlearning.get("method", new.method))
     exact = is_exact(method, plan)
+    certificate = dict(unlearning.get("details", {})).get("certificate")
     content = {
         "format": FORMAT,
         "kind": KIND,
@@ -88,12 +101,22 @@ def build_case(
         "side_effects": side_effects,
         "remains": [{**_version(one.version), "until": one.until} for one in remains],
         "exact": exact,
-        "statement": EXACT if exact else EVIDENCE,
+        **({"certificate": certificate} if certificate else {}),
+        "statement": _statement(exact, certificate),
         "previous": previous_case_hash,
         "ledger": ledger_head,
     }
     made: dict[str, Any] = plain(content)
     return made
+
+
+def _statement(exact: bool, certificate: Mapping[str, Any] | None) -> str:
+    """What the file proves and what not; certificate: `details["certificate"]` of the unlearning, where it has one."""
+    if certificate and certificate.get("kind") == "certified":
+        return CERTIFIED
+    if exact:
+        return EXACT_HEAD if certificate and certificate.get("of") == "head" else EXACT
+    return EVIDENCE
 
 
 def _check_parts(

@@ -90,7 +90,7 @@ def _story(document: Mapping[str, Any]) -> Story:
     facts = [
         ("Requests", f"{len(content['requests']):,}"),
         ("Training samples to forget", f"{len(content['samples']):,}"),
-        ("Method", f"{unlearning.get('method', after['method'])} ({'exact' if content['exact'] else 'approximate'})"),
+        ("Method", f"{unlearning.get('method', after['method'])} ({_kind(content)})"),
         ("Model before", short(before["id"])),
         ("Model after", short(after["id"])),
         ("Case made", minute(content["made_at"])),
@@ -104,7 +104,7 @@ def _story(document: Mapping[str, Any]) -> Story:
         word=word,
         tone=tone(word) if audit else "open",
         meaning=explain.meaning(word) or "Nothing was measured after the samples were deleted from the model.",
-        basis=f"{explain.BASIS[audit['basis']]} {_CLAIM[bool(content['exact'])]}" if audit else "",
+        basis=f"{explain.BASIS[audit['basis']]} {_CLAIM[_kind(content).partition(',')[0]]}" if audit else "",
         facts=facts,
         sections=[section for section in sections if section is not None],
         made_at=moment(content["made_at"]),
@@ -112,9 +112,18 @@ def _story(document: Mapping[str, Any]) -> Story:
 
 
 _CLAIM = {
-    False: "The method is approximate: this is evidence, not proof.",
-    True: "The method is exact: the new model never saw the samples, by construction.",
+    "approximate": "The method is approximate: this is evidence, not proof.",
+    "exact": "The method is exact: the new model never saw the samples, by construction.",
+    "exact for the head": "The method is exact for the head of the model, by construction; the backbone is unchanged.",
+    "certified": "The method is certified: what any attack can find is bounded, over noise that nobody knows.",
 }
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    certificate = content.get("certificate") or {}
+    if certificate.get("kind") == "certified":
+        return f"certified, epsilon {certificate['epsilon']:g}, delta {certificate['delta']:g}"
+    return "exact for the head" if certificate.get("of") == "head" else "exact" if content["exact"] else "approximate"
 
 
 def _asked(content: Mapping[str, Any]) -> Section:

@@ -146,12 +146,12 @@ def test_scale_up_is_retraining_over_unlearning() -> None:
 
 def test_a_metric_without_its_data_is_left_out_or_refused_where_it_was_asked_for() -> None:
     alone = Evaluation({"m": nn.Identity()}, {"forget": FORGET})
-    found = measure(alone, [Accuracy(), ClassAccuracy(), Gap()], ["m"], all_must_apply=False)
-    assert {value.metric for value in found["m"]} == {"forget_accuracy"}
+    found = measure(alone, [Accuracy(), ClassAccuracy(), Gap()], "m")
+    assert {value.metric for row in found for value in row} == {"forget_accuracy"}
     with pytest.raises(UsageError, match="class-accuracy needs test"):
-        measure(alone, [Accuracy(), ClassAccuracy()], ["m"], all_must_apply=True)
+        measure(alone, [Accuracy(), ClassAccuracy()], "m", [ClassAccuracy()])
     with pytest.raises(UsageError, match="gap needs retrained reference"):
-        measure(alone, [Gap()], ["m"], all_must_apply=True)
+        measure(alone, [Gap()], "m", [Gap()])
 
 
 def test_agreement_with_the_true_labels_where_some_were_replaced() -> None:

@@ -143,7 +143,7 @@ def test_metrics_that_read_features_go_first_and_stay_in_their_place() -> None:
     evaluation = Evaluation(models, data)
     metrics = [build(METRICS.load("accuracy"), {}, "accuracy"), CKA()]
     with passes(*models.values()) as sizes:
-        found = measure(evaluation, metrics, ["m"], all_must_apply=True)["m"]
+        found = measure(evaluation, metrics, "m", metrics)
     assert [sizes.count(len(split)) for split in data.values()] == [2, 2, 2]
-    names = [value.metric for value in found]
+    names = [value.metric for row in found for value in row]
     assert names[-3:] == ["forget_cka", "retain_cka", "test_cka"]

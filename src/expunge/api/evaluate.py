@@ -147,7 +147,9 @@ def evaluate(
         modules, splits, device=target, seed=seed, seconds=known_seconds, world=current(), sample=sample
     )
     chosen = default_metrics() if metrics is None else [_metric(m) for m in metrics]
-    return Scores(measure(evaluation, chosen, modules, all_must_apply=metrics is not None), evaluation)
+    asked = () if metrics is None else chosen
+    values = {name: [value for row in measure(evaluation, chosen, name, asked) for value in row] for name in modules}
+    return Scores(values, evaluation)
 
 
 def _named(models: Any) -> dict[str, Any]:

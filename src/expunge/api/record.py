@@ -18,7 +18,7 @@ from pydantic import Field
 from expunge.api.evaluate import Scores
 from expunge.core.registry import Card
 from expunge.data.split import Split
-from expunge.metrics.base import Direction, Unit, Value
+from expunge.metrics.base import Direction, Evaluation, Unit, Value
 from expunge.scenarios.base import Forgetting
 
 SAMPLED_LOSSES = 1000  # per split and model: enough for a histogram, small enough for a page
@@ -48,7 +48,8 @@ class CellRecord(pydantic.BaseModel):
     history: list[dict[str, float]] = Field(default_factory=list)
     effect: dict[str, Any] | None = Field(None, description="`Effect.record()`; none where it was not asked for")
     scores: list[dict[str, Any]] = Field(
-        default_factory=list, description="rows: metric, group, value, low, high, unit, direction"
+        default_factory=list,
+        description="rows: metric, group, value, low, high, unit, direction, note; value null: the note says why",
     )
     curves: dict[str, Any] = Field(
         default_factory=dict,
@@ -56,6 +57,21 @@ class CellRecord(pydantic.BaseModel):
         "projection: split -> rows of two components and the class",
     )
     provenance: dict[str, Any] = Field(default_factory=dict, description="versions, hashes, hardware, peak memory")
+
+    @pydantic.field_validator("scores")
+    @classmethod
+    def _null_for_nan(cls, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """JSON has no NaN."""
+        return [{**row, "value": None} if _is_nan(row.get("value")) else row for row in rows]
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """The rows of `scores` that have a value."""
+        return [row for row in self.scores if row["value"] is not None]
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def data_facts(name: str, forgetting: Forgetting, test: Split | None, validation: Split | None) -> dict[str, Any]:
@@ -97,9 +113,8 @@ def request_rows(details: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def curves(scores: Scores, model: str) -> dict[str, Any]:
+def curves(evaluation: Evaluation, model: str) -> dict[str, Any]:
     """What the plots of a report need of one model: sampled losses and confusion counts per split."""
-    evaluation = scores.evaluation
     losses: dict[str, list[float]] = {}
     confusion: dict[str, list[list[int]]] = {}
     for split in evaluation.present(("forget", "test")):

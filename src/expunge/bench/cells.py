@@ -25,7 +25,8 @@ class Cell:
     """One point of the grid; labels are no part of its addresses.
 
     id: content address of everything that decides the record, the source of the code included. model: of everything
-    that decides the unlearned model, so without metrics: a metric that is added later asks the same model.
+    that decides the unlearned model, so without metrics: a metric that is added later asks the same model. scores: one
+    id per metric of the study, of the model and that metric. reference: `model` of the retrained model of the group.
     """
 
     id: str
@@ -35,6 +36,8 @@ class Cell:
     method: Method
     seeds: dict[str, int]
     model: str = ""
+    scores: tuple[str, ...] = ()
+    reference: str = ""
 
     @property
     def group(self) -> tuple[str, tuple[int, ...]]:
@@ -61,14 +64,16 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
         "files": files(study),
         "code": [code_hash(factory(study.model.name)), code_hash("expunge.training.loop", type(reference))],
     }
+    metrics = [[one.card.name, counted(one), code_hash(type(one))] for one in study.named_metrics()]
     scores = {
-        "metrics": [[one.card.name, counted(one), code_hash(type(one))] for one in study.named_metrics()],
+        "metrics": metrics,
         "curves": study.curves,
         "projection": study.projection,
     }
     found = []
     for scenario_label, scenario in study.named_scenarios():
         for seeds in study.seed_rows():
+            retrained = ""  # the first method of a study that has a reference
             for method_label, method in methods:
                 own = {
                     "scenario": [scenario.card.name, to_dict(scenario), code_hash(type(scenario))],
@@ -76,6 +81,7 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
                     "seeds": seeds,
                 }
                 model = address({**shared, **own})
+                retrained = retrained or (model if method == reference else "")
                 found.append(
                     Cell(
                         id=address({"model": model, **scores}),
@@ -85,6 +91,8 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
                         method=method,
                         seeds=dict(seeds),
                         model=model,
+                        scores=tuple(address({"model": model, "metric": metric}) for metric in metrics),
+                        reference=retrained,
                     )
                 )
     if len({cell.id for cell in found}) != len(found):

@@ -37,9 +37,13 @@ class Answer:
     stages: dict[str, dict[str, Any]]
 
 
-def answer(study: str, cell: str) -> Answer:
-    """Run one cell; this is what travels to the machines, so it takes and gives plain values."""
+def answer(study: str, cell: str, folder: str = "") -> Answer:
+    """Run one cell; this is what travels to the machines, so it takes and gives plain values.
+
+    folder: of the study, where unlearned models are kept; models of machines that cannot see it are not kept.
+    """
     bench, known = _bench(study)
+    bench.folder = Path(folder) if folder and Path(folder).is_dir() else None
     if cell not in known:
         return Answer("", "the data of this machine differ from those of the machine that planned the study.", {})
     found = bench.attempt(known[cell])
@@ -107,7 +111,7 @@ class Ray:
         def submit(item: WorkItem, cells: Sequence[str]) -> None:
             for cell in cells:
                 store.start(cell)
-                running[task.remote(item.study, cell)] = (cell, item)
+                running[task.remote(item.study, cell, str(item.folder.absolute()))] = (cell, item)
 
         for item in work:
             submit(item, item.cells[:1])  # it builds what the others of its group then find in the cache
@@ -166,7 +170,7 @@ class Slurm:
             def submit(item: WorkItem) -> None:
                 for cell in item.cells:
                     store.start(cell)
-                running[executor.submit(answers, item.study, item.cells)] = item
+                running[executor.submit(answers, item.study, item.cells, str(item.folder.absolute()))] = item
 
             try:
                 for item in work:
@@ -200,6 +204,6 @@ class Slurm:
         return WorkItem(item.study, item.folder, tuple(left)) if left else None
 
 
-def answers(study: str, cells: Sequence[str]) -> list[Answer]:
+def answers(study: str, cells: Sequence[str], folder: str = "") -> list[Answer]:
     """All cells of a job, one after the other."""
-    return [answer(study, cell) for cell in cells]
+    return [answer(study, cell, folder) for cell in cells]

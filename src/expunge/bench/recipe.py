@@ -38,6 +38,7 @@ from expunge.training.recipe import Recipe
 
 SEEDS = ("data", "train", "unlearn", "evaluate")
 T = TypeVar("T")
+Keep = Literal["none", "best", "all"]
 Items = tuple[str | dict[str, Any], ...]
 
 
@@ -199,6 +200,13 @@ class Study(_Part):
     published: tuple[str | PublishedPart, ...] = Field(
         (), description="published numbers the report shows beside ours: paper/table; part of no result"
     )
+    keep: Keep = Field(
+        "none",
+        description="unlearned models that stay in `models/` of the study's folder, so that metrics added later are "
+        "measured without unlearning again: all, the one nearest to the retrained model per scenario and seeds, or "
+        "none; part of no result",
+    )
+    keep_gb: float = Field(10.0, gt=0, description="gigabytes that kept models may take together")
     projection: bool = Field(False, description="keep representations in two dimensions for a plot of the report")
     tune: TunePart = Field(default_factory=lambda: TunePart(), description="search spaces of `expunge tune`")
     device: str = "auto"
@@ -265,6 +273,8 @@ class Study(_Part):
         listed = any(_name(item) == "retrain" for _, item in items)
         if listed and not self.retrain:
             raise UsageError("`retrain: false` says that nothing is trained again, but `methods` lists retrain.")
+        if not self.retrain and self.keep == "best":
+            raise UsageError("`keep: best` is the model nearest to the retrained one, and `retrain: false`; keep all.")
         if not listed and self.retrain:
             items.append(("retrain", "retrain"))
         found = []

@@ -17,6 +17,7 @@ from expunge.api.result import write_text
 from expunge.bench import tables
 from expunge.bench.cells import Cell, expand
 from expunge.bench.engines import Engine, InProcess, LocalProcesses, WorkItem
+from expunge.bench.kept import KeptModels
 from expunge.bench.paper_tables import Spread, paper_tables, to_latex, to_markdown, to_typst
 from expunge.bench.reading import load_study
 from expunge.bench.recipe import Study
@@ -77,6 +78,8 @@ def run_study(
     try:
         with store.claimed():
             store.plan(grid, recipe.model_dump_json(), again=again)
+            if again:
+                KeptModels(folder).drop(cell.model for cell in grid)
             states = store.states()
             left = [cell for cell in grid if states[cell.id] != "done"]
             seen: set[str] = set()

@@ -13,7 +13,7 @@ STAGES = "stage_seconds"
 SEED_COLUMNS = ["seed_data", "seed_train", "seed_unlearn", "seed_evaluate"]
 COLUMNS = [
     *("cell", "scenario", "method", *SEED_COLUMNS, "state", "status", "effect", "error"),
-    *("metric", "group", "value", "low", "high", "unit", "direction"),
+    *("metric", "group", "value", "low", "high", "unit", "direction", "note"),
 ]
 _NUMBERS = ["value", "low", "high"]
 

@@ -146,7 +146,7 @@ def parameters(record: CellRecord) -> dict[str, str]:
 
 def metrics(record: CellRecord) -> list[tuple[str, float, int]]:
     """(name, value, step): every score without groups, seconds of unlearning and of its stages, and the history."""
-    found = [(row["metric"], row["value"], 0) for row in record.scores if not row["group"]]
+    found = [(row["metric"], row["value"], 0) for row in record.measured if not row["group"]]
     if record.seconds is not None and not any(name == "seconds" for name, _, _ in found):
         found.append(("seconds", record.seconds, 0))
     found += [(f"stage_seconds/{name}", value, 0) for name, value in record.stages.items()]

@@ -32,7 +32,7 @@ def run_cells(
 ) -> None:
     """Run the cells that are not done; a cell that fails is recorded with its sentence and the rest goes on."""
     recipe = parse_study(json.loads(study))
-    bench = Workbench(recipe, cache_root(), progress)
+    bench = Workbench(recipe, cache_root(), progress, folder=folder)
     by_id = {cell.id: cell for cell in expand(recipe, bench.fingerprint())}
     store = Store(folder)
     try:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
+import math
 import platform
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from expunge.api.evaluate import Scores
 from expunge.api.experiment import Experiment
 from expunge.api.prepare import pick_device, warm_up
-from expunge.api.record import CellRecord, cell_from_result, curves, data_facts, method_facts, request_rows, score_rows
+from expunge.api.record import CellRecord, cell_from_result, curves, data_facts, method_facts, request_rows
 from expunge.api.result import Result, versions
 from expunge.api.trained import TrainedModel
 from expunge.bench.cells import Cell
+from expunge.bench.kept import KeptModels
 from expunge.bench.projection import projection
 from expunge.bench.recipe import DataPart, Study
 from expunge.bench.samples import load_source, parts, sized
@@ -30,7 +32,7 @@ from expunge.core.options import build, to_dict
 from expunge.core.run import Progress, Run
 from expunge.data.split import Split
 from expunge.methods.base import Method
-from expunge.metrics.base import ORIGINAL, REFERENCE, Evaluation, check_applies, measure
+from expunge.metrics.base import ORIGINAL, REFERENCE, Evaluation, measure
 from expunge.models.anatomy import anatomy, reset_parameters
 from expunge.models.build import build_model
 from expunge.models.checkpoint import weights_hash
@@ -70,11 +72,15 @@ class SharedEvaluation(Evaluation):
 
 @dataclass
 class Workbench:
-    """Runs cells of one study. cache: folder of trained models. stages: key -> facts of what was built for them."""
+    """Runs cells of one study. cache: folder of trained models. stages: key -> facts of what was built for them.
+
+    folder: of the study, where unlearned models are kept; None: none are.
+    """
 
     study: Study
     cache: Path
     progress: Callable[[Progress], None] | None = None
+    folder: Path | None = None
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     _kept: dict[str, Any] = field(default_factory=dict)
 
@@ -129,7 +135,20 @@ class Workbench:
         method = self.study.reference()
         if method is None:
             return None
-        return self._once(f"reference {cell.group}", lambda: self.apply(cell, method, cell.seeds["train"]))
+        return self._once(
+            f"reference {cell.group}", lambda: self._result(cell, cell.reference, method, cell.seeds["train"])
+        )
+
+    @property
+    def kept(self) -> KeptModels:
+        """The unlearned models of earlier runs."""
+        return KeptModels(self.folder, self.study.keep, 1e9 * self.study.keep_gb)
+
+    def _result(self, cell: Cell, model: str, method: Method, seed: int) -> Result:
+        """The model `model` of a cell: a kept one, or the method runs."""
+        train = self.forgetting(cell).train
+        kept = self.kept.load(model, lambda: self._fresh(train.input_shape, train.num_classes, 0))
+        return self.apply(cell, method, seed) if kept is None else kept
 
     def apply(self, cell: Cell, method: Method, seed: int) -> Result:
         """One method on this cell's scenario and models."""
@@ -166,17 +185,22 @@ class Workbench:
         if reference is not None and cell.method == self.study.reference():
             name, result = REFERENCE, reference
         else:
-            name, result = "unlearned", self.apply(cell, cell.method, cell.seeds["unlearn"])
+            name, result = "unlearned", self._result(cell, cell.model, cell.method, cell.seeds["unlearn"])
         evaluation = self._evaluation(cell, reference, name, result)
-        scores = self._scores(evaluation, name)
+        scores = self._scores(cell, evaluation, name)
+        record = result.record()
+        why = ""
+        if cell.method.same_tensors and (name != REFERENCE or self.study.keep == "all"):
+            nearness = functools.cache(lambda: gap(evaluation, name))
+            why = self.kept.store(cell.model, result, scores, group=str(cell.group), gap=nearness)
         return cell_from_result(
-            result.record(),
+            {**record, "notes": [*record["notes"], *([why] if why else [])]},
             id=cell.id,
             study=self.study.name,
-            scores=score_rows(scores, name) + request_rows(result.details),
+            scores=[row for score in cell.scores for row in scores[score]] + request_rows(result.details),
             curves={
-                **(curves(scores, name) if self.study.curves else {}),
-                **({"projection": projection(evaluation, name)} if self.study.projection else {}),
+                **(scores["curves"] if self.study.curves else {}),
+                **({"projection": scores["projection"]} if self.study.projection else {}),
             },
             **self._described(cell, result),
         )
@@ -197,10 +221,17 @@ class Workbench:
             sample=forgetting.sample,
         )
 
-    def _scores(self, evaluation: Evaluation, name: str) -> Scores:
-        """As `api.evaluate`, of this cell's model alone: the reference has a cell of its own."""
-        check_applies(self.study.asked_metrics(), evaluation)
-        return Scores(measure(evaluation, self.study.named_metrics(), [name], all_must_apply=False), evaluation)
+    def _scores(self, cell: Cell, evaluation: Evaluation, name: str) -> dict[str, Any]:
+        """Score id -> rows of this cell's model (the reference has its own cell); what is known is not computed."""
+        found, asked = self.kept.scores(cell.model), self.study.asked_metrics()
+        left = {s: m for s, m in zip(cell.scores, self.study.named_metrics(), strict=True) if s not in found}
+        for score, values in zip(left, measure(evaluation, list(left.values()), name, asked), strict=True):
+            found[score] = [asdict(value) for value in values]
+        if self.study.curves and "curves" not in found:
+            found["curves"] = curves(evaluation, name)
+        if self.study.projection and "projection" not in found:
+            found["projection"] = projection(evaluation, name)
+        return found
 
     def _described(self, cell: Cell, result: Result) -> dict[str, Any]:
         forgetting, original = self.forgetting(cell), self.original(cell)
@@ -275,6 +306,20 @@ class Workbench:
             raise self._kept[key]
         kept: T = self._kept[key]
         return kept
+
+
+def gap(evaluation: Evaluation, model: str) -> float:
+    """Mean absolute difference of the accuracies on forget, retained and test samples to those of the retrained model.
+
+    Infinite without a retrained model.
+    """
+    if not evaluation.has_reference:
+        return math.inf
+    both = [
+        [float(evaluation.correct(name, split).double().mean()) for name in (model, REFERENCE)]
+        for split in evaluation.present(("forget", "retain", "test"))
+    ]
+    return sum(abs(own - other) for own, other in both) / len(both)
 
 
 def hardware(device: str) -> str:

@@ -46,7 +46,7 @@ def make_cells(
                 "evaluate": job.seed,
             },
             "scores": score_rows(scores, model) + request_rows(record["details"]),
-            "curves": curves(scores, model),
+            "curves": curves(scores.evaluation, model),
             "provenance": {
                 "versions": versions(),
                 "weights": weights_hash(models[model]),

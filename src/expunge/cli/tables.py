@@ -184,8 +184,8 @@ def _numbers(cells: Sequence[CellRecord]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for cell in cells:
         idle = cell.method.get("name") == "original"  # it does nothing, so it has no speed
-        for row in cell.scores:
-            if not row["group"] and row["value"] is not None and not (idle and row["metric"] in _PLAIN):
+        for row in cell.measured:
+            if not row["group"] and not (idle and row["metric"] in _PLAIN):
                 found.setdefault(row["metric"], []).append(float(row["value"]))
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar, dataclass_transform
@@ -240,20 +240,27 @@ def check_applies(metrics: Iterable[Metric], evaluation: Evaluation) -> None:
 
 
 def measure(
-    evaluation: Evaluation, metrics: Iterable[Metric], names: Iterable[str], *, all_must_apply: bool
-) -> dict[str, list[Value]]:
-    """Values of the named models.
+    evaluation: Evaluation, metrics: Sequence[Metric], model: str, asked: Collection[Metric] = ()
+) -> list[list[Value]]:
+    """Values of one model.
 
-    A metric whose inputs are missing is left out, or an error where it was asked for. A value that cannot be had
-    (`missing`) is left out, too, unless it was asked for.
+    Args:
+        evaluation: The models and splits.
+        metrics: What to measure.
+        model: Name of the model.
+        asked: Those that were asked for by name.
+
+    Returns:
+        A list per metric, in order. It is empty where the inputs of the metric are missing, and a value that cannot be
+        had (`missing`) is left out, unless the metric was asked for.
+
+    Raises:
+        UsageError: If the inputs of a metric that was asked for are missing.
     """
-    chosen = list(metrics)
-    if all_must_apply:
-        check_applies(chosen, evaluation)
-    usable = [one for one in chosen if one.applies(evaluation)]
-    order = sorted(range(len(usable)), key=lambda i: not usable[i].reads_features)
-    found = {}
-    for name in names:
-        values = {i: list(usable[i].compute(evaluation, name)) for i in order}
-        found[name] = [value for i in range(len(usable)) for value in values[i] if all_must_apply or not value.note]
-    return found
+    check_applies([one for one in metrics if one in asked], evaluation)
+    values: list[list[Value]] = [[] for _ in metrics]
+    for i in sorted(range(len(metrics)), key=lambda i: not metrics[i].reads_features):
+        if metrics[i].applies(evaluation):
+            measured = metrics[i].compute(evaluation, model)
+            values[i] = [value for value in measured if metrics[i] in asked or not value.note]
+    return values

@@ -41,11 +41,11 @@ def table(cells: Sequence[CellRecord], metric: str) -> pd.DataFrame:
         }
         for cell in cells
         if cell.state == "done" and cell.method.get("name") not in (ORIGINAL, REFERENCE)
-        for score in cell.scores
+        for score in cell.measured
         if score["metric"] == metric and not score["group"]
     ]
     if not rows:
-        known = sorted({score["metric"] for cell in cells for score in cell.scores if not score["group"]})
+        known = sorted({score["metric"] for cell in cells for score in cell.measured if not score["group"]})
         if metric in known:
             raise UsageError(f"no method was finished, so there is nothing of `{metric}` to compare.")
         raise UsageError(f"no method has the metric `{metric}`; {nearest(metric, known)}.")
@@ -55,7 +55,7 @@ def table(cells: Sequence[CellRecord], metric: str) -> pd.DataFrame:
 
 def direction(cells: Sequence[CellRecord], metric: str) -> str:
     """`lower` or `higher`. `UsageError` for a metric that has no better and worse by itself."""
-    found = {score["direction"] for cell in cells for score in cell.scores if score["metric"] == metric}
+    found = {score["direction"] for cell in cells for score in cell.measured if score["metric"] == metric}
     if found not in ({"lower"}, {"higher"}):
         raise UsageError(
             f"`{metric}` is neither better when higher nor when lower; compare by average_gap, or another distance."

@@ -141,7 +141,7 @@ def overall(cells: Sequence[CellRecord]) -> dict[str, Any] | None:
     """Ranks over all scenarios and seeds by the gap to the retrained model; None where there are too few of them."""
     done = [cell for cell in cells if cell.state == "done"]
     methods = [cell for cell in done if cell.method.get("name") not in (ORIGINAL, REFERENCE)]
-    if not any(score["metric"] == "average_gap" for cell in methods for score in cell.scores):
+    if not any(score["metric"] == "average_gap" for cell in methods for score in cell.measured):
         return None
     values = comparison.table(done, "average_gap")
     found = comparison.ranks(values, "lower")

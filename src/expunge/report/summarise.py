@@ -161,7 +161,7 @@ def statistics(cells: Sequence[CellRecord]) -> dict[str, Number]:
     """metric -> statistic over the seeds that finished; grouped values (per class) are left to `per_class`."""
     values: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
-        for row in cell.scores:
+        for row in cell.measured:
             if not row["group"]:
                 values.setdefault(row["metric"], []).append(row)
     return {metric: _number(rows) for metric, rows in values.items()}
@@ -205,7 +205,7 @@ def grouped(row: MethodRow, metric: str) -> dict[str, float]:
     """group -> mean over seeds of a metric that has groups (requests, blocks), in their order."""
     values: dict[str, list[float]] = {}
     for cell in row.cells:
-        for score in cell.scores:
+        for score in cell.measured:
             if score["metric"] == metric:
                 values.setdefault(score["group"], []).append(score["value"])
     return {name: float(np.mean(numbers)) for name, numbers in values.items()}

@@ -55,7 +55,7 @@ def _seeds(cell: CellRecord) -> tuple[tuple[str, int], ...]:
 
 
 def _numbers(cell: CellRecord) -> dict[str, float]:
-    values = {score["metric"]: float(score["value"]) for score in cell.scores if not score["group"]}
+    values = {score["metric"]: float(score["value"]) for score in cell.measured if not score["group"]}
     found = {}
     for name, metrics in _STATISTICS.items():
         metric = next((metric for metric in metrics if metric in values), None)

@@ -6,11 +6,13 @@ import json
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from expunge.bench.library import recipes
 from expunge.bench.reading import load_study, override, parse_study
 from expunge.bench.schema import json_schema
 from expunge.core.errors import UsageError
+from expunge.core.yaml_text import parse_yaml
 from expunge.methods import METHODS
 
 WRONG = [
@@ -133,6 +135,43 @@ def test_schema_knows_the_options_of_every_method():
     missing = [ref for ref in _references(schema) if ref.removeprefix("#/$defs/") not in schema["$defs"]]
     assert not missing
     assert "scrub/large-rb" in text
+
+
+def _validator() -> Draft202012Validator:
+    schema = json.loads(json_schema())
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
+def test_schema_takes_our_recipes_and_the_short_forms():
+    validator = _validator()
+    for path in recipes().values():
+        # As JSON has it: text keys, no dates.
+        assert not list(validator.iter_errors(json.loads(json.dumps(parse_yaml(path.read_text(encoding="utf-8"))))))
+    short = {
+        "name": "a", "data": "digits", "model": "mlp", "seeds": 3, "scenarios": "class:3", "methods": "scrub",
+        "metrics": "accuracy", "published": "scrub/x", "tune": {"spaces": {"scrub": {"lr": [1, 2]}}},
+    }  # fmt: skip
+    validator.validate(short)
+    validator.validate(short | {"methods": ["my.py:Mine", {"name": "my.py:Mine", "label": "fast", "lr": 1}]})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"nmae": "a"},
+        {"data": {"sorce": "digits"}},
+        {"seeds": "three"},
+        {"methods": ["scrubb"]},
+        {"methods": [{"name": "scrub", "alhpa": 1}]},
+        {"methods": [{"name": "scrub", "alpha": -1}]},
+        {"metrics": ["acuracy"]},
+        {"train": {"epoch": 3}},
+        {"options": {"scrub": {"alhpa": 1}}},
+    ],
+)
+def test_schema_refuses_what_the_reader_refuses(wrong):
+    assert list(_validator().iter_errors(wrong))
 
 
 def _references(node):

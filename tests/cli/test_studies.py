@@ -195,3 +195,12 @@ def test_a_site_in_place_of_the_page(expunge, tmp_path):
     assert result.code == 0, result.err
     assert {path.name for path in (tmp_path / "site" / "studies").iterdir()} == {"forgot.html", "forgot-1.html"}
     assert not (tmp_path / "report.html").exists()
+
+
+def test_schema_is_printed_or_written(expunge, tmp_path):
+    assert json.loads(expunge("schema").out)["properties"]["methods"]
+    path = tmp_path / "workspace.json"
+    result = expunge("schema", "workspace", "--out", path)
+    assert (result.code, result.out) == (0, "")
+    assert "max_drop" in json.loads(path.read_text())["properties"]
+    assert "did you mean `study`" in expunge("schema", "stduy").err

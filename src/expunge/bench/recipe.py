@@ -21,7 +21,8 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import pydantic
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 from expunge.core.errors import UsageError, nearest
 from expunge.core.options import build, option_names
@@ -52,6 +53,13 @@ class _Part(pydantic.BaseModel):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {cls.short: value} if cls.short is not None and isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """For editors: the short form, and no required key, for it may stand in the extended recipe."""
+        schema = handler.resolve_ref_schema(handler(core))
+        schema.pop("required", None)
+        return {"anyOf": [{"type": "string"}, schema]} if cls.short is not None else schema
 
 
 class DataPart(_Part):
@@ -132,6 +140,11 @@ class Space(_Part):
     def _short(cls, value: Any) -> Any:
         """A plain list is a list of values."""
         return {"values": tuple(value)} if isinstance(value, (list, tuple)) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = super().__get_pydantic_json_schema__(core, handler)
+        return {"anyOf": [{"type": "array", "minItems": 1}, schema]}
 
     @pydantic.model_validator(mode="after")
     def _one_of_two(self) -> Space:

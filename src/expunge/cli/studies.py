@@ -46,6 +46,7 @@ def register(app: typer.Typer) -> None:
         (report, "Examples: expunge report runs/smoke; expunge report runs/* --site out/"),
         (export, "Examples: expunge export runs/smoke --csv table.csv --no-time; expunge export runs/smoke --mlflow"),
         (tune, "Example: expunge tune recipes/laf-mnist-random.yaml --jobs 2 --out tuned/laf-mnist-random"),
+        (schema, "Examples: expunge schema --out study.schema.json; expunge schema workspace"),
         (compare, "Example: expunge compare runs/smoke --metric average_gap"),
         (
             reproduce,
@@ -108,6 +109,29 @@ def report(
         page = out or Path("report.html")
         write_report(runs, page)
         console.say(f"report: {page}")
+
+
+def schema(
+    of: Annotated[str, typer.Argument(help="study (the file of `run`) or workspace (expunge.yaml).")] = "study",
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default: print it.")] = None,
+) -> None:
+    """JSON Schema of a settings file: an editor then completes and checks keys, names and options.
+
+    The first line `# yaml-language-server: $schema=study.schema.json` of a YAML file names it.
+    """
+    from expunge.bench.schema import json_schema, settings_schema
+    from expunge.core.files import write_text
+    from expunge.requests.settings import Settings
+
+    makers = {"study": json_schema, "workspace": lambda: settings_schema(Settings)}
+    if of not in makers:
+        raise unknown("settings file", of, makers)
+    text = makers[of]() + "\n"
+    if out is None:
+        console.out().print(text, end="", soft_wrap=True, markup=False, highlight=False)
+    else:
+        write_text(out, text)
+        console.say(f"schema: {out}")
 
 
 def export(

@@ -440,7 +440,7 @@ def check_resumes(cls: type[Method], settings: Settings) -> None:
     if "max_drop" in option_names(cls):
         changes["max_drop"] = 0.9  # a guard that looks, and takes nothing back
     chosen = make(cls, settings, **changes)
-    problem = toy_problem(_dropping(), forget_class=settings.forget_class)
+    problem = settings.problem(_dropping())
     whole = run(chosen, problem)
     events: list[Progress] = []
     with tempfile.TemporaryDirectory() as folder:

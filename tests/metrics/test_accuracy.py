@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import expunge
 from expunge.core.errors import UsageError
 from expunge.data.split import ResidentStore, Split
-from expunge.metrics.accuracy import Accuracy, ClassAccuracy, Error, Gap, Loss, wilson
+from expunge.metrics.accuracy import Accuracy, ClassAccuracy, ErrorRate, Gap, MeanLoss, wilson
 from expunge.metrics.base import Evaluation, Metric, Value, measure
 from expunge.metrics.cost import Time
 
@@ -54,7 +54,7 @@ def test_accuracy_and_error_also_on_kept_and_removed_classes() -> None:
         "test_removed_accuracy": 1,  # class c occurs in the forget set alone
         "test_retained_accuracy": pytest.approx(2 / 3),
     }
-    error = values(Error())
+    error = values(ErrorRate())
     assert set(error) == {name.replace("accuracy", "error") for name in accuracy}
     assert all(error[name.replace("accuracy", "error")] == pytest.approx(1 - v) for name, v in accuracy.items())
 
@@ -83,9 +83,9 @@ def test_what_is_good_where_a_class_is_gone() -> None:
         "test_retained_accuracy": "higher",
         "test_removed_accuracy": "reference",
     }
-    assert rows(Error())["retain_error"].direction == "lower"
-    assert rows(Error())["test_removed_error"].direction == "reference"
-    assert rows(Loss())["forget_loss"].direction == "reference"
+    assert rows(ErrorRate())["retain_error"].direction == "lower"
+    assert rows(ErrorRate())["test_removed_error"].direction == "reference"
+    assert rows(MeanLoss())["forget_loss"].direction == "reference"
     assert rows(ClassAccuracy())["class_accuracyc"].direction == "reference"
     assert rows(ClassAccuracy())["class_accuracya"].direction == "higher"
 
@@ -100,14 +100,14 @@ def test_intervals_are_those_of_wilson(hits: int) -> None:
 
 
 def test_intervals_of_error_mirror_those_of_accuracy() -> None:
-    right, wrong = rows(Accuracy())["test_accuracy"], rows(Error())["test_error"]
+    right, wrong = rows(Accuracy())["test_accuracy"], rows(ErrorRate())["test_error"]
     assert (wrong.low, wrong.high) == pytest.approx((1 - right.high, 1 - right.low))
     assert 0 <= right.low < right.value < right.high <= 1
 
 
 def test_loss_by_hand() -> None:
     right, wrong = math.log(1 + 2 * math.exp(-2)), math.log(math.exp(2) + 2)
-    found = rows(Loss())
+    found = rows(MeanLoss())
     assert found["forget_loss"].value == pytest.approx(right, rel=1e-6)
     assert found["retain_loss"].value == pytest.approx((right + wrong) / 2, rel=1e-6)
     half = 1.96 * (wrong - right) / 2 / math.sqrt(2)  # two values: their deviation is half of their distance
@@ -117,7 +117,7 @@ def test_loss_by_hand() -> None:
 
 def test_loss_of_a_model_that_is_very_sure_and_wrong_stays_a_number() -> None:
     sure = split([[1e4, 0, 0], [0, 0, 0]], [1, 0])
-    assert values(Loss(), {"forget": sure})["forget_loss"] == pytest.approx((1e4 + math.log(3)) / 2)
+    assert values(MeanLoss(), {"forget": sure})["forget_loss"] == pytest.approx((1e4 + math.log(3)) / 2)
 
 
 def test_class_accuracy() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import expunge
 from expunge.data.split import ResidentStore, Split
-from expunge.metrics.agreement import CKA, Moments, some
+from expunge.metrics.agreement import CKA, Moments, random_subset
 from expunge.metrics.base import Evaluation
 from expunge.testing.toys import toy_problem
 
@@ -114,9 +114,9 @@ def test_a_model_that_learnt_something_else_is_further_away() -> None:
 
 def test_large_splits_are_sampled_by_the_seed() -> None:
     split = toy_problem(forget_class=1).retain
-    assert some(split, 100, 0) is split
-    drawn = some(split, 20, 0)
+    assert random_subset(split, 100, 0) is split
+    drawn = random_subset(split, 20, 0)
     assert len(drawn) == len(drawn.index.unique()) == 20
     assert torch.isin(drawn.index, split.index).all()
-    assert torch.equal(drawn.index, some(split, 20, 0).index)
-    assert not torch.equal(drawn.index, some(split, 20, 1).index)
+    assert torch.equal(drawn.index, random_subset(split, 20, 0).index)
+    assert not torch.equal(drawn.index, random_subset(split, 20, 1).index)

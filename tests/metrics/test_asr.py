@@ -17,7 +17,7 @@ from expunge.metrics.asr import (
     _BOOSTERS,
     BalancedASR,
     PublishedASR,
-    Rows,
+    SampleCounts,
     _like_xgboost,
     outputs,
     published_rows,
@@ -35,12 +35,12 @@ COUNTS = {
 
 @pytest.mark.parametrize(("forget", "test", "judged"), [row for rows in COUNTS.values() for row in rows])
 def test_published_counts(forget: int, test: int, judged: int) -> None:
-    assert published_rows(forget, 60000 - forget, test) == Rows(min(5024, forget), 5024, judged)
+    assert published_rows(forget, 60000 - forget, test) == SampleCounts(min(5024, forget), 5024, judged)
 
 
 def test_small_test_sets_are_halved() -> None:
-    assert published_rows(40, 200, 1000) == Rows(40, 500, 64)
-    assert published_rows(40, 20, 5024) == Rows(20, 2512, 64)
+    assert published_rows(40, 200, 1000) == SampleCounts(40, 500, 64)
+    assert published_rows(40, 20, 5024) == SampleCounts(20, 2512, 64)
 
 
 class Table(nn.Module):

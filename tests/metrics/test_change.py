@@ -13,7 +13,7 @@ from expunge.core.errors import UsageError
 from expunge.data.convert import as_split
 from expunge.metrics.agreement import Moments
 from expunge.metrics.base import Evaluation, check_applies
-from expunge.metrics.change import Drift, LayerCKA, PredictionPattern, layer_outputs
+from expunge.metrics.change import LayerCKA, PredictionPattern, WeightDrift, layer_outputs
 from expunge.numerics.statistics import gram_cka
 from expunge.testing.toys import toy_problem
 from expunge.training.ensemble import Ensemble
@@ -31,18 +31,18 @@ def test_drift_by_hand() -> None:
     then[1].running_var.fill_(4.0 - then[1].eps)
     now[1].running_var.fill_(4.0 * math.e - now[1].eps)
     now[1].running_mean.copy_(torch.tensor([2.0, 0.0]))
-    found = values(Drift(), Evaluation({"original": then, "unlearned": now}, {}))
+    found = values(WeightDrift(), Evaluation({"original": then, "unlearned": now}, {}))
     assert found["weight_drift"] == pytest.approx(1 / 5)
     assert found["batchnorm_mean_drift"] == pytest.approx(math.sqrt(0.5))  # one channel of two moved one deviation
     assert found["batchnorm_variance_drift"] == pytest.approx(1.0, rel=1e-4)
-    same = values(Drift(), Evaluation({"original": then, "unlearned": then}, {}))
+    same = values(WeightDrift(), Evaluation({"original": then, "unlearned": then}, {}))
     assert set(same.values()) == {0.0}
 
 
 def test_an_ensemble_has_other_tensors_and_no_drift() -> None:
     model = toy_problem().model
     both = Evaluation({"original": model, "unlearned": Ensemble([model, model])}, {})
-    (only,) = values(Drift(), both).items()
+    (only,) = values(WeightDrift(), both).items()
     assert only == ("weight_drift", pytest.approx(float("nan"), nan_ok=True))
 
 

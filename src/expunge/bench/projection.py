@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from expunge.metrics.agreement import some
+from expunge.metrics.agreement import random_subset
 from expunge.metrics.base import Evaluation
 
 SAMPLES = 150  # per split
@@ -18,7 +18,8 @@ def projection(evaluation: Evaluation, model: str) -> dict[str, Any]:
     from sklearn.decomposition import PCA
 
     parts = {
-        name: some(evaluation.splits[name], SAMPLES, evaluation.seed) for name in evaluation.present(("forget", "test"))
+        name: random_subset(evaluation.splits[name], SAMPLES, evaluation.seed)
+        for name in evaluation.present(("forget", "test"))
     }
     if len(parts) < 2 or min(map(len, parts.values())) < 2:
         return {}

@@ -1,6 +1,7 @@
-"""What is measured. This page is the catalogue, without importing torch; third parties: `expunge.metrics`.
+"""Catalogue of the metrics, without importing torch.
 
-`needs` names the splits (and the reference) that a metric is computed from; it is left out where they are missing.
+`needs` names the splits and models that a metric is computed from; without them it is not measured. Other packages
+register metrics through the entry-point group `expunge.metrics`.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ METRICS = Registry(
     [
         Card(
             name="accuracy",
-            summary="accuracy on forget, retain, test and validation data; on kept and removed classes, by true labels",
+            summary="accuracy on forget, retain, test and validation data; on retained and removed classes",
             target="expunge.metrics.accuracy:Accuracy",
             needs="any split",
         ),
         Card(
             name="error",
             summary="1 - accuracy on forget, retain, test and validation data",
-            target="expunge.metrics.accuracy:Error",
+            target="expunge.metrics.accuracy:ErrorRate",
             needs="any split",
         ),
         Card(
             name="loss",
             summary="mean cross-entropy on forget, retain, test and validation data",
-            target="expunge.metrics.accuracy:Loss",
+            target="expunge.metrics.accuracy:MeanLoss",
             needs="any split",
         ),
         Card(
@@ -61,7 +62,7 @@ METRICS = Registry(
         ),
         Card(
             name="mia-auc",
-            summary="how well the loss alone tells forget from unseen samples: class-matched AUC with an interval",
+            summary="how well the loss alone separates forget from unseen samples: class-matched AUC with an interval",
             target="expunge.metrics.membership:LossAUC",
             needs="forget, test",
         ),
@@ -73,27 +74,27 @@ METRICS = Registry(
         ),
         Card(
             name="entropy-attack",
-            summary="share of the forget set that its output entropy gives away as training data",
+            summary="share of the forget set that an attack on output entropy classifies as training data",
             target="expunge.metrics.entropy:EntropyAttack",
             needs="forget, retain, test",
             paper=KURMANJI,
         ),
         Card(
             name="asr",
-            summary="attack success rate of the LAF authors, their sample counts and trees; measured where named",
+            summary="attack success rate of the LAF authors, their sample counts and trees; on request",
             target="expunge.metrics.asr:PublishedASR",
             needs="forget, retain, test",
             paper=LAF,
         ),
         Card(
             name="asr-balanced",
-            summary="the same attack with equal sides and classes, cross-validated, with AUC; measured where named",
+            summary="the same attack with equal sides and classes, cross-validated, with AUC; on request",
             target="expunge.metrics.asr:BalancedASR",
             needs="forget, retain, test",
         ),
         Card(
             name="confusion",
-            summary="IC-ERR and FGT-ERR: is a class still taken for the one its labels were swapped with",
+            summary="IC-ERR and FGT-ERR: is a class still confused with the one its labels were swapped with",
             target="expunge.metrics.confusion:ConfusionErrors",
             needs="a forget set of swapped labels, or `classes`",
             paper=KURMANJI,
@@ -106,33 +107,33 @@ METRICS = Registry(
         ),
         Card(
             name="cka",
-            summary="linear CKA of the representations with the retrained model's; measured where it is named",
+            summary="linear CKA of the representations with the retrained model's; on request",
             target="expunge.metrics.agreement:CKA",
             needs="retrained reference, any split",
             paper=KORNBLITH,
         ),
         Card(
             name="drift",
-            summary="how far weights and BatchNorm statistics moved from the original",
-            target="expunge.metrics.change:Drift",
+            summary="distance of weights and BatchNorm statistics from the original",
+            target="expunge.metrics.change:WeightDrift",
             needs="original model",
         ),
         Card(
             name="prediction-pattern",
-            summary="which classes the forgotten samples are given now, and whether one class takes them all",
+            summary="which classes are predicted for the forget set now, and whether a single class dominates",
             target="expunge.metrics.change:PredictionPattern",
             needs="original model, forget",
         ),
         Card(
             name="cka-layers",
-            summary="linear CKA with the original, block by block; measured where it is named",
+            summary="linear CKA with the original, block by block; on request",
             target="expunge.metrics.change:LayerCKA",
             needs="original model, any split",
             paper=KORNBLITH,
         ),
         Card(
             name="relearn",
-            summary="epochs until the forget set is known again; costly, measured where it is named",
+            summary="epochs until the forget set is learnt again; costly, on request",
             target="expunge.metrics.relearn:RelearnTime",
             needs="original model, forget, retain",
             paper=KURMANJI,

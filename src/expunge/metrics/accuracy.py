@@ -18,23 +18,23 @@ _BAD: dict[str, Direction] = {"forget": "reference", "retain": "lower", "test": 
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
-    """95 % Wilson interval of a proportion (SciPy's)."""
+    """95 % Wilson interval of the proportion hits / total (SciPy's)."""
     interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def accuracies(evaluation: Evaluation, model: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, correct) per split; the test split also on kept and on removed classes where some class is removed."""
+    """(name, correct (n,)) per split; if classes are removed, also of the test split's retained and removed classes."""
     removed = evaluation.removed_classes()
     for split in evaluation.present():
         correct = evaluation.correct(model, split)
         yield split, correct
         if split == "test" and len(removed):
-            gone = torch.isin(evaluation.labels("test"), removed)
-            if bool((~gone).any()):
-                yield "test_retained", correct[~gone]
-            if bool(gone.any()):
-                yield "test_removed", correct[gone]
+            is_removed = torch.isin(evaluation.labels("test"), removed)
+            if bool((~is_removed).any()):
+                yield "test_retained", correct[~is_removed]
+            if bool(is_removed.any()):
+                yield "test_removed", correct[is_removed]
 
 
 def _direction(name: str, table: dict[str, Direction]) -> Direction:
@@ -43,17 +43,17 @@ def _direction(name: str, table: dict[str, Direction]) -> Direction:
 
 @metric("accuracy")
 class Accuracy(Metric):
-    """Share of right arg-max predictions, in [0, 1], with a 95 % Wilson interval over the samples.
+    """Share of correct predictions, in [0, 1], with a 95 % Wilson interval over the samples.
 
-    `test_retained` and `test_removed`: the test split on kept classes and on classes that are forgotten whole
-    (LAF calls them TestR and TestF). `forget_true_accuracy`: agreement with the true labels, where the scenario
-    changed labels of the forget set; `forget_accuracy` is agreement with the changed ones. With `augment` also
+    `test_retained` and `test_removed`: the test split on retained classes and on classes that are forgotten entirely
+    (LAF calls them TestR and TestF). `forget_true_accuracy`: agreement with the true labels, if the scenario changed
+    labels of the forget set; `forget_accuracy` is agreement with the changed ones. With `augment` also
     `forget_augmented_accuracy` and `retain_augmented_accuracy`, on one random view of each sample: what the LAF authors
-    report of training samples of CIFAR-10 and SVHN (their evaluation walks the training loader).
+    report for training samples of CIFAR-10 and SVHN (their evaluation iterates over the training loader).
     """
 
     later: ClassVar[tuple[str, ...]] = ("augment",)
-    augment: str = Field("none", description="view in which forget and retain are scored once more, `rrc-flip-224`")
+    augment: str = Field("none", description="also score augmented forget and retain samples, e.g. `rrc-flip-224`")
 
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         for name, correct in accuracies(evaluation, model):
@@ -66,8 +66,8 @@ class Accuracy(Metric):
             return
         for name in evaluation.present(("forget", "retain")):
             seed = derive(evaluation.seed, "accuracy", "augment", name)
-            said = evaluation.augmented(model, name, augment, seed).argmax(1)
-            yield _accuracy(f"{name}_augmented", said == evaluation.labels(name), _GOOD[name])
+            predictions = evaluation.augmented(model, name, augment, seed).argmax(1)
+            yield _accuracy(f"{name}_augmented", predictions == evaluation.labels(name), _GOOD[name])
 
 
 def _accuracy(name: str, correct: torch.Tensor, direction: Direction) -> Value:
@@ -76,7 +76,7 @@ def _accuracy(name: str, correct: torch.Tensor, direction: Direction) -> Value:
 
 
 @metric("error")
-class Error(Metric):
+class ErrorRate(Metric):
     """1 - accuracy, in [0, 1], with a 95 % Wilson interval over the samples."""
 
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
@@ -87,7 +87,7 @@ class Error(Metric):
 
 
 @metric("loss")
-class Loss(Metric):
+class MeanLoss(Metric):
     """Mean cross-entropy in nats, with a 95 % normal interval of the mean."""
 
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
@@ -124,9 +124,9 @@ class Gap(Metric):
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         gaps = []
         for split in evaluation.present(("forget", "retain", "test")):
-            here = evaluation.correct(model, split).double().mean()
-            there = evaluation.correct(REFERENCE, split).double().mean()
-            gaps.append(abs(float(here - there)))
+            accuracy = evaluation.correct(model, split).double().mean()
+            reference = evaluation.correct(REFERENCE, split).double().mean()
+            gaps.append(abs(float(accuracy - reference)))
             yield Value(f"{split}_gap", gaps[-1], "fraction", "lower")
         if gaps:
             yield Value("average_gap", sum(gaps) / len(gaps), "fraction", "lower")

@@ -1,4 +1,4 @@
-"""Do a model and the retrained one represent samples alike? Linear centred kernel alignment (CKA).
+"""Linear centred kernel alignment (CKA) of the representations of a model and the retrained model.
 
 Paper      Kornblith, Norouzi, Lee, Hinton, ICML 2019, arXiv:1905.00414; unbiased estimator: Song et al., JMLR 2012
 Notation   X (n, p), Y (n, q) representations of the same samples by the two models, K = X X', L = Y Y'
@@ -33,27 +33,27 @@ EQUAL_ROWS = "one of the models gives all samples the same representation"
 class CKA(Metric):
     """Linear CKA of the representations that enter the head, model against retrained model, per split; 1 is equal.
 
-    Invariant to rotation and scale of the representations, so two equal trainings with other seeds may score high:
-    read it beside that of the original. Unbiased values may be slightly negative for unrelated representations.
+    Invariant to rotation and scale of the representations, so models trained with different seeds may score high:
+    compare it with the original's. Unbiased values may be slightly negative for unrelated representations.
     """
 
     requires_reference: ClassVar[bool] = True
     on_request: ClassVar[bool] = True
     reads_features: ClassVar[bool] = True
-    estimator: Literal["biased", "unbiased"] = Field("biased", description="of HSIC; the usual one is biased")
-    samples: int = Field(10000, ge=_FEWEST, description="most samples per split, drawn by the evaluation's seed")
+    estimator: Literal["biased", "unbiased"] = Field("biased", description="of HSIC; `biased` is the usual one")
+    samples: int = Field(10000, ge=_FEWEST, description="maximal samples per split, drawn by the evaluation's seed")
 
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         for name in evaluation.present(("forget", "retain", "test")):
-            split = some(evaluation.splits[name], self.samples, evaluation.seed)
+            split = random_subset(evaluation.splits[name], self.samples, evaluation.seed)
             if len(split) < _FEWEST:
                 why = f"{len(split)} samples; the estimator needs {_FEWEST}"
                 yield from missing(why, "ratio", "higher", f"{name}_cka")
                 continue
             moments = Moments()
-            pair = (evaluation.features(one, name, split).split(BATCH) for one in (model, REFERENCE))
-            for mine, theirs in zip(*pair, strict=True):
-                moments.add(mine.to(evaluation.device), theirs.to(evaluation.device))
+            pair = (evaluation.features(source, name, split).split(BATCH) for source in (model, REFERENCE))
+            for x, y in zip(*pair, strict=True):
+                moments.add(x.to(evaluation.device), y.to(evaluation.device))
             value = moments.cka(unbiased=self.estimator == "unbiased")
             if value is None:
                 yield from missing(EQUAL_ROWS, "ratio", "higher", f"{name}_cka")
@@ -62,10 +62,11 @@ class CKA(Metric):
 
 
 class Moments:
-    """Sums over samples from which both estimators follow. Features are shifted by a constant: the first batch's mean.
+    """Sums over samples from which both estimators follow.
 
-    Neither estimator depends on the shift, but without it large means would cancel. In the names of the sums x is a
-    representation and |x| its squared norm: "x|y|" is the sum of x_i |y_i|^2.
+    Representations are shifted by a constant, the mean of the first batch: neither estimator depends on the shift, but
+    without it large means would cause cancellation. In the names of the sums x is a representation and |x| its squared
+    norm: "x|y|" is the sum of x_i |y_i|^2.
     """
 
     def __init__(self) -> None:
@@ -74,7 +75,7 @@ class Moments:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """x (B, p), y (B, q): representations of the same samples."""
+        """Add a batch: x (B, p) and y (B, q), representations of the same samples."""
         x, y = x.double(), y.double()
         size = {"raw x": x.square().sum(), "raw y": y.square().sum()}
         if self._shift is None:
@@ -89,10 +90,14 @@ class Moments:
         self.count += len(x)
 
     def cka(self, *, unbiased: bool) -> float | None:
-        """None where a model gives all samples the same representation, or an unbiased HSIC(K, K) is not positive."""
+        """CKA of all added samples.
+
+        Returns:
+            None if a model gives all samples the same representation, or an unbiased HSIC(K, K) is not positive.
+        """
         hsic = self._unbiased if unbiased else self._biased
         own = {a: float(hsic(a, a)) for a in "xy"}
-        # Equal representations differ by rounding: 1e-6 of their length is taken for nothing.
+        # Equal representations differ by rounding: 1e-6 of their norm counts as zero.
         if any(own[a] <= 1e-24 * float(self._sums[f"raw {a}"]) ** 2 for a in "xy"):
             return None
         return float(hsic("x", "y")) / (own["x"] * own["y"]) ** 0.5
@@ -110,7 +115,8 @@ class Moments:
         return trace + ones / ((n - 1) * (n - 2)) - 2 / (n - 2) * mixed
 
 
-def some(split: Split, most: int, seed: int) -> Split:
+def random_subset(split: Split, most: int, seed: int) -> Split:
+    """At most `most` random samples of a split, in its order."""
     if len(split) <= most:
         return split
     order = torch.randperm(len(split), generator=torch_generator(seed, "cka", split.name))

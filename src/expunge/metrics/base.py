@@ -1,4 +1,4 @@
-"""Metrics declare what they read and receive shared predictions: one forward pass per (model, split)."""
+"""The base class of metrics, and the evaluation that shares predictions: one forward pass per (model, split)."""
 
 from __future__ import annotations
 
@@ -26,18 +26,26 @@ from expunge.training.inference import EVAL_BATCH, predict
 C = TypeVar("C", bound="Metric")
 Unit = Literal["fraction", "nats", "seconds", "ratio", "count", "distance"]
 Direction = Literal["higher", "lower", "reference", "half"]
-"""Which value is good: higher, lower, close to the retrained reference, or close to one half (an attack guessing)."""
+"""Which value is good: higher, lower, close to the retrained reference, or close to one half (chance)."""
 
-REFERENCE = "retrained"  # the name of the retrained model among the evaluated ones
-ORIGINAL = "original"  # and of the model before unlearning
+REFERENCE = "retrained"  # name of the retrained model among the evaluated models
+ORIGINAL = "original"  # name of the model before unlearning
 SPLITS = ("forget", "retain", "test", "validation")
 
 
 @dataclass(frozen=True)
 class Value:
-    """One number. low, high: its 95 % interval where there is one. group: e.g. a class name.
+    """One measured number.
 
-    note: why there is no number, where `value` is NaN (`missing`).
+    Attributes:
+        metric: name of the number; a metric may have several.
+        value: the number; NaN if it is missing.
+        unit: its unit.
+        direction: which values are good.
+        low: lower end of its 95 % interval, if there is one.
+        high: upper end.
+        group: what it belongs to, e.g. a class name.
+        note: why there is no number, if `value` is NaN.
     """
 
     metric: str
@@ -51,16 +59,22 @@ class Value:
 
 
 def missing(why: str, unit: Unit, direction: Direction, *names: str, group: str = "") -> list[Value]:
-    """Values that cannot be had: NaN, with the reason."""
+    """NaN values for numbers that cannot be computed; `why` is the reason."""
     return [Value(name, math.nan, unit, direction, group=group, note=why) for name in names]
 
 
 class Evaluation:
-    """Models, splits, and everything computed from the two, once.
+    """Models, splits, and everything computed from them, cached.
 
-    models: name -> model; the one named "retrained" is the reference. seconds: name -> seconds of unlearning.
-    world: processes that share the predictions; what is computed from these, each computes for itself.
-    sample: positions in the store of the retained samples that the published attack learns from; None: it draws some.
+    Args:
+        models: name -> model; the one named "retrained" is the reference.
+        splits: name -> split.
+        device: where predictions are computed; models are moved there and back.
+        seed: of random subsets and of attacks.
+        seconds: name -> seconds of unlearning.
+        world: processes that share the predictions.
+        sample: positions in the store of the retained samples that the published attack is trained on; None: random
+            ones.
     """
 
     def __init__(
@@ -86,34 +100,41 @@ class Evaluation:
         self._points: dict[str, Points] = {}
 
     def logits(self, model: str, split: str) -> Tensor:
-        """(len(split), classes), float32, CPU."""
+        """Logits (len(split), classes), float32, CPU."""
         key = (model, split)
         if key not in self._logits:
-            with visiting(self.models[model], self.device) as module:
+            with on_device(self.models[model], self.device) as module:
                 self._logits[key] = predict(module, self.splits[split], self.device, world=self.world).cpu()
         return self._logits[key]
 
     def augmented(self, model: str, split: str, augment: Augment, seed: int) -> Tensor:
-        """Logits of randomly augmented samples, (len(split), classes), float32, CPU; computed anew in every call."""
+        """Logits of randomly augmented samples, (len(split), classes), float32, CPU; not cached."""
         parts = []
-        with visiting(self.models[model], self.device) as module, evaluation_mode(module), torch.inference_mode():
+        with on_device(self.models[model], self.device) as module, evaluation_mode(module), torch.inference_mode():
             for batch in self.splits[split].batches(EVAL_BATCH, seed=seed, augment=augment, device=self.device):
                 parts.append(module(batch.x).float().cpu())
         return torch.cat(parts)
 
     def features(self, model: str, split: str, part: Split | None = None) -> Tensor:
-        """What enters the model's head, (len(split), d), float32, CPU; of an ensemble, of its members side by side.
+        """Input of the model's head, (len(split), d), float32, CPU; of an ensemble, its members' concatenated.
 
-        The pass that finds them gives the logits, too: who needs both asks for the features first. part: some of the
-        split's samples, where only these are wanted. Raises `UsageError` if the head cannot be identified.
+        The same pass caches the logits: if both are needed, ask for the features first.
+
+        Args:
+            model: name of the model.
+            split: name of the split.
+            part: a subset of the split, if only its features are needed.
+
+        Raises:
+            UsageError: if the classification head cannot be identified.
         """
         return self.both(model, split, part)[1]
 
     def both(self, model: str, split: str, part: Split | None = None) -> tuple[Tensor, Tensor]:
-        """Logits and features of a split, or of a part of it."""
+        """Logits and features of a split, or of the subset `part`; arguments and errors as in `features`."""
         key, whole = (model, split), self.splits[split]
         if key not in self._features:
-            if part is not None and len(part) < len(whole):  # what is kept is of whole splits
+            if part is not None and len(part) < len(whole):  # only whole splits are cached
                 return self._look(model, part)
             logits, self._features[key] = self._look(model, whole)
             self._logits.setdefault(key, logits)
@@ -123,28 +144,33 @@ class Evaluation:
         return self._logits[key][rows], self._features[key][rows]
 
     def _look(self, model: str, split: Split) -> tuple[Tensor, Tensor]:
-        with visiting(self.models[model], self.device) as module:
+        with on_device(self.models[model], self.device) as module:
             if model not in self._points:
                 self._points[model] = points_of(module, next(iter(split.batches(2, device=self.device))).x)
             return with_features(module, split, self._points[model], self.device, self.world)
 
     def labels(self, split: str) -> Tensor:
+        """Labels (len(split),), as the scenario gives them."""
         return self.splits[split].y
 
     def true_labels(self, split: str) -> Tensor | None:
-        """Long (len(split),): labels as they were before the scenario changed some; None where it changed none.
+        """Labels (len(split),) before the scenario changed some; None if it changed none.
 
-        A scenario that spoils labels does so in the splits; their store keeps the true ones.
+        A scenario that corrupts labels does so in the splits; their store keeps the true ones.
         """
         part = self.splits[split]
         truth = part.store.labels[part.index]
         return None if torch.equal(truth, part.y) else truth
 
     def rows(self, split: str, positions: Tensor) -> Tensor:
-        """Where samples are in a split. positions: long (n,), in the store. `UsageError` if one is not in the split."""
+        """Rows in a split (n,) of samples given by their positions in the store (n,).
+
+        Raises:
+            UsageError: if a sample is not in the split.
+        """
         index = self.splits[split].index
         if not bool(torch.isin(positions, index).all()):
-            raise UsageError(f"some of the {len(positions)} positions are not in the {split} set; leave them out.")
+            raise UsageError(f"some of the {len(positions)} positions are not in the {split} set; omit them.")
         return _positions(index, positions)
 
     def correct(self, model: str, split: str) -> Tensor:
@@ -156,14 +182,16 @@ class Evaluation:
         return F.cross_entropy(self.logits(model, split).double(), self.labels(split), reduction="none")
 
     def present(self, names: Iterable[str] = SPLITS) -> list[str]:
+        """The names of the given splits, out of `names`."""
         return [name for name in names if name in self.splits]
 
     @property
     def has_reference(self) -> bool:
+        """Whether a retrained model is among the models."""
         return REFERENCE in self.models
 
     def removed_classes(self) -> Tensor:
-        """Classes that occur in the forget but not in the retain split."""
+        """Classes (k,) that occur in the forget but not in the retain split."""
         if "forget" not in self.splits or "retain" not in self.splits:
             return torch.empty(0, dtype=torch.long)
         forget, retain = self.labels("forget").unique(), self.labels("retain").unique()
@@ -171,29 +199,33 @@ class Evaluation:
 
 
 @contextmanager
-def visiting(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """The model on `device` inside the block, and at home again after it."""
-    home = next((p.device for p in model.parameters()), device)
+def on_device(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """The model on `device` within the context, and on its own device afterwards."""
+    previous = next((p.device for p in model.parameters()), device)
     model.to(device)
     try:
         yield model
     finally:
-        model.to(home)
+        model.to(previous)
 
 
 def _positions(whole: Tensor, part: Tensor) -> Tensor:
-    """Where each element of `part` is in `whole`; both long (n,), part within whole."""
+    """Position in `whole` of each element of `part`, a subset of it."""
     order = whole.argsort()
     return order[torch.searchsorted(whole[order], part)]
 
 
 class Metric(ABC):
-    """requires: splits it cannot do without. Options are fields, as for methods.
+    """A metric: frozen options (fields) and `compute`.
 
-    on_request: measured only where it is named, because it costs much more than a look at predictions.
-    reads_features: measured first, so that one pass gives predictions and features.
-    later: options that came after studies had been run. At their default they are no part of a cell's id, so that
-    what was measured without them is still found.
+    Attributes:
+        card: name, summary and required inputs, from the registry.
+        requires: splits without which it cannot be computed.
+        requires_reference: whether it needs a retrained model.
+        on_request: measured only if named, because it costs much more than predictions.
+        reads_features: measured first, so that one pass gives predictions and features.
+        later: options added after studies had been run. At their default they are not part of a cell's id, so that
+            earlier results remain valid.
     """
 
     card: ClassVar[Card]
@@ -204,6 +236,7 @@ class Metric(ABC):
     later: ClassVar[tuple[str, ...]] = ()
 
     def applies(self, evaluation: Evaluation) -> bool:
+        """Whether the required splits and models are there."""
         return all(name in evaluation.splits for name in self.requires) and (
             evaluation.has_reference or not self.requires_reference
         )
@@ -215,49 +248,55 @@ class Metric(ABC):
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def metric(name: str, *, summary: str = "", needs: str = "") -> Callable[[type[C]], type[C]]:
-    """Class decorator: validated frozen dataclass, registered under `name`."""
+    """Class decorator: make the class a validated frozen dataclass and register it under `name`.
+
+    Args:
+        name: what users write, e.g. "mia-auc".
+        summary: one line for listings; built-in metrics have their card in `expunge.metrics` and give only `name`.
+        needs: the required inputs, in a few words.
+    """
 
     def decorate(cls: type[C]) -> type[C]:
-        made = options(cls)
-        made.card = METRICS.card(name) if not summary else Card(name=name, summary=summary, needs=needs)
-        METRICS.add(made.card, made)
-        return made
+        built = options(cls)
+        built.card = METRICS.card(name) if not summary else Card(name=name, summary=summary, needs=needs)
+        METRICS.add(built.card, built)
+        return built
 
     return decorate
 
 
 def default_metrics() -> list[Metric]:
-    """Every registered metric with its defaults, without those that are measured on request only."""
-    found = [build(METRICS.load(name), {}, name) for name in METRICS.usable()]
-    return [metric for metric in found if not metric.on_request]
+    """All registered metrics with default options, except those measured on request only."""
+    built = [build(METRICS.load(name), {}, name) for name in METRICS.usable()]
+    return [metric for metric in built if not metric.on_request]
 
 
 def check_applies(metrics: Iterable[Metric], evaluation: Evaluation) -> None:
-    """`UsageError` for the first metric whose inputs are missing."""
-    for one in metrics:
-        if not one.applies(evaluation):
-            raise UsageError(f"{one.card.name} needs {one.card.needs}; pass them or leave the metric out.")
+    """Raise `UsageError` for the first metric whose inputs are missing."""
+    for metric in metrics:
+        if not metric.applies(evaluation):
+            raise UsageError(f"{metric.card.name} needs {metric.card.needs}; pass them or omit the metric.")
 
 
 def measure(
     evaluation: Evaluation, metrics: Sequence[Metric], model: str, asked: Collection[Metric] = ()
 ) -> list[list[Value]]:
-    """Values of one model.
+    """Compute metrics of one model.
 
     Args:
-        evaluation: The models and splits.
-        metrics: What to measure.
-        model: Name of the model.
-        asked: Those that were asked for by name.
+        evaluation: models, splits and their predictions.
+        metrics: what to compute.
+        model: name of the model.
+        asked: those that were requested by name: missing inputs are an error, and missing numbers are NaN with the
+            reason. For all others both are omitted.
 
     Returns:
-        A list per metric, in order. It is empty where the inputs of the metric are missing, and a value that cannot be
-        had (`missing`) is left out, unless the metric was asked for.
+        A list per metric, in order; empty if inputs of the metric are missing.
 
     Raises:
-        UsageError: If the inputs of a metric that was asked for are missing.
+        UsageError: if the inputs of a metric in `asked` are missing.
     """
-    check_applies([one for one in metrics if one in asked], evaluation)
+    check_applies([metric for metric in metrics if metric in asked], evaluation)
     values: list[list[Value]] = [[] for _ in metrics]
     for i in sorted(range(len(metrics)), key=lambda i: not metrics[i].reads_features):
         if metrics[i].applies(evaluation):

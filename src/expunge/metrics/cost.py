@@ -1,4 +1,4 @@
-"""What forgetting cost."""
+"""The time that unlearning took."""
 
 from __future__ import annotations
 

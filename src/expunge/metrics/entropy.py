@@ -1,7 +1,7 @@
-"""Entropy attack: does the certainty of the model's answers alone say that it knows the forget set?
+"""Entropy attack: does the entropy of the outputs alone reveal that the forget set was trained on?
 
-Paper      diagnostic of the SCRUB authors' large-scale notebook (after Golatkar et al., CVPR 2020); specification,
-           section 5. There it is defined but does not run.
+Paper      Golatkar et al., CVPR 2020, arXiv:1911.04933
+Reference  large-scale notebook of the SCRUB authors, where it is defined but not run
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from expunge.metrics.base import Evaluation, Metric, Value, metric
 
 @metric("entropy-attack")
 class EntropyAttack(Metric):
-    """Share of the forget set that a logistic regression on output entropy takes for training data.
+    """Share of the forget set that a logistic regression on output entropy classifies as training data, in [0, 1].
 
-    It is fitted on retained (1) against test (0) samples, class-balanced, at most `samples` of each. Read it against
-    the retrained model's value: 0.5 only where members and others have equal entropy.
+    It is fitted on retained (1) against test (0) samples, class-balanced, at most `samples` of each. Compare it with
+    the retrained model's value; it is 0.5 only if members and non-members have equal entropy.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("forget", "retain", "test")
-    samples: int = Field(4000, ge=10, description="most samples of either side")
+    samples: int = Field(4000, ge=10, description="maximal number of samples of either side")
 
     def compute(self, evaluation: Evaluation, model: str) -> Iterator[Value]:
         known, unseen, forgotten = (entropy(evaluation.logits(model, s)) for s in ("retain", "test", "forget"))
@@ -36,7 +36,7 @@ class EntropyAttack(Metric):
 
 
 def entropy_attack(known: np.ndarray, unseen: np.ndarray, forgotten: np.ndarray) -> float:
-    """Share of `forgotten` classified as known, in [0, 1]."""
+    """Share of `forgotten` that is classified as known, in [0, 1]; all three are entropies in nats, of shape (n,)."""
     from sklearn.linear_model import LogisticRegression
 
     features = np.concatenate([known, unseen]).reshape(-1, 1)
@@ -53,4 +53,5 @@ def entropy(logits: Tensor) -> np.ndarray:
 
 
 def subsample(values: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """At most `most` of the values (n,), drawn without replacement."""
     return values if len(values) <= most else rng.choice(values, most, replace=False)

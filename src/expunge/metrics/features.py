@@ -1,4 +1,4 @@
-"""Logits and features of one model in one pass: what enters the head is caught on the way to the answer."""
+"""Logits and features of a model in one pass: the input of the head is recorded during the forward pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from expunge.training.ensemble import Ensemble
 from expunge.training.inference import predict
 
 Points = list[tuple[nn.Module, Representation]]
-"""Where features are: a point of the forward pass of a model, or of each member of an ensemble."""
+"""Points of the forward pass at which features are read: one per model, or per member of an ensemble."""
 
 
 def points_of(model: nn.Module, sample: Tensor) -> Points:
-    """sample (B, ...): a batch to watch. Raises `UsageError` where the head cannot be told."""
+    """Points of `model`, found on a batch `sample` (B, ...).
+
+    Raises:
+        UsageError: if the classification head cannot be identified.
+    """
     if isinstance(model, Ensemble):
         return [point for member in model.models for point in points_of(member, sample)]
     return [(model, anatomy(model, sample).representation)]
@@ -30,14 +34,14 @@ def with_features(
 ) -> tuple[Tensor, Tensor]:
     """Logits (len(split), classes) and features (len(split), d), float32, CPU; the logits are those of `predict`."""
     with ExitStack() as stack:
-        looks = [stack.enter_context(point.beside(module)) for module, point in points]
+        readers = [stack.enter_context(point.beside(module)) for module, point in points]
         width = 0
 
         def forward(x: Tensor) -> Tensor:
             nonlocal width
             logits: Tensor = model(x)
             width = logits.shape[1]
-            return torch.cat([logits.float(), *(look().flatten(1).float() for look in looks)], 1)
+            return torch.cat([logits.float(), *(read().flatten(1).float() for read in readers)], 1)
 
-        found = predict(model, split, device, world=world, forward=forward).cpu()
-    return found[:, :width].clone(), found[:, width:].clone()
+        outputs = predict(model, split, device, world=world, forward=forward).cpu()
+    return outputs[:, :width].clone(), outputs[:, width:].clone()

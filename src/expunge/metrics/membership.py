@@ -1,4 +1,4 @@
-"""Membership inference on losses: can one tell the forget set from samples the model never saw?
+"""Membership inference on losses: can the forget set be distinguished from samples the model never saw?
 
 Paper      Kurmanji et al., NeurIPS 2023, arXiv:2302.09880 ("basic MIA", section 4 and appendix)
 """
@@ -20,7 +20,7 @@ _TOO_FEW = 10  # per side: the published attack's test folds of 10 % would be em
 
 
 def unseen_like_forget(evaluation: Evaluation) -> torch.Tensor:
-    """Bool over the test split: samples of the classes that occur in the forget split."""
+    """Bool (len(test),): test samples of the classes that occur in the forget split."""
     return torch.isin(evaluation.labels("test"), evaluation.labels("forget").unique())
 
 
@@ -30,7 +30,7 @@ class BasicAttack(Metric):
 
     Members: the forget split. Non-members: test samples of its classes. The larger side is subsampled to the size of
     the smaller, losses are clipped to [-clip, clip], and accuracy is the mean over 5 stratified splits with 10 % held
-    out. Noisy by construction: with 100 samples a fold scores 20 (read `mia_auc` beside it).
+    out. Noisy by construction: with 100 samples per side a fold scores 20 (compare `mia_auc`).
     """
 
     requires: ClassVar[tuple[str, ...]] = ("forget", "test")
@@ -50,11 +50,11 @@ class BasicAttack(Metric):
 
 @metric("mia-repeated")
 class RepeatedAttack(Metric):
-    """The basic attack drawn anew `repeats` times, non-members class by class as many as members; 0.5 is ideal.
+    """The basic attack repeated on `repeats` class-matched draws of non-members; 0.5 is ideal.
 
-    Ours, not the paper's: the same classifier and feature, without its noise of five folds of a few samples, and
-    without counting the difficulty of classes as membership. The interval is the central 95 % of the repeats: it
-    shows the noise of splitting, not of the sample.
+    Ours, not the paper's: the same classifier and feature, with less noise than five small folds, and without counting
+    the difficulty of classes as membership. The interval is the central 95 % of the repeats: the noise of splitting,
+    not of the sample.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("forget", "test")
@@ -67,10 +67,10 @@ class RepeatedAttack(Metric):
         classes = evaluation.labels("forget").numpy(), evaluation.labels("test").numpy()
         scores: list[float] = []
         for _ in range(self.repeats):
-            mine, theirs = matched(*classes, rng)
+            member_rows, other_rows = matched(*classes, rng)
             seed = int(rng.integers(2**31))
-            found = basic_attack(members[mine], others[theirs], seed, splits=1, held_out=self.held_out)
-            scores += [] if found is None else found.tolist()
+            accuracies = basic_attack(members[member_rows], others[other_rows], seed, splits=1, held_out=self.held_out)
+            scores += [] if accuracies is None else accuracies.tolist()
         if not scores:
             most = int(sum(min(np.sum(classes[0] == c), np.sum(classes[1] == c)) for c in np.unique(classes[0])))
             yield from missing(_few(most, most), "fraction", "half", "mia_repeated")
@@ -87,20 +87,32 @@ def _few(members: int, others: int) -> str:
 
 
 def matched(first: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in two label arrays, drawn without replacement: of every class equally many in both."""
+    """Random rows of two label arrays (n,) and (m,) without replacement, equally many of each class in both."""
     chosen: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for label in np.unique(first):
-        places = [np.flatnonzero(labels == label) for labels in (first, second)]
-        count = min(len(p) for p in places)
-        for mine, place in zip(chosen, places, strict=True):
-            mine.append(rng.choice(place, count, replace=False))
+        rows = [np.flatnonzero(labels == label) for labels in (first, second)]
+        count = min(len(p) for p in rows)
+        for parts, positions in zip(chosen, rows, strict=True):
+            parts.append(rng.choice(positions, count, replace=False))
     return np.concatenate(chosen[0]), np.concatenate(chosen[1])
 
 
 def basic_attack(
     members: np.ndarray, others: np.ndarray, seed: int, clip: float = 100.0, splits: int = 5, held_out: float = 0.1
 ) -> np.ndarray | None:
-    """Accuracy per split (splits,); None if a side has fewer than 10 samples."""
+    """The basic membership attack.
+
+    Args:
+        members: losses (n,) of the forget set.
+        others: losses (m,) of unseen samples.
+        seed: of subsampling and splitting.
+        clip: losses are clipped to [-clip, clip].
+        splits: number of stratified splits.
+        held_out: share of each split that is scored, in (0, 1).
+
+    Returns:
+        Accuracy per split (splits,); None if a side has fewer than 10 samples.
+    """
     from sklearn import config_context
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedShuffleSplit
@@ -125,9 +137,9 @@ def basic_attack(
 
 @metric("mia-auc")
 class LossAUC(Metric):
-    """Area under the ROC of "low loss means member", in [0, 1]; 0.5: forget and unseen samples look alike.
+    """Area under the ROC of "low loss means member", in [0, 1]; 0.5: forget and unseen samples cannot be separated.
 
-    Above 0.5 the forget set still looks known; below, it sticks out as unusually hard (over-forgetting). Unseen
+    Above 0.5 the forget set still has lower losses; below, it is unusually hard (over-forgetting). Unseen
     samples are weighted to the class histogram of the forget split, so class difficulty does not count as
     membership. 95 % interval over the samples of both sides, in closed form (DeLong et al., 1988).
     """
@@ -143,12 +155,12 @@ class LossAUC(Metric):
         members = -evaluation.losses(model, "forget").numpy()
         others = -evaluation.losses(model, "test")[chosen].numpy()
         weights = histogram_weights(evaluation.labels("test")[chosen].numpy(), evaluation.labels("forget").numpy())
-        found = auc_interval(members, others, weights)
-        yield Value("mia_auc", found.value, "fraction", "half", found.low, found.high)
+        auc = auc_interval(members, others, weights)
+        yield Value("mia_auc", auc.value, "fraction", "half", auc.low, auc.high)
 
 
 def histogram_weights(labels: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Weights (len(labels),) under which `labels` has the class shares of `like` (classes missing in it: 0)."""
+    """Weights (n,) under which `labels` (n,) has the class shares of `like` (m,); 0 for classes missing there."""
     size = int(max(labels.max(initial=0), like.max(initial=0))) + 1
-    here, there = np.bincount(labels, minlength=size), np.bincount(like, minlength=size)
-    return (there / np.maximum(here, 1))[labels].astype(float)
+    counts, target_counts = np.bincount(labels, minlength=size), np.bincount(like, minlength=size)
+    return (target_counts / np.maximum(counts, 1))[labels].astype(float)

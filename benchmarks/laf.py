@@ -24,7 +24,7 @@ from expunge.methods.base import make_method
 from expunge.methods.laf import LAF, alignment, phi
 from expunge.models.anatomy import Anatomy, anatomy
 from expunge.models.build import build_model
-from expunge.numerics.representations import Teacher
+from expunge.numerics.representations import OriginalRepresentations
 from expunge.numerics.vae import VAE, train_vae, vae_loss
 
 COUNT, FORGET, BATCH, LATENT = 4000, 600, 32, 8
@@ -45,7 +45,7 @@ def run() -> Iterator[Row]:
 
     def our_vaes() -> tuple[VAE, VAE]:
         made = Run(seed=SEED)
-        teacher = Teacher(body, retain, forget, made, None)
+        teacher = OriginalRepresentations(body, retain, forget, made, None)
         return our_vae(teacher, ["retain", "forget"], "h", made), our_vae(teacher, ["forget"], "h_f", made)
 
     ratio, a, b = compare(slow_vaes, our_vaes, repeats=3)
@@ -87,7 +87,7 @@ def run() -> Iterator[Row]:
     yield Row("LAF whole: straightforward / `laf/fast`", what, ratio, f"{a:.1f} s / {b:.1f} s", least=5)
 
 
-def our_vae(teacher: Teacher, which: list[str], name: str, made: Run) -> VAE:
+def our_vae(teacher: OriginalRepresentations, which: list[str], name: str, made: Run) -> VAE:
     return train_vae(
         teacher.views(which, name, 0), made, name=name, latent=LATENT, decoder="sigmoid", epochs=VAE_EPOCHS,
         batch_size=BATCH, lr=1e-3, kl_weight=0.025,

@@ -21,7 +21,7 @@ from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, toy_problem
 from expunge.training.inference import predict
 from expunge.training.recipe import Recipe
-from expunge.training.rows import Rows
+from expunge.training.rows import ArrayCache
 
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.1)
 
@@ -169,7 +169,7 @@ def test_a_damaged_row_is_made_again(data: Split, tmp_path: Path, trainings: lis
 def test_what_another_process_works_on_is_left_for_later(data: Split, tmp_path: Path) -> None:
     """The row that is locked first is made last, by the one who has it."""
     alone = scores(data, None)
-    rows, seen = Rows(tmp_path), []
+    rows, seen = ArrayCache(tmp_path), []
     maker = subsampling._Member(ToyNetSeeded(), data, subset(data, 0.7, 3, 0), RECIPE, Run(seed=3), 0, 4, "drawn")
     key = maker.key_and_student()[0]
     held = rows.locked(key)

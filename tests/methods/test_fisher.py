@@ -17,7 +17,7 @@ from expunge.methods import METHODS
 from expunge.methods.fisher import Fisher, posterior, whole_classes
 from expunge.methods.problem import restrict
 from expunge.numerics.curvature import all_classes, fisher_diagonal
-from expunge.numerics.gradient_capture import Scratch, Tapped, patches
+from expunge.numerics.gradient_capture import GradientCapture, ReusableBuffer, patches
 from expunge.testing.toys import TiedNet, toy_problem
 from expunge.training.recipe import Recipe
 
@@ -75,7 +75,7 @@ def slow(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 NETS = {
-    "every layer tapped": nn.BatchNorm1d(4),
+    "every layer capture": nn.BatchNorm1d(4),
     "one layer left to torch.func": nn.LayerNorm(4),
 }
 
@@ -92,9 +92,9 @@ def test_exact_diagonal_equals_the_loop(norm: nn.Module, memory: float) -> None:
 
 
 def test_what_is_left_to_torch_func() -> None:
-    assert Tapped(model(nn.BatchNorm1d(4)), data(1).inputs()).rest == []
-    assert Tapped(model(nn.LayerNorm(4)), data(1).inputs()).rest == ["last.weight", "last.bias"]
-    tied = Tapped(TiedNet().eval(), torch.randn(1, 1, 8, 8))
+    assert GradientCapture(model(nn.BatchNorm1d(4)), data(1).inputs()).rest == []
+    assert GradientCapture(model(nn.LayerNorm(4)), data(1).inputs()).rest == ["last.weight", "last.bias"]
+    tied = GradientCapture(TiedNet().eval(), torch.randn(1, 1, 8, 8))
     assert set(tied.rest) == {"first.weight", "first.bias", "second.bias"}
 
 
@@ -140,11 +140,11 @@ UNTAPPED = {
         lambda: nn.Sequential(Centred(2, 3, 6), nn.Flatten(), nn.Linear(3, CLASSES)),
         ["0.weight", "0.bias"],
     ),
-    "reparametrised weight, nothing tapped": (
+    "reparametrised weight, nothing capture": (
         lambda: nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(72, CLASSES))),
         ["1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"],
     ),
-    "frozen layer, which can be tapped": (frozen_body, []),
+    "frozen layer, which can be capture": (frozen_body, []),
 }
 
 
@@ -154,7 +154,7 @@ def test_layers_that_the_tap_would_get_wrong_are_left_to_torch_func(
 ) -> None:
     torch.manual_seed(0)
     net, split = build().double().eval(), data(5)
-    assert Tapped(net, split.inputs()[:1]).rest == rest
+    assert GradientCapture(net, split.inputs()[:1]).rest == rest
     found = fisher_diagonal(net, split, Run())
     for name, value in slow(net.requires_grad_(True), split.inputs()).items():
         assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-12), name
@@ -237,7 +237,7 @@ def test_patches_are_those_of_torch_with_channels_innermost(groups: int) -> None
     rows = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     expected = rows.view(5, groups, 4 // groups, 6, -1).permute(0, 1, 4, 3, 2).flatten(3)
     assert torch.equal(patches(layer, a), expected)
-    assert torch.equal(patches(layer, a.to(memory_format=torch.channels_last), Scratch()), expected)
+    assert torch.equal(patches(layer, a.to(memory_format=torch.channels_last), ReusableBuffer()), expected)
 
 
 class FourChannels(nn.Module):

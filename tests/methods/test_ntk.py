@@ -36,12 +36,12 @@ def parts(count: int) -> list[Split]:
     return [whole.take(whole.index[:-2]), whole.take(whole.index[-2:])]
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.LayerNorm(4)], ids=["tapped", "torch.func"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.LayerNorm(4)], ids=["capture", "torch.func"])
 @pytest.mark.parametrize("way", ["chosen", "rows", "pairs", "small"])
 def test_kernel_equals_the_explicit_one(norm: nn.Module, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way in ("rows", "pairs"):
         monkeypatch.setattr(tangent, "pairs_are_cheaper", lambda inner, g: way == "pairs")
-        monkeypatch.setattr(tangent, "_keeps_rows", lambda tap, out: False)
+        monkeypatch.setattr(tangent, "_keeps_rows", lambda record, out: False)
     if way == "small":
         monkeypatch.setattr(tangent, "BATCH", 2)
     net, splits = model(norm), parts(6)
@@ -51,7 +51,9 @@ def test_kernel_equals_the_explicit_one(norm: nn.Module, way: str, monkeypatch: 
     if way == "small":
         first = splits[0].inputs()[:1]
         plan = list(
-            tangent.groups(tangent.Tapped(net, first), first, 18, tangent.COLLECTED * (memory * 2**20 / 4 - 3 * 18**2))
+            tangent.groups(
+                tangent.GradientCapture(net, first), first, 18, tangent.COLLECTED * (memory * 2**20 / 4 - 3 * 18**2)
+            )
         )
         pieces = [piece for group in plan for piece in group]
         assert len(plan) > 1

@@ -168,17 +168,17 @@ def stream(world: World) -> dict[str, Any]:
 def clocks(world: World) -> dict[str, Any]:
     """Decisions that one process alone would take otherwise than its neighbour."""
     problem = toy_problem(epochs=0)
-    mine = Run(world=world, budget_seconds=1e9 if world.first else 1e-9)
+    mine = Run(world=world, budget_seconds=1e9 if world.is_main else 1e-9)
     model = problem.model
     epochs = 0
     for _ in mine.epochs(model, 5):
         epochs += 1
-    with world.in_turn():
+    with world.main_first():
         pass
     return {
         "epochs": epochs,
         "status": mine.status,
-        "told": world.from_first(lambda: world.rank),
+        "told": world.from_main(lambda: world.rank),
         "any": world.any(world.rank == 1),
         "none": world.any(False),
     }
@@ -292,7 +292,7 @@ def test_nothing_to_join() -> None:
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_rows_partition_a_batch(size: int) -> None:
     for count in range(1, 23):
-        parts = [World(rank, size).rows(count) for rank in range(size)]
+        parts = [World(rank, size).shard(count) for rank in range(size)]
         seen = [i for part in parts for i in range(count)[part]]
         if count < size:  # done by each process whole
             assert seen == list(range(count)) * size
@@ -309,17 +309,17 @@ def test_each_process_reads_its_rows_only() -> None:
         world = World(rank, 2)
         problem.clear()
         for batch, all_rows in zip(problem.retain.batches(31, shuffle=True, seed=5, world=world), whole, strict=True):
-            assert torch.equal(batch.x, all_rows.x[world.rows(len(batch))])
+            assert torch.equal(batch.x, all_rows.x[world.shard(len(batch))])
             assert torch.equal(batch.y, all_rows.y)
             assert torch.equal(batch.index, all_rows.index)
-        assert problem.read("retain") == sum(len(range(len(b))[world.rows(len(b))]) for b in whole)
+        assert problem.read("retain") == sum(len(range(len(b))[world.shard(len(b))]) for b in whole)
 
 
 def test_alone_nothing_changes() -> None:
     problem = toy_problem(epochs=0)
     batch = next(iter(problem.retain.batches(8)))
     x = torch.randn(8, 2, requires_grad=True)
-    assert batch.whole(x) is x
+    assert batch.gather(x) is x
     passes = Passes(problem.model, Run())
     assert torch.equal(passes(batch), problem.model(batch.x))
     assert isinstance(problem.retain, Split)

@@ -25,7 +25,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     Processes that share a run have one GPU each: `auto` and `cuda` mean the one of this process.
     """
     world = current()
-    if world.several and str(device) != "cpu":
+    if world.size > 1 and str(device) != "cpu":
         return _own_gpu(str(device), world)
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,7 +72,7 @@ def compiling() -> Iterator[None]:
 
 
 def check_compile(wanted: bool, world: World) -> None:
-    if wanted and world.several:
+    if wanted and world.size > 1:
         raise UsageError(f"`compile` is not offered where {world.size} processes share a run; leave it out.")
 
 

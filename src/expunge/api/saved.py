@@ -337,7 +337,7 @@ def read_data(job: Mapping[str, Any], *, holdout: float = 0.0, split_seed: int =
         DataError: If data cannot be read.
         UsageError: If `test` or `validation` name the training data.
     """
-    with distributed.current().in_turn():
+    with distributed.current().main_first():
         spec, options = str(job["data"]), dict(job.get("data_options") or {})
         try:
             train, test = load_pair(spec, **options)

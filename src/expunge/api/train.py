@@ -140,7 +140,7 @@ def train(
             "seed": seed,
             "device": str(target),
             "precision": run.precision,
-            **({"processes": run.world.size} if run.world.several else {}),
+            **({"processes": run.world.size} if run.world.size > 1 else {}),
             "data": {"train": split.content_hash()},
             "sizes": {"train": len(split)},
             "start": state_hash(start),

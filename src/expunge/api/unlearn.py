@@ -225,7 +225,7 @@ def unlearn(
             "options": to_dict(chosen),
             "seed": seed,
             "device": str(target),
-            **({"processes": run.world.size} if run.world.several else {}),
+            **({"processes": run.world.size} if run.world.size > 1 else {}),
             "precision": run.precision,
             "recipe": to_dict(known_recipe) if known_recipe is not None else None,
             "data": {name: split.content_hash() for name, split in splits.items()},

@@ -54,13 +54,13 @@ def train(job: Train) -> None:
     if job.on == "retain" and job.forget is None:
         raise UsageError("`--on retain` needs `--forget`: without whom is it to be trained?")
     world = distributed.current()
-    world.from_first(lambda: claim(job))
+    world.from_main(lambda: claim(job))
     data = inputs.load_data(job, holdout=job.holdout, split_seed=job.split_seed)
     seen = data.train
     if job.forget is not None:
         forgetting = inputs.split_data(job, data.train)
         seen = forgetting.train if job.on == "all" else forgetting.retain
-    done = world.from_first(lambda: finished(job))
+    done = world.from_main(lambda: finished(job))
     code = user_code(job.model)
     if done is not None:
         check_code(job.out, done, code)
@@ -98,7 +98,7 @@ def train(job: Train) -> None:
         "start": result.facts["start"],
     }
     result = dataclasses.replace(result, facts={**result.facts, "code": code, "training": training})
-    if world.first:
+    if world.is_main:
         result.save(job.out)
         state.unlink(missing_ok=True)
     _print_training(result.record(), job.out)
@@ -133,7 +133,7 @@ def unlearn(job: Unlearn) -> None:
     asked = {name: value for name, value in to_dict(method).items() if name in given(method)}
     job = dataclasses.replace(job, method=job.method if named else method.card.name, options=asked)
     check_parallel(method, world)
-    world.from_first(lambda: claim(job))
+    world.from_main(lambda: claim(job))
     _check_first(job, method, trained, split)
     if not inputs.is_trained_on(trained):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
@@ -141,7 +141,7 @@ def unlearn(job: Unlearn) -> None:
         "device": job.device, "seed": job.seed, "precision": job.precision,
         "cache": None if job.force else cache_root(),
     }  # fmt: skip
-    record = world.from_first(lambda: finished(job))
+    record = world.from_main(lambda: finished(job))
     if record is None:
         _announce(answering, method, at, split, job)
         with console.progress() as progress, _going_on(job.out / UNLEARNING) as state:
@@ -153,7 +153,7 @@ def unlearn(job: Unlearn) -> None:
         facts = {**result.facts, "training": trained.facts["training"], "data": known}
         facts["code"] = user_code(job.model, method)
         result = dataclasses.replace(result, facts=facts)
-        if world.first:
+        if world.is_main:
             result.save(job.out)
             remove_state(job.out / UNLEARNING)
         record, unlearned = result.record(), result.model
@@ -177,7 +177,7 @@ def unlearn(job: Unlearn) -> None:
         seed=job.seed,
         device=job.device,
     )
-    if not world.first:
+    if not world.is_main:
         return
     cells = make_cells(job, data, split, scores, records, trained.facts["training"])
     write_text(job.out / "cells.json", json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1) + "\n")
@@ -257,7 +257,7 @@ def evaluate(job: Evaluate) -> None:
         seed=job.seed,
         device=job.device,
     )
-    if not distributed.current().first:
+    if not distributed.current().is_main:
         return
     if job.csv is not None:
         write_text(job.csv, csv_for_people(scores.frame(), raw=job.raw))

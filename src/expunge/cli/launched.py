@@ -29,7 +29,7 @@ def together(arguments: Sequence[str], action: Callable[[], int]) -> int:
                     f"`expunge {command}` cannot be shared by {world.size} processes; run it without torchrun "
                     f"(those that can: {', '.join(SHARED)})."
                 )
-            if not world.first:
+            if not world.is_main:
                 settings.quiet = True
                 nowhere = muted.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 muted.enter_context(contextlib.redirect_stdout(nowhere))
@@ -37,7 +37,7 @@ def together(arguments: Sequence[str], action: Callable[[], int]) -> int:
             sys.stdout.flush()
             return code
         except BaseException as error:
-            if world.fails_first():
+            if world.is_first_failure():
                 raise
             time.sleep(TELLING_SECONDS)
             raise SystemExit(_code(error)) from None

@@ -181,7 +181,7 @@ class Run:
         if len(self.history) not in self.snapshots:
             self.snapshot(len(self.history), model)
         keeps = None
-        if self.resume is not None and state is not None and not (self._keeping or self.world.several):
+        if self.resume is not None and state is not None and not (self._keeping or self.world.size > 1):
             self._keeping, keeps = True, _Kept(self, self.resume, model, state)
             first = keeps.restore(what or self.label, count) + 1
         if self.compile:

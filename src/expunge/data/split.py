@@ -61,9 +61,9 @@ class Batch:
     def has_labels(self) -> bool:
         return self._y is not None
 
-    def whole(self, outputs: Tensor) -> Tensor:
+    def gather(self, outputs: Tensor) -> Tensor:
         """Outputs (B, ...) of all rows, from those of `x`; the same tensor where one process has them all."""
-        return self._world.whole(outputs, len(self))
+        return self._world.all_gather(outputs, len(self))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -454,7 +454,7 @@ class Split:
             chunks[-2:] = [torch.cat(chunks[-2:])]
         noise = torch.Generator().manual_seed(derive(seed, "augment"))
         labels = None if self.labels is None else self.y.to(target)
-        own = [self.index[chunk[world.rows(len(chunk))]] for chunk in chunks]
+        own = [self.index[chunk[world.shard(len(chunk))]] for chunk in chunks]
         for chunk, raw in zip(chunks, self.store.fetch(own, target), strict=True):
             if augment is not None:
                 raw = _augmented(raw, augment, noise, len(chunk), world)
@@ -484,12 +484,12 @@ class Split:
 
 def _augmented(raw: Tensor, augment: Augment, noise: torch.Generator, count: int, world: World) -> Tensor:
     """The rows of this process as augmenting the whole batch of `count` samples would make them: same draws."""
-    if not world.shares(count):
+    if not world.is_sharded(count):
         return augment(raw, noise)
     # An augmentation draws for as many samples as it is given; blanks stand for the other processes' rows.
     batch = raw.new_zeros(count, *raw.shape[1:])
-    batch[world.rows(count)] = raw
-    return augment(batch, noise)[world.rows(count)]
+    batch[world.shard(count)] = raw
+    return augment(batch, noise)[world.shard(count)]
 
 
 class PerSample:

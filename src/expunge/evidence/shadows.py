@@ -52,7 +52,7 @@ from expunge.models.identity import model_code
 from expunge.training.inference import predict
 from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
-from expunge.training.rows import Rows
+from expunge.training.rows import ArrayCache
 from expunge.training.stacked import train_stacked
 
 POPULATION = 2000  # unseen samples that RMIA compares with, at most
@@ -260,14 +260,14 @@ class _Work:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def keep(self, shadow: int, request: int | None, scores: np.ndarray) -> np.ndarray:
-        Rows(self.cache, self.origin).put(self.key(shadow, request), scores=scores)
+        ArrayCache(self.cache, self.origin).put(self.key(shadow, request), scores=scores)
         return scores
 
     def stored(self, shadow: int) -> list[np.ndarray] | None:
         """Scores of the original and of every unlearned model; None if one is missing."""
         found = []
         for request in (None, *range(len(self.requests(shadow)))):
-            kept = Rows(self.cache).get(self.key(shadow, request))
+            kept = ArrayCache(self.cache).get(self.key(shadow, request))
             if kept is None:
                 return None
             found.append(kept["scores"])

@@ -40,7 +40,7 @@ from expunge.training.cache import training_key
 from expunge.training.inference import predict
 from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe
-from expunge.training.rows import Rows
+from expunge.training.rows import ArrayCache
 
 PURPOSE = "train"  # the very training of `expunge train`
 
@@ -89,7 +89,7 @@ def record_dynamics(model: nn.Module, data: Split, recipe: Recipe, run: Run) -> 
     """
     if recipe.epochs < 1:
         raise UsageError("learning cannot be watched in a training of 0 epochs; set `epochs` to at least 1.")
-    student, rows = copy.deepcopy(model), Rows(run.cache, origin_of(data))
+    student, rows = copy.deepcopy(model), ArrayCache(run.cache, origin_of(data))
     trained = training_key(student, data, recipe, run.seed, PURPOSE, run.precision)
     key = hashlib.sha256(json.dumps([code_hash(__name__), "dynamics", trained]).encode()).hexdigest()
     with rows.locked(key):
@@ -102,7 +102,7 @@ def record_dynamics(model: nn.Module, data: Split, recipe: Recipe, run: Run) -> 
 Seen = list[tuple[np.ndarray, np.ndarray]]
 
 
-def _stored(rows: Rows, key: str, epochs: int) -> Seen:
+def _stored(rows: ArrayCache, key: str, epochs: int) -> Seen:
     """The epochs 1, 2, .. that are there without a gap."""
     seen: Seen = []
     for epoch in range(1, epochs + 1):
@@ -113,7 +113,7 @@ def _stored(rows: Rows, key: str, epochs: int) -> Seen:
     return seen
 
 
-def _watch(student: nn.Module, data: Split, recipe: Recipe, outer: Run, rows: Rows, key: str, seen: Seen) -> Seen:
+def _watch(student: nn.Module, data: Split, recipe: Recipe, outer: Run, rows: ArrayCache, key: str, seen: Seen) -> Seen:
     found, state = dict(enumerate(seen, start=1)), rows.state(key)
     fresh = copy.deepcopy(student)
 

@@ -39,7 +39,7 @@ from expunge.training.cache import training_key
 from expunge.training.inference import predict
 from expunge.training.loop import train_model
 from expunge.training.recipe import Recipe
-from expunge.training.rows import Rows
+from expunge.training.rows import ArrayCache
 
 WHAT = "memorise"
 
@@ -123,7 +123,7 @@ def memorisation(
         raise UsageError(f"`models` must be at least 2, one with a sample and one without, got {models}.")
     members = [subset(data, share, run.seed, number) for number in range(models)]
     makers = [_Member(model, data, members[number], recipe, run, number, models, start) for number in range(models)]
-    correct = np.stack(_collect(makers, Rows(run.cache, origin_of(data))))
+    correct = np.stack(_collect(makers, ArrayCache(run.cache, origin_of(data))))
     member = np.stack([torch.isin(data.index, part.index).numpy() for part in members])
     found = estimate(correct, member)
     unknown = int(np.isnan(found.score).sum())
@@ -182,7 +182,7 @@ def answers(model: nn.Module, data: Split, device: torch.device | str) -> Tensor
     return predict(model, data, device).argmax(1).cpu() == data.y
 
 
-def _collect(makers: list[_Member], rows: Rows) -> list[np.ndarray]:
+def _collect(makers: list[_Member], rows: ArrayCache) -> list[np.ndarray]:
     """All rows; first those that no other process works on, then what the others have left."""
     found: dict[int, np.ndarray] = {}
     for wait in (False, True):
@@ -198,7 +198,7 @@ def _collect(makers: list[_Member], rows: Rows) -> list[np.ndarray]:
     return [found[number] for number in range(len(makers))]
 
 
-def _kept(rows: Rows, key: str, count: int, maker: _Member, student: nn.Module, run: Run) -> np.ndarray:
+def _kept(rows: ArrayCache, key: str, count: int, maker: _Member, student: nn.Module, run: Run) -> np.ndarray:
     stored = rows.get(key)
     if stored is not None and {"bits", "seconds"} <= set(stored):
         maker.outer.borrow(float(stored["seconds"]))

@@ -147,7 +147,7 @@ class Method(ABC):
                 # A method may have changed the weights before its first epoch; epoch 0 is the original all the same.
                 result = rewind(problem, run, result, {**run.snapshots, 0: teacher.state_dict()})
             run.synchronize()
-        run.world.align(result)
+        run.world.broadcast_parameters(result)
         self._verify(teacher, before, result)
         return _restored(result, original)
 
@@ -256,7 +256,7 @@ def make_method(name: str | Method, **options_given: Any) -> Method:
 
 def check_parallel(chosen: Method, world: World) -> None:
     """Raise `UsageError` if several processes share a run of a method that is not `parallel`."""
-    if world.several and not chosen.parallel:
+    if world.size > 1 and not chosen.parallel:
         able = sorted(name for name in METHODS.usable() if METHODS.load(name).parallel)
         raise UsageError(
             f"{chosen.card.name} cannot run on {world.size} processes; run it without torchrun, or choose one of the "

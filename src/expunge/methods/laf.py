@@ -40,7 +40,7 @@ from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.models.anatomy import anatomy
 from expunge.models.modes import training_mode
-from expunge.numerics.representations import Teacher, features
+from expunge.numerics.representations import OriginalRepresentations, features
 from expunge.numerics.vae import VAE, train_vae
 from expunge.training.ddp import Passes
 
@@ -169,7 +169,7 @@ class LAFBase(IterativeMethod):
         sample = next(iter(problem.forget.batches(2, device=run.device))).x
         with run.stage("features"):
             body = anatomy(problem.model, sample, extractor=self.extractor)
-            teacher = Teacher(body, problem.retain, problem.forget, run, make_augment(self.augment))
+            teacher = OriginalRepresentations(body, problem.retain, problem.forget, run, make_augment(self.augment))
         with run.stage("vae"):
             h = self._vae("h", ["retain", "forget"] if self.h_data == "all" else ["retain"], teacher, run)
             h_forget = self._vae("h_f", ["forget"], teacher, run)
@@ -182,7 +182,7 @@ class LAFBase(IterativeMethod):
     def repair(self, student: nn.Module, problem: Problem, run: Run, sample: Tensor) -> None:
         """Supervised repair of the head, in place: nothing in LAF, see `LAFRepair`."""
 
-    def _vae(self, name: str, which: list[str], teacher: Teacher, run: Run) -> VAE:
+    def _vae(self, name: str, which: list[str], teacher: OriginalRepresentations, run: Run) -> VAE:
         return train_vae(
             teacher.views(which, name, self.vae_views),
             run,
@@ -202,7 +202,7 @@ class LAFBase(IterativeMethod):
         problem: Problem,
         run: Run,
         vaes: tuple[VAE, VAE],
-        teacher: Teacher,
+        teacher: OriginalRepresentations,
         sample: Tensor,
     ) -> None:
         """Alternate steps on L_UE and L_RA, which change the student in place.
@@ -286,7 +286,7 @@ class LAFBase(IterativeMethod):
         """Representations (B_r, d), (B_u, d), float32; one joint pass if BatchNorm is frozen."""
         with run.autocast():
             e_r, e_f = (
-                passes.together(retained, forgotten)
+                passes.joint(retained, forgotten)
                 if self.batchnorm == "frozen"
                 else (passes(retained), passes(forgotten))
             )

@@ -215,7 +215,7 @@ class SCRUB(IterativeMethod):
         trained = [p for p in student.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(distance, trained, retain_graph=True, allow_unused=True)
         norms = torch.stack([g.norm() for g in gradients if g is not None])
-        norm = float(run.world.total(norms.square().sum()).sqrt())
+        norm = float(run.world.all_reduce(norms.square().sum()).sqrt())
         run.details["first_gradient_norm"] = norm
         return norm < ZERO_GRADIENT and self.start_perturbation > 0
 

@@ -1,1 +1,1 @@
-"""Numerical building blocks of methods and metrics: per-sample gradients, curvature, attacks, feature models."""
+"""Numerical building blocks of methods and metrics: per-sample gradients, curvature, attacks, statistics."""

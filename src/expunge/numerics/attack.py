@@ -7,12 +7,11 @@ Notation   x image in pixel space, box [lo, hi] (images: [0, 1]), t target class
                d = clip(x + d) - x;   d = d min(1, eps/||d||)
     result     clip(x + d)
 
-The model is in eval mode, its weights need no gradient and its BatchNorm statistics stay (they are folded into the
-convolutions where that can be done). Normalisation is part of the
-model here: budget and box are in pixels. Starts are drawn per restart before anything is cut into batches, so the batch
-size decides memory and speed only.
-Cost       iterations x (forward + backward to the input) per image and restart; `early_stop` leaves out images that
-           have reached their target
+The model is in eval mode, its weights need no gradient and its BatchNorm statistics do not change (they are folded into
+the convolutions if possible). Normalisation is part of the model: budget and box are in pixels. Starts are drawn per
+restart before batches are formed, so the batch size affects memory and speed only.
+Cost       iterations x (forward + backward to the input) per image and restart; `early_stop` skips images that have
+           reached their target
 Source     Cha et al., AAAI 2024, arXiv:2301.11578: targeted L2-PGD, as in the authors' code
 """
 
@@ -44,7 +43,14 @@ from expunge.models.modes import evaluation_mode
 
 @dataclass(frozen=True, eq=False)
 class PixelSpace:
-    """Between pixels and what the model sees. mean, std broadcast over samples; box: range of a pixel."""
+    """Conversion between pixels and model units, and the box of allowed pixels.
+
+    Attributes:
+        mean: of the normalisation, broadcast over samples.
+        std: of the normalisation, broadcast over samples.
+        low: smallest pixel.
+        high: largest pixel.
+    """
 
     mean: Tensor
     std: Tensor
@@ -53,14 +59,19 @@ class PixelSpace:
 
     @classmethod
     def of(cls, x: Tensor, normalisation: tuple[Tensor, Tensor] | None) -> PixelSpace:
-        """x: samples as the model sees them. Pixels in [0, 1] have that box, other data the range they span.
+        """Space of given samples.
 
-        Raises `UsageError` for integers, which have no neighbours to move to.
+        Args:
+            x: samples in model units. If their pixels are within [0, 1], that is the box; else it is their range.
+            normalisation: mean and standard deviation, or None.
+
+        Raises:
+            UsageError: for integer samples, which cannot be changed along a gradient.
         """
         if not x.is_floating_point():
             raise UsageError(
-                f"samples of {str(x.dtype).removeprefix('torch.')} cannot be changed along a gradient, as this method "
-                "has to; choose one that does not attack its inputs, such as scrub or finetune."
+                f"samples of {str(x.dtype).removeprefix('torch.')} cannot be changed along a gradient, which this "
+                "method needs; choose one that does not attack its inputs, such as scrub or finetune."
             )
         mean, std = normalisation if normalisation is not None else (x.new_zeros(()), x.new_ones(()))
         pixels = x * std + mean
@@ -69,20 +80,30 @@ class PixelSpace:
         return cls(mean, std, 0.0 if inside else low, 1.0 if inside else high)
 
     def pixels(self, x: Tensor) -> Tensor:
+        """Pixels of samples in model units, clipped to the box."""
         return (x * self.std + self.mean).clamp(self.low, self.high)
 
     def seen(self, pixels: Tensor) -> Tensor:
+        """Samples in model units of pixels."""
         return (pixels - self.mean) / self.std
 
     def distances(self, images: Tensor, x: Tensor) -> Tensor:
-        """L2 norm of the change per image, in pixels. images (restarts * k, ...); x (k, ...) as the model sees them."""
+        """L2 norm (restarts * k,) of the change of images (restarts * k, ...), in pixels; x (k, ...) in model units."""
         whole = self.pixels(x).repeat(len(images) // len(x), *[1] * (x.dim() - 1))
         return _norm(images - whole).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
 class L2PGD:
-    """The attack's settings. eps: radius in pixels. step: length of one step. batch: images attacked at a time."""
+    """Targeted PGD within an L2 ball.
+
+    Attributes:
+        eps: radius, in pixels, over all pixels of an image.
+        step: length of one step.
+        iterations: number of steps.
+        batch: images attacked at a time.
+        early_stop: whether images that reached their target are attacked no further.
+    """
 
     eps: float = 4.0
     step: float = 0.1
@@ -93,29 +114,41 @@ class L2PGD:
     def attack(
         self, model: nn.Module, pixels: Tensor, targets: Tensor, space: PixelSpace, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Adversarial images and whether they reached their target.
+        """Run the attack.
 
-        pixels (k, *shape); targets (restarts, k). Returns (restarts * k, *shape), restart-major, and bool (the same,).
+        Args:
+            model: classifier of samples in model units.
+            pixels: images (k, *shape).
+            targets: target classes (restarts, k).
+            space: box and normalisation.
+            seed: of the starts.
+
+        Returns:
+            Adversarial pixels (restarts * k, *shape), all images of the first restart first, and whether each reached
+            its target, bool (restarts * k,).
         """
-        found, reached = [], []
+        images, reached = [], []
         model = folded(model, space.seen(pixels[:2]))
         with evaluation_mode(model):
             for rows, starts in self._rows(pixels, len(targets), space, seed):
                 x, t = pixels[rows % len(pixels)], targets.flatten()[rows]
-                made = self._descend(model, x, starts, t, space)
+                adversarial = self._descend(model, x, starts, t, space)
                 with torch.inference_mode():
-                    reached.append(model(space.seen(made)).argmax(1) == t)
-                found.append(made)
-        return torch.cat(found), torch.cat(reached)
+                    reached.append(model(space.seen(adversarial)).argmax(1) == t)
+                images.append(adversarial)
+        return torch.cat(images), torch.cat(reached)
 
     def _rows(self, pixels: Tensor, restarts: int, space: PixelSpace, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows of the restart-major table of attacks, in batches, with the starts drawn for them."""
+        """Batches of attacks, as rows of the (restart, image) table flattened by restart, with their random starts."""
         count = len(pixels)
-        kept: dict[int, Tensor] = {}
+        starts_by_restart: dict[int, Tensor] = {}
         for rows in torch.arange(restarts * count).split(self.batch):
             needed = sorted(set((rows // count).tolist()))
-            kept = {r: kept[r] if r in kept else self._uniform(pixels, space, seed, r) for r in needed}
-            starts = torch.stack([kept[int(row) // count][int(row) % count] for row in rows])
+            starts_by_restart = {
+                r: starts_by_restart[r] if r in starts_by_restart else self._uniform(pixels, space, seed, r)
+                for r in needed
+            }
+            starts = torch.stack([starts_by_restart[int(row) // count][int(row) % count] for row in rows])
             yield rows.to(pixels.device), starts
 
     def _uniform(self, pixels: Tensor, space: PixelSpace, seed: int, restart: int) -> Tensor:
@@ -127,15 +160,15 @@ class L2PGD:
         d = _into_box(x, _into_ball(starts - x, self.eps), space)
         active = torch.arange(len(x), device=x.device)
         for _ in range(self.iterations):
-            at = (x[active] + d[active]).requires_grad_(True)
+            inputs = (x[active] + d[active]).requires_grad_(True)
             with torch.enable_grad():
-                logits = model(space.seen(at))
-                (g,) = torch.autograd.grad(F.cross_entropy(logits, t[active], reduction="sum"), at)
+                logits = model(space.seen(inputs))
+                (g,) = torch.autograd.grad(F.cross_entropy(logits, t[active], reduction="sum"), inputs)
             if self.early_stop:
-                left = logits.detach().argmax(1) != t[active]
-                if not bool(left.any()):
+                unreached = logits.detach().argmax(1) != t[active]
+                if not bool(unreached.any()):
                     break
-                g, active = g[left], active[left]
+                g, active = g[unreached], active[unreached]
             moved = d[active] - self.step * g / _norm(g).clamp(min=1e-6)
             d[active] = _into_ball(_into_box(x[active], moved, space), self.eps)
         return (x + d).clamp(space.low, space.high)
@@ -164,10 +197,10 @@ def attack_cached(
     *,
     origin: Facts | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`L2PGD.attack`, or what is kept of exactly this attack in `run.cache`; its seconds count either way.
+    """`L2PGD.attack`, or its stored result in `run.cache`; the seconds of the attack count either way.
 
-    Methods that are compared share one attack: Adv and Adv+Imp, both goals.
-    origin: the samples that the images are made of, recorded beside them.
+    Compared methods share one attack: Adv and Adv+Imp, both goals. Arguments and results as in `L2PGD.attack`; `origin`
+    names the samples that the images are made of, recorded with them.
     """
     if run.cache is None:
         with run.stage("attack"):
@@ -175,29 +208,29 @@ def attack_cached(
     facts: list[Any] = [code_hash(__name__), model_code(model), torch.__version__]
     facts += [repr(model), weights_hash(model), repr(settings), run.seed]
     facts += [space.low, space.high, *(_bytes(t) for t in (pixels, targets, space.mean, space.std))]
-    kept = run.cache / "attacks" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.safetensors"
-    doubted = doubt(kept.parent)
+    file = run.cache / "attacks" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.safetensors"
+    doubted = doubt(file.parent)
     if doubted is not None:
         run.notes.append(doubted)
         with run.stage("attack"):
             return settings.attack(model, pixels, targets, space, run.seed)
     before = run.elapsed()
-    with claimed(kept) as problem:
-        run.borrow(before - run.elapsed())  # waiting for another worker's attack is nobody's cost
-        found = _load(kept)
-        if found is not None:
-            run.borrow(float(found["seconds"]), "attack")
-            return found["images"].to(pixels.device), found["reached"].to(pixels.device)
-        began = time.perf_counter()
+    with claimed(file) as problem:
+        run.borrow(before - run.elapsed())  # the time of waiting for another worker's attack is not counted
+        stored = _load(file)
+        if stored is not None:
+            run.borrow(float(stored["seconds"]), "attack")
+            return stored["images"].to(pixels.device), stored["reached"].to(pixels.device)
+        start = time.perf_counter()
         with run.stage("attack"):
             images, reached = settings.attack(model, pixels, targets, space, run.seed)
-        seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+        seconds = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
         tensors = {"images": images, "reached": reached, "seconds": seconds}
         try:
             if problem is None:
-                save_state(tensors, kept, {"key": kept.stem})
+                save_state(tensors, file, {"key": file.stem})
                 if origin is not None:
-                    record(kept, run.cache, **origin)
+                    record(file, run.cache, **origin)
         except ExpungeError as error:
             problem = str(error)
         if problem is not None:
@@ -206,7 +239,7 @@ def attack_cached(
 
 
 def _load(path: Path) -> dict[str, Tensor] | None:
-    """What is kept of this attack; None where there is nothing, or what is there is damaged or of another attack."""
+    """The stored result of an attack; None if there is none, or if it is damaged or of another attack."""
     try:
         if not path.exists() or read_metadata(path).get("key") != path.stem:
             return None
@@ -220,9 +253,19 @@ def _bytes(values: Tensor) -> str:
 
 
 def wrong_targets(labels: Tensor, classes: int, restarts: int, seed: int, *, sampler: str = "uniform") -> Tensor:
-    """(restarts, k) target classes. "uniform": over the wrong classes. "authors": uniform over all classes, and where
-    that is the label itself the constant floor(classes / 2), as in the published code. "authors_first10": the same with
-    10 for the number of classes, as its first version did for every data set.
+    """Random target classes.
+
+    Args:
+        labels: true classes (k,).
+        classes: number of classes.
+        restarts: targets per image.
+        seed: of the draw.
+        sampler: "uniform", over the wrong classes. "authors", over all classes, with the label itself replaced by the
+            constant floor(classes / 2), as in the published code. "authors_first10", the same with 10 classes, as its
+            first version did for every data set.
+
+    Returns:
+        (restarts, k).
     """
     generator = torch.Generator().manual_seed(derive(seed, "attack targets"))
     shape = (restarts, len(labels))
@@ -230,7 +273,7 @@ def wrong_targets(labels: Tensor, classes: int, restarts: int, seed: int, *, sam
     if sampler == "uniform":
         drawn = (known + 1 + torch.randint(classes - 1, shape, generator=generator)) % classes
     else:
-        among = min(classes, 10) if sampler == "authors_first10" else classes
-        drawn = torch.randint(among, shape, generator=generator)
-        drawn = torch.where(drawn == known, torch.full_like(drawn, among // 2), drawn)
+        count = min(classes, 10) if sampler == "authors_first10" else classes
+        drawn = torch.randint(count, shape, generator=generator)
+        drawn = torch.where(drawn == known, torch.full_like(drawn, count // 2), drawn)
     return drawn.to(labels.device)

@@ -1,14 +1,14 @@
-"""Gradients per sample without a loop over samples: what enters a layer, and what flows back out of it.
+"""Per-sample gradients without a loop over samples, from the inputs and output gradients of each layer.
 
 For a layer y = W a the gradient of one sample is the product of its input a and the gradient g of its output, so one
-batched backward pass to the *outputs* of all layers holds the gradients of all samples; the weight gradients of a
-batch, which would sum over it, are never formed. Samples must not meet inside the model: BatchNorm stays in eval mode.
+batched backward pass to the *outputs* of all layers gives the gradients of all samples; the weight gradients of a
+batch, which sum over it, are never formed. The model must not mix samples: BatchNorm is in eval mode.
 
     linear      dW_n = g_n a_n^T          convolution   dW_n = g_n unfold(a_n)^T        over output positions
     BatchNorm   dgamma_n = sum g_n xhat_n,  dbeta_n = sum g_n                           with running statistics
 
-Weights of any other kind of module (subclasses too: their forward may do more), or that a pass uses otherwise than
-once through their module, go through `torch.func` instead.
+Weights of any other module type (subclasses too: their forward may differ), and weights that are not used exactly once
+through their module, are handled by `torch.func`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(eq=False)
-class Tap:
-    """One layer in one forward pass. a: its input (n, ...). Gradients g of its output (n, ...) come pass by pass."""
+class LayerRecord:
+    """One layer in one forward pass; gradients g (n, ...) of its output are given per backward pass.
+
+    Attributes:
+        name: name of the module.
+        module: the layer.
+        a: its input (n, ...).
+    """
 
     name: str
     module: nn.Module
@@ -42,33 +48,33 @@ class Tap:
 
     @property
     def has_matrix(self) -> bool:
-        """Whether its weight gradient is a product of patches and output gradients (BatchNorm's is not)."""
+        """Whether its weight gradient is a product of patches and output gradients (not so for BatchNorm)."""
         return not isinstance(self.module, _BatchNorm)
 
     @cached_property
     def patches(self) -> Tensor:
-        """Inputs as the weight meets them: (n, groups, L, in), L output positions or tokens."""
+        """Inputs that the weight is multiplied with: (n, groups, L, in), L output positions or tokens."""
         return patches(self.module, self.a)
 
     def outputs(self, g: Tensor) -> Tensor:
-        """Output gradients that fit `patches`: (n, groups, L, out)."""
+        """Output gradients in the layout of `patches`: (n, groups, L, out)."""
         if isinstance(self.module, nn.Conv2d):
             return g.reshape(len(g), self.module.groups, -1, g[0, 0].numel()).transpose(2, 3)
         return g.reshape(len(g), 1, -1, g.shape[-1])
 
     def as_weight(self, products: Tensor) -> Tensor:
-        """Products of `outputs` and `patches` (groups, out, in) in the shape of the weight."""
+        """Reshape products of `outputs` and `patches` (groups, out, in) to the shape of the weight."""
         weight = self.module.get_parameter("weight")
         if isinstance(self.module, nn.Conv2d):
             return products.reshape(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
         return products.reshape(weight.shape)
 
     def vectors(self, g: Tensor) -> dict[str, Tensor]:
-        """Per-sample gradients (n, size) of the small parameters: biases, and the affine pair of BatchNorm."""
+        """Per-sample gradients (n, size) of the small parameters: biases, and weight and bias of BatchNorm."""
         if isinstance(self.module, _BatchNorm):
             flat = g.reshape(*g.shape[:2], -1)
-            found = {"weight": (flat * self._normalised).sum(2), "bias": flat.sum(2)}
-            return {name: value for name, value in found.items() if getattr(self.module, name) is not None}
+            gradients = {"weight": (flat * self._normalised).sum(2), "bias": flat.sum(2)}
+            return {name: value for name, value in gradients.items() if getattr(self.module, name) is not None}
         if getattr(self.module, "bias", None) is None:
             return {}
         return {"bias": self.outputs(g).sum(2).flatten(1)}
@@ -78,61 +84,73 @@ class Tap:
         return normalised(self.module, self.a)
 
 
-class Scratch:
-    """Memory that is used again: fresh pages cost more time than a product that is written to them."""
+class ReusableBuffer:
+    """Memory that is reused: allocating new pages costs more time than a product that is written to them."""
 
     def __init__(self) -> None:
         self._flat: Tensor | None = None
 
     def take(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Uninitialised, contiguous; what was taken before is lost."""
+        """An uninitialised, contiguous tensor; overwrites the tensor returned before."""
         size = math.prod(shape)
         if self._flat is None or len(self._flat) < size:
-            self._flat = None  # or both would be held at once
+            self._flat = None  # else both would be held at once
             self._flat = like.new_empty(size)
         return self._flat[:size].view(*shape)
 
 
 @dataclass(frozen=True)
-class Workspace:
-    """What all layers and batches take turns in: one kind of memory each."""
+class Buffers:
+    """Buffers shared by all layers and batches."""
 
-    patches: Scratch = field(default_factory=Scratch)
-    products: Scratch = field(default_factory=Scratch)
+    patches: ReusableBuffer = field(default_factory=ReusableBuffer)
+    products: ReusableBuffer = field(default_factory=ReusableBuffer)
 
 
-def patches(module: nn.Module, a: Tensor, scratch: Scratch | None = None) -> Tensor:
-    """Inputs (n, ...) of a layer with a weight matrix as that meets them: (n, groups, L, in), perhaps in `scratch`."""
+def patches(module: nn.Module, a: Tensor, scratch: ReusableBuffer | None = None) -> Tensor:
+    """Inputs (n, ...) of a layer, in the layout (n, groups, L, in) of its weight matrix; in `scratch` if given."""
     if isinstance(module, nn.Conv2d):
         return unfold(module, a, scratch)
     return a.reshape(len(a), 1, -1, a.shape[-1])
 
 
-def unfold(module: nn.Conv2d, a: Tensor, scratch: Scratch | None = None) -> Tensor:
-    """(n, groups, positions, kernel * in / groups): the patch that each output position sees, channels innermost.
+def unfold(module: nn.Conv2d, a: Tensor, scratch: ReusableBuffer | None = None) -> Tensor:
+    """Input patches of every output position of a convolution: (n, groups, positions, kernel * in / groups).
 
-    With channels innermost a row of a patch is one piece of memory: several times faster than `torch.nn.Unfold`.
+    With channels innermost a row of a patch is contiguous: several times faster than `torch.nn.Unfold`.
+
+    Raises:
+        UsageError: for a padding other than zeros.
     """
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
-        raise UsageError(f"a convolution with padding {module.padding!r} ({module.padding_mode}) cannot be tapped.")
-    (high, wide), (down, right), (apart, across) = module.kernel_size, module.stride, module.dilation
+        raise UsageError(
+            f"per-sample gradients need zero padding, got padding {module.padding!r} ({module.padding_mode})."
+        )
+    (kernel_y, kernel_x), (stride_y, stride_x), (dilation_y, dilation_x) = (
+        module.kernel_size,
+        module.stride,
+        module.dilation,
+    )
     top, left = module.padding
     padded = F.pad(a.permute(0, 2, 3, 1), (0, 0, left, left, top, top)).contiguous()
     n, rows, columns, channels = padded.shape
-    out = ((rows - apart * (high - 1) - 1) // down + 1, (columns - across * (wide - 1) - 1) // right + 1)
+    out = (
+        (rows - dilation_y * (kernel_y - 1) - 1) // stride_y + 1,
+        (columns - dilation_x * (kernel_x - 1) - 1) // stride_x + 1,
+    )
     each, row, column, channel = padded.stride()
-    strides = (each, row * down, column * right, row * apart, column * across, channel)
-    windows = padded.as_strided((n, *out, high, wide, channels), strides)
+    strides = (each, row * stride_y, column * stride_x, row * dilation_y, column * dilation_x, channel)
+    windows = padded.as_strided((n, *out, kernel_y, kernel_x, channels), strides)
     if scratch is None:
-        found = windows.contiguous()
+        unfolded = windows.contiguous()
     else:
-        found = scratch.take(windows.shape, a).copy_(windows)
-    found = found.view(n, out[0] * out[1], high * wide, module.groups, channels // module.groups)
-    return found.permute(0, 3, 1, 2, 4).flatten(3)  # of one group: a view
+        unfolded = scratch.take(windows.shape, a).copy_(windows)
+    unfolded = unfolded.view(n, out[0] * out[1], kernel_y * kernel_x, module.groups, channels // module.groups)
+    return unfolded.permute(0, 3, 1, 2, 4).flatten(3)  # of one group: a view
 
 
 def normalised(module: nn.Module, a: Tensor) -> Tensor:
-    """(n, C, positions): the input of a BatchNorm layer under its running statistics."""
+    """Input of a BatchNorm layer normalised by its running statistics, (n, C, positions)."""
     x = a.reshape(*a.shape[:2], -1)
     mean, deviation = _statistics(module)
     return (x - mean[:, None]) / deviation[:, None]
@@ -141,12 +159,12 @@ def normalised(module: nn.Module, a: Tensor) -> Tensor:
 def _statistics(module: nn.Module) -> tuple[Tensor, Tensor]:
     """Running mean and standard deviation of a BatchNorm layer, (C,)."""
     if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
-        raise UsageError("a BatchNorm layer without running statistics mixes samples; it cannot be tapped.")
+        raise UsageError("a BatchNorm layer without running statistics mixes samples: it has no per-sample gradients.")
     return module.running_mean, (module.running_var + module.eps).sqrt()
 
 
-def tappable(module: nn.Module) -> bool:
-    """Whether the gradients of its own parameters can be told per sample from inputs and output gradients."""
+def supports_capture(module: nn.Module) -> bool:
+    """Whether per-sample gradients of the module's own parameters follow from its inputs and output gradients."""
     names = {name for name, _ in module.named_parameters(recurse=False)}
     if "weight" not in names or not names <= {"weight", "bias"}:  # a reparametrised weight is not a parameter
         return False
@@ -158,11 +176,17 @@ def tappable(module: nn.Module) -> bool:
 
 
 @dataclass(eq=False)
-class Pass:
-    """A forward pass and its layers; `backward` may be called once per vector until `last`."""
+class CapturedPass:
+    """A forward pass and its layers; `backward` may be called once per vector until `last`.
+
+    Attributes:
+        logits: outputs (n, C).
+        records: the captured layers.
+        edges: their outputs in the graph.
+    """
 
     logits: Tensor
-    taps: list[Tap]
+    records: list[LayerRecord]
     edges: list[GradientEdge]
 
     def backward(self, vectors: Tensor, *, last: bool = False) -> tuple[Tensor, ...]:
@@ -172,10 +196,16 @@ class Pass:
         return torch.autograd.grad(self.logits, self.edges, vectors.to(self.logits), retain_graph=not last)
 
 
-class Tapped:
-    """A model in eval mode whose layers are tapped.
+class GradientCapture:
+    """Captures inputs and output gradients of the layers of a model in eval mode.
 
-    names: tapped modules in order of execution. rest: names of the parameters left to `torch.func`.
+    Args:
+        model: the model.
+        sample: a batch (B, ...), by which layers are selected.
+
+    Attributes:
+        names: captured modules in order of execution.
+        rest: names of the parameters that are handled by `torch.func`.
     """
 
     def __init__(self, model: nn.Module, sample: Tensor) -> None:
@@ -183,37 +213,45 @@ class Tapped:
         counts: dict[str, int] = {}
         seen: dict[str, tuple[Tensor, GradientEdge]] = {}
         modules = dict(model.named_modules())
-        able = [name for name, module in modules.items() if tappable(module)]
-        with _trainable(model), self._watching(able, counts, seen):
+        candidates = [name for name, module in modules.items() if supports_capture(module)]
+        with _trainable(model), self._watching(candidates, counts, seen):
             logits = model(sample)
         nodes, uses = _graph(logits)
         own = {name: dict(module.named_parameters(recurse=False)) for name, module in modules.items()}
 
-        def alone(name: str) -> bool:
-            """Whether the module ran once, matters, and is the only way by which its parameters do."""
-            reached = counts[name] == 1 and name in seen and seen[name][1].node in nodes
-            return reached and all(uses.get(id(p)) == 1 for p in own[name].values())
+        def is_captured(name: str) -> bool:
+            """Whether the module ran once, affects the logits, and is the only user of its parameters."""
+            ran_once = counts[name] == 1 and name in seen and seen[name][1].node in nodes
+            return ran_once and all(uses.get(id(p)) == 1 for p in own[name].values())
 
-        self.names = [name for name in counts if alone(name)]
-        tapped = {id(p) for name in self.names for p in own[name].values()}
-        self.rest = [name for name, p in model.named_parameters() if id(p) not in tapped]
+        self.names = [name for name in counts if is_captured(name)]
+        capture = {id(p) for name in self.names for p in own[name].values()}
+        self.rest = [name for name, p in model.named_parameters() if id(p) not in capture]
 
-    def forward(self, x: Tensor, names: Sequence[str] | None = None) -> Pass:
-        """One pass over a batch (n, ...) that remembers what the layers `names` (default: all tapped) were given."""
+    def forward(self, x: Tensor, names: Sequence[str] | None = None) -> CapturedPass:
+        """Forward pass over a batch (n, ...) that records the inputs of the layers `names`, by default all captured."""
         seen: dict[str, tuple[Tensor, GradientEdge]] = {}
         chosen = self.names if names is None else list(names)
         with _trainable(self.model), _affine_batchnorm(self.model), self._watching(chosen, {}, seen):
             logits = self.model(x)
         modules = dict(self.model.named_modules())
-        taps = [Tap(name, modules[name], seen[name][0]) for name in chosen]
-        return Pass(logits, taps, [seen[name][1] for name in chosen])
+        records = [LayerRecord(name, modules[name], seen[name][0]) for name in chosen]
+        return CapturedPass(logits, records, [seen[name][1] for name in chosen])
 
     def rest_rows(self, x: Tensor, vectors: Tensor | None = None) -> dict[str, Tensor]:
-        """Gradients of the parameters that are not tapped: name -> (n, K, *shape)."""
+        """Per-sample gradients of the parameters `rest`: name -> (n, K, *shape).
+
+        Args:
+            x: the batch (n, ...).
+            vectors: K combinations of logits per sample (n, K, C); all single logits by default.
+
+        Raises:
+            UsageError: if `torch.func` cannot differentiate the model.
+        """
         if not self.rest:
             return {}
-        everything = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        frozen = {name: value.detach() for name, value in everything.items()}
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        frozen = {name: value.detach() for name, value in tensors.items()}
         moving = {name: frozen[name] for name in self.rest}
 
         def rows(sample: Tensor, chosen: Tensor | None) -> Any:
@@ -222,18 +260,18 @@ class Tapped:
                 return out[0]
 
             out, pull = torch.func.vjp(logits, moving)[:2]
-            wanted = torch.eye(len(out), dtype=out.dtype, device=out.device) if chosen is None else chosen
-            return torch.func.vmap(lambda vector: pull(vector)[0])(wanted)
+            directions = torch.eye(len(out), dtype=out.dtype, device=out.device) if chosen is None else chosen
+            return torch.func.vmap(lambda vector: pull(vector)[0])(directions)
 
-        found: dict[str, Tensor]
+        gradients: dict[str, Tensor]
         try:
-            with warnings.catch_warnings():  # of operations that vmap runs one by one: this is the slow path anyway
+            with warnings.catch_warnings():  # about operations that vmap runs one by one: this is the slow path anyway
                 warnings.filterwarnings("ignore", message="There is a performance drop")
-                found = torch.func.vmap(rows, in_dims=(0, None if vectors is None else 0))(x, vectors)
+                gradients = torch.func.vmap(rows, in_dims=(0, None if vectors is None else 0))(x, vectors)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"per-sample gradients of `{self.rest[0]}` cannot be computed: {reason}") from None
-        return found
+        return gradients
 
     @contextmanager
     def _watching(
@@ -246,7 +284,7 @@ class Tapped:
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any, name: str = name) -> None:
                 counts[name] = counts.get(name, 0) + 1
                 if inputs and isinstance(output, Tensor) and output.requires_grad:
-                    # The edge, not the tensor: an in-place ReLU behind this layer would change what the tensor means.
+                    # The edge, not the tensor: an in-place ReLU after this layer would change the tensor.
                     seen[name] = (inputs[0].detach(), get_gradient_edge(output))
 
             hooks.append(modules[name].register_forward_hook(hook))
@@ -259,7 +297,7 @@ class Tapped:
 
 @contextmanager
 def _trainable(model: nn.Module) -> Iterator[None]:
-    """Gradients for frozen parameters too, or no graph would lead to their layers."""
+    """Within the context all parameters require gradients; otherwise the graph would not reach frozen layers."""
     frozen = [p for p in model.parameters() if not p.requires_grad]
     try:
         for p in frozen:
@@ -273,11 +311,11 @@ def _trainable(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _affine_batchnorm(model: nn.Module) -> Iterator[None]:
-    """BatchNorm with running statistics as one multiplication and addition: its own backward pass is five times slower.
+    """BatchNorm with running statistics as one multiplication and addition, whose backward pass is five times faster.
 
-    Replaced are the `forward` of the modules, so hooks see what they always see.
+    Only the `forward` of the modules is replaced, so hooks run as usual.
     """
-    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and tappable(m) and not m.training]
+    norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and supports_capture(m) and not m.training]
     try:
         for norm in norms:
             norm.forward = partial(_affine, norm)  # type: ignore[method-assign]
@@ -295,7 +333,7 @@ def _affine(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 def _graph(logits: Tensor) -> tuple[set[Node], dict[int, int]]:
-    """The graph behind the logits: its nodes, and the number of uses of each parameter by id."""
+    """Nodes of the autograd graph of the logits, and the number of uses of each parameter by id."""
     nodes: set[Node] = set()
     uses: dict[int, int] = {}
     waiting = [logits.grad_fn]

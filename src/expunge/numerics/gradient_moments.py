@@ -1,4 +1,4 @@
-"""How strongly samples pull at each weight: the mean square, or the mean size, of the gradients of a loss.
+"""Importance of weights: the mean square, or the mean absolute value, of the gradients of a loss over samples.
 
 Paper      squares of batch gradients: Foster, Schoepf, Brintrup, AAAI 2024, arXiv:2308.07707; a loss without labels:
            Foster et al., arXiv:2402.19308; gradients per sample: arXiv:2510.26714
@@ -7,9 +7,8 @@ Paper      squares of batch gradients: Foster, Schoepf, Brintrup, AAAI 2024, arX
     u     a batch, with L_u the mean of its losses (as published), or a single sample
     L     CE(f(x), y)  |  ||f(x)||_2^2  |  ||f(x)||_2
 
-Over batches, I depends on how large they are and on what meets in them: gradients of different classes cancel. Batches
-of several splits hold each in its share, as shuffled batches of their union do. Over samples it depends on nothing else
-than the samples.
+Over batches, I depends on their size and composition: gradients of different classes cancel. Batches of several splits
+contain each in proportion, as shuffled batches of their union do. Over samples, I depends on the samples alone.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from expunge.data.mixing import mixed_batches
 from expunge.data.split import Split
 from expunge.models.modes import evaluation_mode
 from expunge.numerics.curvature import batch_size as fitting_batch
-from expunge.numerics.gradient_capture import Tap, Tapped
+from expunge.numerics.gradient_capture import GradientCapture, LayerRecord
 
 Loss = Literal["cross-entropy", "squared norm", "norm"]
 Unit = Literal["batch", "sample"]
@@ -36,9 +35,16 @@ Moment = Literal["square", "absolute"]
 
 @dataclass(frozen=True, eq=False)
 class Importance:
-    """Moments over all training data of one model, and what they are moments of.
+    """Moments over all training data of one model, and the settings of their computation.
 
-    samples: how many there were. weights: hash of the model's weights. values: by parameter name, float64.
+    Attributes:
+        loss: loss whose gradients are taken.
+        unit: gradients per batch or per sample.
+        moment: square or absolute value.
+        batch_size: samples per batch.
+        samples: number of samples.
+        weights: hash of the model's weights.
+        values: moments by parameter name, float64.
     """
 
     loss: Loss
@@ -50,7 +56,7 @@ class Importance:
     values: Mapping[str, Tensor]
 
     def facts(self) -> dict[str, Any]:
-        """JSON-ready: all but the values."""
+        """All attributes except the values, ready for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "values"}
 
 
@@ -71,10 +77,14 @@ def gradient_moments(
     """Moments of the gradients over the union of `splits`.
 
     Args:
-        model: a classifier with logits (B, classes); every parameter counts, frozen ones too.
+        model: a classifier with logits (B, classes); frozen parameters are included.
         splits: the samples; labels are read for the cross-entropy alone.
-        batch_size: samples per batch where `unit` is "batch"; without effect on single samples.
-        purpose: names the order in which batches are drawn.
+        run: device, progress and seeds.
+        loss: "cross-entropy", "squared norm" or "norm" of the logits.
+        unit: "batch" or "sample".
+        moment: "square" or "absolute".
+        batch_size: samples per batch if `unit` is "batch"; without effect on single samples.
+        purpose: name of the stream of random numbers that shuffles the batches.
 
     Returns:
         Parameter name -> moments in its shape, float64, >= 0.
@@ -125,18 +135,18 @@ def _over_samples(
     sums: dict[str, Tensor], model: nn.Module, splits: Sequence[Split], run: Run, loss: Loss, moment: Moment
 ) -> int:
     count = sum(len(split) for split in splits)
-    one = next(iter(next(split for split in splits if len(split)).batches(1, device=run.device))).x
-    tapped = Tapped(model, one)
-    size = fitting_batch(tapped, one, "monte-carlo", MEMORY)
+    sample = next(iter(next(split for split in splits if len(split)).batches(1, device=run.device))).x
+    capture = GradientCapture(model, sample)
+    size = fitting_batch(capture, sample, "monte-carlo", MEMORY)
     done = 0
     for split in splits:
         for batch in split.batches(size, device=run.device):
-            seen = tapped.forward(batch.x)
+            seen = capture.forward(batch.x)
             vectors = _slopes(seen.logits.detach().float(), batch.y if loss == "cross-entropy" else None, loss)
-            for tap, g in zip(seen.taps, seen.backward(vectors, last=True), strict=True):
-                for name, value in _layer(tap, g, moment).items():
-                    sums[f"{tap.name}.{name}" if tap.name else name] += value
-            for name, rows in tapped.rest_rows(batch.x, vectors.unsqueeze(1)).items():
+            for record, g in zip(seen.records, seen.backward(vectors, last=True), strict=True):
+                for name, value in _layer(record, g, moment).items():
+                    sums[f"{record.name}.{name}" if record.name else name] += value
+            for name, rows in capture.rest_rows(batch.x, vectors.unsqueeze(1)).items():
                 sums[name] += _moment(rows.detach()[:, 0], moment).sum(0)
             done += len(batch)
             run.report(f"{run.label}: importance", done, count)
@@ -144,19 +154,19 @@ def _over_samples(
 
 
 def _slopes(logits: Tensor, labels: Tensor | None, loss: Loss) -> Tensor:
-    """Gradients (n, C) of each sample's loss in its logits."""
+    """Gradients (n, C) of each sample's loss with respect to its logits (n, C)."""
     if labels is not None:
         return logits.softmax(1) - F.one_hot(labels, logits.shape[1])
     return 2 * logits if loss == "squared norm" else logits / logits.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def _layer(tap: Tap, g: Tensor, moment: Moment) -> dict[str, Tensor]:
-    """Moments of one layer's gradients, summed over the samples; g (n, ...) are the gradients of its output."""
-    found = {name: _moment(rows, moment).sum(0) for name, rows in tap.vectors(g).items()}
-    if tap.has_matrix:
-        rows = tap.outputs(g).transpose(2, 3) @ tap.patches  # (n, groups, out, in)
-        found["weight"] = tap.as_weight(_moment(rows, moment).sum(0))
-    return found
+def _layer(record: LayerRecord, g: Tensor, moment: Moment) -> dict[str, Tensor]:
+    """Moments of one layer's gradients, summed over the samples, from the gradients g (n, ...) of its output."""
+    moments = {name: _moment(rows, moment).sum(0) for name, rows in record.vectors(g).items()}
+    if record.has_matrix:
+        rows = record.outputs(g).transpose(2, 3) @ record.patches  # (n, groups, out, in)
+        moments["weight"] = record.as_weight(_moment(rows, moment).sum(0))
+    return moments
 
 
 def _moment(gradients: Tensor, moment: Moment) -> Tensor:

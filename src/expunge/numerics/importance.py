@@ -1,10 +1,10 @@
-"""Weight importance (MAS) of a set of samples, and the pull that lets important weights move.
+"""Weight importance (MAS) of a set of samples, and the penalty that frees important weights.
 
 Paper      Aljundi et al., ECCV 2018, arXiv:1711.09601 (MAS); used inverted by Cha et al., AAAI 2024
 
     l(B) = mean over B of ||f(x)||_2 of the logits       I_p = sum over batches |dl/dp| |B| / N
     scaled per tensor to [0, 1] by its minimum and maximum; a constant tensor counts as 0; Omega = 1 - scaled
-    penalty  (s/2) sum_p Omega_p (w_p - w_ref,p)^2        its gradient is added straight to the gradients
+    penalty  (s/2) sum_p Omega_p (w_p - w_ref,p)^2        its gradient is added to the gradients directly
 
 Published: |.| per batch, in train mode of BatchNorm. `per_sample` takes |.| per sample, as MAS does, in eval mode.
 The authors' code never sets the gradients of its copy back to zero, so that batch b enters with the sum of the
@@ -33,14 +33,24 @@ def importance(
     batchnorm: str = "train",
     summed: bool = False,
 ) -> dict[str, Tensor]:
-    """Omega per trainable parameter, in [0, 1]: 0 for the weights that matter most to `split`, 1 for those that do not.
+    """Inverted importance Omega of every parameter for the samples of `split`; labels are not read.
 
-    The model's BatchNorm statistics may drift in train mode: pass a copy. Labels are not read.
+    Args:
+        model: changed in place (gradient flags, and BatchNorm statistics in train mode): pass a copy.
+        split: the samples.
+        run: its device.
+        batch_size: samples per batch.
+        per_sample: whether gradients are taken per sample, in eval mode.
+        batchnorm: "train" or "frozen".
+        summed: whether gradients accumulate over the batches, as in the authors' code.
+
+    Returns:
+        Parameter name -> values in [0, 1] in its shape: 0 for the most important weights, 1 for unimportant ones.
     """
     model.requires_grad_(True)
     names = [name for name, _ in model.named_parameters()]
     total = [torch.zeros_like(p) for p in model.parameters()]
-    so_far = [torch.zeros_like(p) for p in model.parameters()] if summed else None
+    accumulated = [torch.zeros_like(p) for p in model.parameters()] if summed else None
 
     def add(x: Tensor, weight: int) -> None:
         gradients = torch.autograd.grad(
@@ -48,8 +58,8 @@ def importance(
         )
         for number, gradient in enumerate(gradients):
             if gradient is not None:
-                taken = gradient if so_far is None else so_far[number].add_(gradient)
-                total[number].add_(taken.abs(), alpha=weight)
+                used = gradient if accumulated is None else accumulated[number].add_(gradient)
+                total[number].add_(used.abs(), alpha=weight)
 
     if per_sample:
         with evaluation_mode(model):
@@ -63,13 +73,19 @@ def importance(
 
 
 def scaled(values: Tensor) -> Tensor:
-    """To [0, 1] by minimum and maximum; all zero for a constant tensor."""
+    """Values scaled to [0, 1] by their minimum and maximum; all zero for a constant tensor."""
     low, high = values.min(), values.max()
     return torch.zeros_like(values) if float(high - low) == 0 else (values - low) / (high - low)
 
 
 class ImportancePull:
-    """Adds the gradient of (strength/2) sum Omega (w - w_ref)^2; w_ref are the weights at construction."""
+    """Adds the gradient of (strength/2) sum Omega (w - w_ref)^2 to the gradients of a model.
+
+    Args:
+        model: its current weights are w_ref.
+        omega: weights of the penalty by parameter name, in the parameters' shapes.
+        strength: >= 0.
+    """
 
     def __init__(self, model: nn.Module, omega: Mapping[str, Tensor], strength: float) -> None:
         self.strength = strength
@@ -78,6 +94,7 @@ class ImportancePull:
         self._reference = [p.detach().clone() for p in self._parameters]
 
     def add_gradient(self) -> None:
+        """Add the gradient of the penalty to `p.grad` of every parameter that has one."""
         triples = zip(self._parameters, self._omega, self._reference, strict=True)
         used = [(p, p.grad, o, r) for p, o, r in triples if p.grad is not None]
         gaps = torch._foreach_sub([p.detach() for p, _, _, _ in used], [r for _, _, _, r in used])

@@ -1,10 +1,10 @@
-"""Statistics that metrics and evidence share: AUC with DeLong intervals, tail rates, exact proportions, Holm, CKA.
+"""Statistics of metrics and evidence: AUC with DeLong intervals, tail rates, exact proportions, Holm, CKA.
 
 Sources    AUC variance: DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988, here with weights on the negatives by
            linearisation; tail rates: the Poisson bootstrap, Hanley and MacGibbon, 2006; Clopper and Pearson, 1934;
            Holm, 1979; CKA: Kornblith et al., ICML 2019, unbiased HSIC: Song et al., JMLR 13, 2012
-Notation   members (m,) and others (n,) are scores, higher where a sample looks like a member; weights (n,) >= 0 of the
-           others, so that their classes count as often as among the members
+Notation   members (m,) and others (n,) are scores, higher for samples that look like members; weights (n,) >= 0 of the
+           others match their class histogram to that of the members
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 from torch import diag as _diag
 
 Array = np.ndarray
-_BLOCK = 2_000_000  # entries of the matrix of resampled weights that are held at a time
+_BLOCK = 2_000_000  # entries of the matrix of resampled weights held at a time
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval [low, high]."""
 
     value: float
     low: float
@@ -31,7 +31,7 @@ class Interval:
 
 
 def placements(members: Array, others: Array, weights: Array | None = None) -> Array:
-    """Per member the (weighted) share of others below it, ties half: (m,) in [0, 1]; their mean is the AUC.
+    """Weighted share of others below each member, ties counted half: (m,) in [0, 1]; their mean is the AUC.
 
     >>> placements(np.array([0.0, 2.0]), np.array([0.0, 1.0])).tolist()
     [0.25, 1.0]
@@ -47,11 +47,15 @@ def placements(members: Array, others: Array, weights: Array | None = None) -> A
 
 
 def auc_interval(members: Array, others: Array, weights: Array | None = None) -> Interval:
-    """AUC with its 95 % interval in closed form; O((m + n) log(m + n)).
+    """AUC with its 95 % interval in closed form, in O((m + n) log(m + n)).
 
-    members (m,), others (n,), weights (n,) as in the module. The interval is symmetric in log(AUC / (1 - AUC)). Where
-    the scores separate perfectly the variance is zero, and the exact interval of as many trials as the smaller side
-    (the effective one) takes its place.
+    The interval is symmetric in log(AUC / (1 - AUC)). If the scores separate perfectly, the variance is zero, and the
+    exact binomial interval for the (effective) size of the smaller side is used instead.
+
+    Args:
+        members: scores (m,).
+        others: scores (n,).
+        weights: of the others (n,), >= 0; equal by default.
     """
     mass = np.ones(len(others)) if weights is None else np.asarray(weights, dtype=float)
     value, error = delong(members, others, mass)
@@ -65,7 +69,7 @@ def auc_interval(members: Array, others: Array, weights: Array | None = None) ->
 
 
 def delong(members: Array, others: Array, weights: Array) -> tuple[float, float]:
-    """AUC and its standard error over samples of both sides; 0 for the share of a side with fewer than two samples."""
+    """AUC and its standard error; a side with fewer than two samples contributes no variance."""
     of_members = placements(members, others, weights)
     of_others = 1 - placements(others, members)
     value = float(of_members.mean())
@@ -78,15 +82,15 @@ def delong(members: Array, others: Array, weights: Array) -> tuple[float, float]
 
 
 def weighted_auc(positive: Array, negative: Array, w_pos: Array, w_neg: Array) -> float:
-    """P(positive > negative) + P(equal) / 2 under weights of both sides; w_pos (P,), w_neg (N,)."""
+    """AUC P(positive > negative) + P(equal) / 2 with weights w_pos (P,) and w_neg (N,) >= 0 of both sides."""
     return float(w_pos @ placements(positive, negative, w_neg) / w_pos.sum())
 
 
 def tpr_at(members: Array, others: Array, weights: Array, rate: float) -> float:
-    """Largest share of members above a threshold that at most `rate` of the (weighted) others exceed."""
+    """True positive rate at the false positive rate `rate` in (0, 1), with weighted others; in [0, 1]."""
     order = np.argsort(-others, kind="stable")
     above = np.cumsum(weights[order]) / weights.sum()
-    passed = int(np.searchsorted(above, rate, side="right"))  # so many of the highest others may lie above
+    passed = int(np.searchsorted(above, rate, side="right"))  # number of the highest others that may exceed it
     if passed == len(others):
         return 1.0
     return float((members > others[order[passed]]).mean())
@@ -100,17 +104,28 @@ def tail_rates(
     rng: np.random.Generator,
     resamples: int = 500,
 ) -> list[Interval]:
-    """`tpr_at` for each of `rates`, in (0, 1), with 95 % percentile intervals over resampled members and others.
+    """True positive rates at low false positive rates, with 95 % percentile intervals of a Poisson bootstrap.
 
-    A resample gives every other sample a Poisson(1) weight, drawn for the tail alone: the weight of the rest is a sum
-    of so many that it is normal. The share of resampled members above a threshold is binomial.
+    A resample gives every non-member a Poisson(1) weight, drawn for the tail alone: the total weight of the others is
+    approximately normal. The share of resampled members above a threshold is binomial.
+
+    Args:
+        members: scores (m,).
+        others: scores (n,).
+        weights: of the others (n,), >= 0.
+        rates: false positive rates in (0, 1).
+        rng: of the resamples.
+        resamples: number of resamples.
+
+    Returns:
+        One interval per rate.
     """
     if not rates:
         return []
     total, effective = weights.sum(), weights.sum() ** 2 / np.square(weights).sum()
     reach = max(rates) + 8 * math.sqrt(max(rates) / effective) + 20 / effective
     size = min(len(others), int(reach * len(others)) + 1)
-    while True:  # light samples at the top: a longer tail is needed to hold so much weight
+    while True:  # if the highest samples have small weights, a longer tail is needed
         top = np.argpartition(-others, size - 1)[:size] if size < len(others) else np.arange(len(others))
         if size == len(others) or weights[top].sum() >= reach * total:
             break
@@ -129,9 +144,9 @@ def tail_rates(
         count = min(block, resamples - start)
         up_to = np.cumsum(rng.poisson(1.0, (count, size)) * mass, axis=1)
         whole = up_to[:, -1] + np.maximum(rest + deviation * rng.standard_normal(count), 0.0)
-        for rate, found in zip(rates, draws, strict=True):
+        for rate, draw in zip(rates, draws, strict=True):
             passed = (up_to <= rate * whole[:, None]).sum(1)
-            found.append(rng.binomial(len(members), shares[np.minimum(passed, last)]) / len(members))
+            draw.append(rng.binomial(len(members), shares[np.minimum(passed, last)]) / len(members))
     low, high = np.quantile([np.concatenate(parts) for parts in draws], [0.025, 0.975], axis=1)
     return [Interval(*map(float, row)) for row in zip(points, low, high, strict=True)]
 
@@ -148,8 +163,12 @@ def _wilson(hits: float, trials: float) -> tuple[float, float]:
 def mean_of_shares(first: Array, second: Array, weights: Array) -> Interval:
     """Mean of two independent proportions with its 95 % interval, e.g. balanced accuracy.
 
-    first (P,) and second (N,) bool, weights (N,) of `second`. Both Wilson intervals are joined by MOVER (Zou and
-    Donner, Statistics in Medicine 27, 2008).
+    Combines the two Wilson intervals by MOVER (Zou and Donner, Statistics in Medicine 27, 2008).
+
+    Args:
+        first: bool (P,).
+        second: bool (N,).
+        weights: of `second` (N,), >= 0.
     """
     effective = weights.sum() ** 2 / np.square(weights).sum()
     shares = float(first.mean()), float(weights @ second / weights.sum())
@@ -161,7 +180,7 @@ def mean_of_shares(first: Array, second: Array, weights: Array) -> Interval:
 
 
 def clopper_pearson(successes: int, trials: int, alpha: float = 0.05) -> tuple[float, float]:
-    """Exact two-sided interval of a proportion.
+    """Exact two-sided interval of the proportion successes / trials at level 1 - alpha (Clopper and Pearson, 1934).
 
     >>> low, high = clopper_pearson(0, 10)
     >>> low, round(high, 4)
@@ -175,7 +194,7 @@ def clopper_pearson(successes: int, trials: int, alpha: float = 0.05) -> tuple[f
 
 
 def holm(p: Array) -> Array:
-    """Holm's step-down adjustment; NaN stays NaN.
+    """Holm's step-down adjustment of p-values (n,); NaN stays NaN.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
     [0.03, 0.06, 0.06]
@@ -183,14 +202,14 @@ def holm(p: Array) -> Array:
     adjusted = np.full(len(p), np.nan)
     known = np.flatnonzero(~np.isnan(p))
     worst = 0.0
-    for at, index in enumerate(known[np.argsort(p[known], kind="stable")]):
-        worst = max(worst, min(1.0, (len(known) - at) * float(p[index])))
+    for rank, index in enumerate(known[np.argsort(p[known], kind="stable")]):
+        worst = max(worst, min(1.0, (len(known) - rank) * float(p[index])))
         adjusted[index] = worst
     return adjusted
 
 
 def gram_cka(k: Tensor, other: Tensor, *, unbiased: bool) -> float | None:
-    """CKA of two Gram matrices (n, n); None where one of them is that of equal rows."""
+    """CKA of two Gram matrices (n, n); None if the rows behind one of them are all equal."""
     hsic = unbiased_hsic if unbiased else _biased_hsic
     own = [float(hsic(g, g)) for g in (k, other)]
     if any(value <= 1e-20 * float(g.trace()) ** 2 for value, g in zip(own, (k, other), strict=True)):

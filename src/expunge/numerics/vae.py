@@ -1,4 +1,4 @@
-"""The small variational autoencoder by which LAF models the distribution of representations.
+"""The small variational autoencoder with which LAF models the distribution of representations.
 
 Paper      Shen et al., ICLR 2024, arXiv:2404.00506
 
@@ -26,7 +26,13 @@ Decoder = Literal["sigmoid", "linear", "clip"]
 
 
 class VAE(nn.Module):
-    """width: d of the representation. latent: l. `decoder="clip"` is an ablation: v(e) = clip(e, 0, 1), no network."""
+    """Variational autoencoder of representations.
+
+    Args:
+        width: width d of the representation.
+        latent: width l of the latent variable.
+        decoder: output function; "clip" is an ablation without a network, v(e) = clip(e, 0, 1).
+    """
 
     def __init__(self, width: int, latent: int, decoder: Decoder = "sigmoid") -> None:
         super().__init__()
@@ -38,7 +44,7 @@ class VAE(nn.Module):
         self.out = nn.Linear(128, width)
 
     def reconstruct(self, e: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """v(e) (B, d), mu (B, l), sigma (B, l). noise: the generator of eps; None: eps = 0 (the mean)."""
+        """v(e) (B, d), mu (B, l), sigma (B, l); `noise` generates eps, None stands for eps = 0 (the mean)."""
         if self.kind == "clip":
             nothing = e.new_zeros(len(e), 1)
             return e.clamp(0, 1), nothing, nothing + 1
@@ -51,13 +57,13 @@ class VAE(nn.Module):
         return (torch.sigmoid(out) if self.kind == "sigmoid" else out), mu, sigma
 
     def distance(self, e: Tensor, noise: torch.Generator | None) -> Tensor:
-        """d_v(x) = ||v(e) - e||^2 per sample (B,), in float32; gradients flow through both sides."""
+        """Squared reconstruction error ||v(e) - e||^2 per sample (B,), float32; gradients flow through both terms."""
         e = e.float()
         return (self.reconstruct(e, noise)[0] - e).square().sum(1)
 
 
 def vae_loss(vae: VAE, e: Tensor, noise: torch.Generator, kl_weight: float) -> Tensor:
-    """L_VAE of a batch of representations (B, d); a scalar."""
+    """L_VAE of a batch of representations e (B, d); a scalar."""
     v, mu, sigma = vae.reconstruct(e, noise)
     error = (v - e).square().sum(1).mean()
     variance = sigma.square()
@@ -78,12 +84,24 @@ def train_vae(
     kl_weight: float,
     patience: float | None = None,
 ) -> VAE:
-    """A frozen VAE trained with Adam on a matrix of representations (n, d); its losses go to `run.details["vae"]`.
+    """Train a VAE with Adam on representations; its losses are stored in `run.details["vae"][name]`.
 
-    Too small to share: every process trains it on all representations.
+    It is too small to be distributed: every process trains it on all representations.
 
-    views: the matrix of each epoch; the same one every time unless the data are augmented.
-    patience: stop when an epoch lowers the loss by less than this share of it; None: never.
+    Args:
+        views: the matrix (n, d) of each epoch, which differs between epochs only if the data are augmented.
+        run: device, seeds and progress.
+        name: of the VAE, for its stream of random numbers.
+        latent: width of the latent variable.
+        decoder: output function, see `VAE`.
+        epochs: passes over the matrix.
+        batch_size: representations per step.
+        lr: learning rate.
+        kl_weight: weight of the KL term.
+        patience: stop when an epoch lowers the loss by less than this share of it; None: never.
+
+    Returns:
+        The VAE, with frozen weights.
     """
     torch.manual_seed(run.seed_for("vae", name, "init"))
     features = views(1)
@@ -109,6 +127,6 @@ def train_vae(
                 continue
             if run.world.any(losses[-2] - losses[-1] < patience * abs(losses[-2])):
                 break
-    run.world.align(vae)
+    run.world.broadcast_parameters(vae)
     vae.zero_grad(set_to_none=True)
     return vae.requires_grad_(False)

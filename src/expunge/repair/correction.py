@@ -87,6 +87,6 @@ def make_correction(train: Split, suspects: Suspects, action: Action, method: st
         )
     if action == "forget" and method == NONE:
         raise UsageError('method "none" would change nothing; choose a method, or the action `relabel`.')
-    if distributed.current().several:
+    if distributed.current().size > 1:
         raise UsageError("a label repair is the work of one process; run it without torchrun.")
     return Correction(train, suspects, action)

@@ -1,1 +1,1 @@
-"""Training: the one loop, recipes, inference, cached references."""
+"""Training: the training loop, recipes, inference and the cache of trained models."""

@@ -1,7 +1,7 @@
-"""Trained models kept by content, so that nothing is trained twice, and nothing stale or foreign is used.
+"""Cache of trained models, addressed by content.
 
-The key of a training contains its data, options, start weights and the source of the code that runs: the model's, and
-that of the training loop. A file is believed if it states this key, and holds the weights that its facts tell of.
+The key of a training contains its data, options, initial weights and the source of the code that runs: the model's, and
+that of the training loop. A file is used only if it states this key and its weights have the recorded hash.
 """
 
 from __future__ import annotations
@@ -32,7 +32,17 @@ from expunge.training.recipe import Recipe
 def training_key(
     model: nn.Module, data: Split, recipe: Recipe, seed: int, purpose: str, precision: str, processes: int = 1
 ) -> str:
-    """Hex sha256 over everything that decides the trained weights."""
+    """Hex SHA-256 of everything that determines the trained weights.
+
+    Args:
+        model: with its initial weights.
+        data: the training samples.
+        recipe: how it is trained.
+        seed: of the run.
+        purpose: name of the stream of random numbers.
+        precision: "float32" or "bfloat16".
+        processes: number of processes that share the training.
+    """
     facts: dict[str, Any] = {
         "code": [code_hash("expunge.training.loop"), model_code(model)],
         "torch": torch.__version__,
@@ -54,9 +64,9 @@ def training_key(
 
 
 def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, purpose: str = "train") -> nn.Module:
-    """`train_model`, or its stored result if exactly this training was done before (needs `run.cache`).
+    """`train_model`, or the stored result if exactly this training was done before (needs `run.cache`).
 
-    Seconds of the original training are kept beside the weights, so a cached reference still reports its true cost.
+    The seconds of the training are stored with the weights, so a cached reference still reports its true cost.
     """
     if run.cache is None or run.keep_snapshots:  # rewinding needs every epoch, not only the last
         return train_model(model, data, recipe, run, purpose=purpose)
@@ -66,23 +76,23 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
     if doubted is not None:
         _note(run, doubted)
         return train_model(model, data, recipe, run, purpose=purpose)
-    # Two workers that need the same model: one trains, the other waits and loads; waiting is nobody's cost. Of
-    # processes that share this run only the first holds the lock and reads.
+    # Of two workers that need the same model one trains, and the other waits and loads; the time of waiting is not
+    # counted. Of processes that share this run only the main process holds the lock and reads.
     before = run.elapsed()
-    with claimed(weights) if run.world.first else nullcontext() as problem:
+    with claimed(weights) if run.world.is_main else nullcontext() as problem:
         run.borrow(before - run.elapsed())
-        kept = run.world.from_first(lambda: _load(model, weights, run))
-        if kept is None:
-            began = run.elapsed()
+        stored = run.world.from_main(lambda: _load(model, weights, run))
+        if stored is None:
+            start = run.elapsed()
             train_model(model, data, recipe, run, purpose=purpose)
             if problem is not None:
                 _note(run, problem)
-            elif run.status == "finished" and run.world.first:
-                _keep(model, data, weights, run, run.elapsed() - began)
+            elif run.status == "finished" and run.world.is_main:
+                _store(model, data, weights, run, run.elapsed() - start)
         else:
-            run.world.align(model)
-            run.history.extend(kept[0])
-            run.borrow(kept[1])
+            run.world.broadcast_parameters(model)
+            run.history.extend(stored[0])
+            run.borrow(stored[1])
     return model.to(run.device)
 
 
@@ -92,7 +102,7 @@ def _note(run: Run, sentence: str) -> None:
 
 
 def _load(model: nn.Module, weights: Path, run: Run) -> tuple[list[dict[str, float]], float] | None:
-    """Fill `model` from the cache; the history and the seconds of its training, or None if it is not there."""
+    """Load `model` from the cache; returns history and seconds of its training, or None if it is not cached."""
     facts = weights.with_suffix(".json")
     if not (weights.exists() and facts.exists()):
         return None
@@ -103,16 +113,16 @@ def _load(model: nn.Module, weights: Path, run: Run) -> tuple[list[dict[str, flo
         if read_metadata(weights).get("key") != weights.stem:
             raise CheckpointError(f"{weights} is that of another training.")
         if weights_hash(load_weights(model, weights)) != stated:
-            raise CheckpointError(f"{weights} does not hold the weights that {facts.name} tells of.")
+            raise CheckpointError(f"the weights in {weights} do not have the hash recorded in {facts.name}.")
     except (CheckpointError, LookupError, OSError, TypeError, ValueError):
-        model.load_state_dict(before)  # what is trained again must not start from another model
+        model.load_state_dict(before)  # retraining must not start from another model's weights
         run.notes.append(f"the cached model {weights.stem[:12]} was damaged or replaced and is trained again.")
         return None
     return history, seconds
 
 
-def _keep(model: nn.Module, data: Split, weights: Path, run: Run, seconds: float) -> None:
-    """Write weights and facts; a full disk costs a note, because the model is there."""
+def _store(model: nn.Module, data: Split, weights: Path, run: Run, seconds: float) -> None:
+    """Write weights and facts; failure to write is a note, because the model itself is not lost."""
     facts = weights.with_suffix(".json")
     part = facts.with_suffix(".part")
     content = {"seconds": seconds, "history": run.history, "weights": weights_hash(model)}
@@ -122,4 +132,4 @@ def _keep(model: nn.Module, data: Split, weights: Path, run: Run, seconds: float
         part.replace(facts)
         record(weights, weights.parent.parent, **origin_of(data))
     except (ExpungeError, OSError) as error:
-        _note(run, f"the trained model is not kept in the cache ({str(error).rstrip('.')}).")
+        _note(run, f"the trained model could not be cached ({str(error).rstrip('.')}).")

@@ -1,14 +1,13 @@
-"""Forward passes of a model in training, alone or as one of several processes with PyTorch's DDP.
+"""Forward passes of a model in training, in one process or in several with PyTorch's DistributedDataParallel.
 
-Why DDP and a gather, and not gradients summed by hand: DDP overlaps the sums with the backward pass and takes weights
-without a gradient as they are. Its one assumption, that the loss is a mean over equal parts, does not hold here (short
-last batches, sums, a logsumexp over the batch). So outputs are gathered first (`World.whole`): each process computes
-the loss of the global batch, which may then be any function of the outputs, and the mean of their gradients is the
-gradient of that loss. Methods keep their equations.
+DDP overlaps the reduction of gradients with the backward pass. It assumes that the loss is a mean over equal shards,
+which does not hold here (short last batches, sums, a logsumexp over the batch). So outputs are gathered first
+(`World.all_gather`): each process computes the loss of the global batch, which may be any function of the outputs, and
+the mean of their gradients is the gradient of that loss. Methods keep their equations.
 
-BatchNorm in train mode takes its statistics over the global batch. `torch.nn.SyncBatchNorm` refuses the CPU and would
-change the model's classes, so the sums are exchanged here, on any device. Other modules that mix samples are not
-known here. Dropout draws masks of its own in every process: the same distribution as one process, other numbers.
+BatchNorm in train mode uses the statistics of the global batch. `torch.nn.SyncBatchNorm` does not support the CPU and
+would change the model's classes, so the sums are exchanged here, on any device. Other modules that mix samples are not
+supported. Dropout masks differ between processes: the distribution is that of one process, the numbers are not.
 """
 
 from __future__ import annotations
@@ -30,11 +29,15 @@ from expunge.models.modes import evaluation_mode
 
 
 class Passes:
-    """`passes(batch)` is `model(batch.x)`, with all rows of the batch, however many processes computed them.
+    """Forward passes of a global batch: `passes(batch)` is `model(x)` for all its rows, in every process.
 
-    forward: what to compute instead of the logits, e.g. `Anatomy.features`. Draw batches with `world=run.world`. To be
-    made once per training, after the choice of which parameters are trained; all processes start with the weights of
-    the first.
+    Draw batches with `world=run.world`. Create it once per training, after choosing which parameters are trained; all
+    processes start with the weights of the main process.
+
+    Args:
+        model: the model that is trained.
+        run: its processes.
+        forward: what to compute instead of the logits, e.g. `Anatomy.features`.
     """
 
     def __init__(self, model: nn.Module, run: Run, forward: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -46,44 +49,44 @@ class Passes:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Outputs (B, ...) of the global batch."""
-        if not self._world.shares(len(batch)):
+        if not self._world.is_sharded(len(batch)):
             return self._run(batch.x)
         with shared_statistics(self._norms, self._world):
-            return batch.whole(self._run(batch.x))
+            return batch.gather(self._run(batch.x))
 
-    def together(self, *batches: Batch) -> tuple[Tensor, ...]:
-        """Outputs of several batches in one pass; only with BatchNorm in eval mode, which does not mix them."""
+    def joint(self, *batches: Batch) -> tuple[Tensor, ...]:
+        """Outputs of several batches in one pass; only with BatchNorm in eval mode, which does not mix samples."""
         sizes = [len(batch.x) for batch in batches]
         parts = self._run(torch.cat([batch.x for batch in batches])).split(sizes)
-        return tuple(batch.whole(part) for batch, part in zip(batches, parts, strict=True))
+        return tuple(batch.gather(part) for batch, part in zip(batches, parts, strict=True))
 
     def _run(self, x: Tensor) -> Tensor:
-        if not self._world.several:
+        if self._world.size == 1:
             return self._forward(x)
         if self._shared is None:
-            # Weights that a pass leaves out (the head, where representations are wanted) keep `grad = None`. Looking
-            # for them in every pass costs time, and DDP complains where there are none: only where there are some.
+            # Weights that a pass does not use (the head, if representations are computed) keep `grad = None`. Searching
+            # for them in every pass costs time, and DDP warns if there are none: enabled only if there are some.
             self._shared = DistributedDataParallel(
-                _Part(self._model, self._forward),
-                find_unused_parameters=self._world.any(_leaves_out(self._model, self._forward, x[:2])),
+                _ForwardOf(self._model, self._forward),
+                find_unused_parameters=self._world.any(_has_unused(self._model, self._forward, x[:2])),
             )
-            # Statistics are equal by themselves; copying them in between would spoil two passes before one step. As an
-            # attribute, because the argument has another name from PyTorch 2.13 on.
+            # Statistics are equal anyway; copying them would break two passes before one step. Set as an attribute,
+            # because the argument has another name from PyTorch 2.13 on.
             self._shared.broadcast_buffers = False
         out: Tensor = self._shared(x)
         return out
 
 
-def _leaves_out(model: nn.Module, forward: Callable[[Tensor], Tensor], sample: Tensor) -> bool:
-    """Whether `forward` uses only some of the weights that are trained."""
+def _has_unused(model: nn.Module, forward: Callable[[Tensor], Tensor], sample: Tensor) -> bool:
+    """Whether `forward` does not use all parameters that are trained."""
     trained = [p for p in model.parameters() if p.requires_grad]
     with evaluation_mode(model), torch.enable_grad():
         gradients = torch.autograd.grad(forward(sample).sum(), trained, allow_unused=True)
     return any(gradient is None for gradient in gradients)
 
 
-class _Part(nn.Module):
-    """What DDP wraps: the model, passed through by `forward`."""
+class _ForwardOf(nn.Module):
+    """The module that DDP wraps: a model with another forward function."""
 
     def __init__(self, model: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class _Part(nn.Module):
 
 @contextmanager
 def shared_statistics(norms: list[_BatchNorm], world: World) -> Iterator[None]:
-    """Inside, these BatchNorm layers normalise by the statistics of all processes' rows."""
+    """Within the context, these BatchNorm layers normalise by the statistics of the global batch."""
     changed = [norm for norm in norms if norm.training or norm.running_mean is None]
     for norm in changed:
         norm.forward = functools.partial(batch_norm, norm, world)  # type: ignore[method-assign]
@@ -108,9 +111,18 @@ def shared_statistics(norms: list[_BatchNorm], world: World) -> Iterator[None]:
 
 
 def batch_norm(norm: _BatchNorm, world: World, x: Tensor) -> Tensor:
-    """What `norm` in train mode gives for the rows x (b, C, ...) of a batch that is split over the processes.
+    """BatchNorm in train mode over a batch that is sharded over the processes.
 
-    mean and (biased) variance per channel over all rows; the running variance takes the unbiased one, as PyTorch's.
+    Normalises by mean and biased variance per channel of the global batch; the running variance is updated by the
+    unbiased one, as in PyTorch.
+
+    Args:
+        norm: the layer; its running statistics are updated.
+        world: the processes.
+        x: the shard (b, C, ...) of this process.
+
+    Returns:
+        (b, C, ...), in the type of x.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     dims = [0, *range(2, x.dim())]
@@ -122,15 +134,15 @@ def batch_norm(norm: _BatchNorm, world: World, x: Tensor) -> Tensor:
     centred = wide - mean.view(shape)
     variance = _Sum.apply(centred.square().sum(dims), world) / count
     if norm.training:
-        _follow(norm, mean.detach(), variance.detach() * (count / (count - 1)))
+        _update_statistics(norm, mean.detach(), variance.detach() * (count / (count - 1)))
     y = centred * (variance + norm.eps).rsqrt().view(shape)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)
     return y.to(x.dtype)
 
 
-def _follow(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    """Move the running statistics, if there are any, as PyTorch does."""
+def _update_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Update the running statistics, if there are any, as PyTorch does."""
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)
@@ -140,13 +152,13 @@ def _follow(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes; what each of them derives by it is summed on the way back."""
+    """Sum over the processes; the backward pass sums the gradients over them too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
         ctx.world = world
-        return world.total(x.clone())
+        return world.all_reduce(x.clone())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.world.total(gradient.contiguous().clone()), None
+        return ctx.world.all_reduce(gradient.contiguous().clone()), None

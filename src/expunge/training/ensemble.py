@@ -1,4 +1,4 @@
-"""Several classifiers that answer as one."""
+"""Several classifiers combined into one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """The shards' models as one classifier: (B, ...) to logits (B, classes), whose softmax is the aggregate.
+    """An ensemble with the interface of one classifier: logits (B, classes) whose softmax is the aggregate.
 
-    mean: the mean of the softmax outputs. vote: shares of the votes; ties are broken by the mean.
+    Args:
+        models: the members.
+        aggregate: "mean", the mean of the softmax outputs, or "vote", the shares of votes with ties broken by the mean.
     """
 
     def __init__(self, models: Sequence[nn.Module], aggregate: str = "mean") -> None:
@@ -27,5 +29,5 @@ class Ensemble(nn.Module):
             return mean
         classes = outputs.shape[2]
         votes = nn.functional.one_hot(outputs.argmax(2), classes).float().mean(0)
-        little = 1e-3 / len(outputs)  # too little to outweigh one vote
-        return ((1 - little) * votes + little * mean.exp()).clamp_min(1e-30).log()
+        tie_break = 1e-3 / len(outputs)  # too small to outweigh one vote
+        return ((1 - tie_break) * votes + tie_break * mean.exp()).clamp_min(1e-30).log()

@@ -1,4 +1,4 @@
-"""The one training loop: used for originals, retrained references and every cross-entropy baseline."""
+"""The training loop, used for originals, retrained references and every cross-entropy baseline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from expunge.training.recipe import Recipe, clip_gradients, make_optimizer, set_
 
 
 def step(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
-    """One backward pass and one update."""
+    """Backward pass and one update; `clip` is the largest gradient norm, None for no clipping."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     clip_gradients(model, clip)
@@ -30,9 +30,15 @@ def step(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip:
 
 
 class L2Reference:
-    """Gradient of (strength/2)||w - w_ref||^2, added straight to the gradients (L2-SP).
+    """Adds the gradient of (strength/2) ||w - w_ref||^2 to the gradients of a model (L2-SP).
 
-    A penalty in the graph would cost a Python loop over the tensors forward and backward; this is one fused call.
+    Source: Li, Grandvalet, Davoine, ICML 2018, arXiv:1802.01483. A penalty in the graph would cost a Python loop over
+    the tensors forward and backward; this is one fused call.
+
+    Args:
+        model: its parameters that require gradients are pulled.
+        strength: >= 0.
+        reference: w_ref by parameter name; the model's current weights by default.
     """
 
     def __init__(self, model: nn.Module, strength: float, reference: Mapping[str, Tensor] | None = None) -> None:
@@ -42,6 +48,7 @@ class L2Reference:
         self._reference = [(reference[name] if reference else p).detach().clone().to(p) for name, p in named]
 
     def add_gradient(self) -> None:
+        """Add the gradient of the penalty to `p.grad` of every parameter that has one."""
         if self.strength == 0:
             return
         pairs = [(p, r) for p, r in zip(self._parameters, self._reference, strict=True) if p.grad is not None]
@@ -62,13 +69,23 @@ def train_model(
     after_epoch: Callable[[int, nn.Module], None] | None = None,
     rate: Callable[[int], float] | None = None,
 ) -> nn.Module:
-    """Train `model` in place on cross-entropy over `data` and return it.
+    """Train `model` in place by cross-entropy over `data` and return it.
 
-    reference: weights that L2-SP pulls to; default: the weights at the start. purpose: names the shuffling stream.
-    resume: a file that holds the state after the last finished epoch; a killed training goes on from there with the
-    same result, because every epoch's order derives from (seed, purpose, epoch).
-    after_epoch: called with the 1-based epoch and the model, to look at it; before the epoch counts as finished.
-    rate: learning rate of a 1-based epoch, where no recipe can say it; default: the recipe's.
+    Args:
+        model: the model, moved to the run's device.
+        data: the training samples with labels.
+        recipe: how to train.
+        run: device, seeds, progress and history.
+        purpose: name of the stream of random numbers that shuffles the data.
+        reference: weights that L2-SP pulls to; the initial weights by default.
+        resume: file with the state after the last finished epoch. An interrupted training continues from it with the
+            same result, because the order of every epoch derives from (seed, purpose, epoch).
+        after_epoch: called with the epoch, counted from 1, and the model, before the epoch counts as finished.
+        rate: learning rate of an epoch, counted from 1, in place of the recipe's.
+
+    Raises:
+        CheckpointError: if `resume` cannot be read.
+        ExpungeError: if it cannot be written.
     """
     rate = recipe.rate if rate is None else rate
     model.to(run.device)
@@ -82,7 +99,7 @@ def train_model(
     with fast_layout(model, data.input_shape), lone_samples(model, allowed=recipe.batch_size > 1 or len(data) == 1):
         passes = Passes(model, run)
         for epoch in run.epochs(model, recipe.epochs, first=done + 1, what=f"{run.label}: {purpose}", state=carried):
-            # Whatever the modules draw themselves (dropout) restarts per epoch, so that resuming changes nothing.
+            # Random numbers that modules draw (dropout) are reseeded per epoch, so that resuming changes nothing.
             torch.manual_seed(run.module_seed(purpose, "modules", epoch.number))
             training_mode(model, recipe.batchnorm)
             set_rate(optimizer, rate(epoch.number))
@@ -101,7 +118,7 @@ def train_model(
                 epoch.add("loss", loss, len(batch))
             if after_epoch is not None:
                 after_epoch(epoch.number, model)
-            if resume is not None and run.world.first:
+            if resume is not None and run.world.is_main:
                 row = {"epoch": float(epoch.number), **epoch.close()}
                 _save_state(resume, model, optimizer, epoch.number, [*run.history, row])
     return model
@@ -122,11 +139,11 @@ def _save_state(
 
 
 def _load_state(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> int:
-    """Number of finished epochs; 0 without a file. Only the first process reads it."""
+    """Number of finished epochs; 0 without a file. Only the main process reads it."""
     if path is None:
         return 0
     try:
-        state = run.world.from_first(lambda: _read_state(path))
+        state = run.world.from_main(lambda: _read_state(path))
         if state is None:
             return 0
         model.load_state_dict(state["model"])

@@ -1,9 +1,9 @@
-"""The precision of forward and backward passes: bfloat16 where it is measurably faster, float32 elsewhere.
+"""The precision of forward and backward passes: bfloat16 if it is measurably faster, else float32.
 
 Instruction sets alone do not decide: a processor that multiplies bfloat16 natively can still be slower for a small
-network or an awkward batch size. So `auto` times one batch in each precision, once per machine, model and batch shape,
-and keeps the decision in the cache folder. Two runs with the same decision are bit-equal; the decision is part of
-every result and of every cache key. Master weights, BatchNorm statistics and losses are float32 in both.
+network or an unfavourable batch size. So `auto` times one batch in each precision, once per machine, model and batch
+shape, and stores the decision in the cache folder. Two runs with the same decision are bit-equal; the decision is part
+of every result and of every cache key. Master weights, BatchNorm statistics and losses are float32 in both.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from expunge.models.layout import channels_last
 from expunge.models.modes import lone_samples
 
 FASTER = 0.8
-"""bfloat16 is taken only if a batch takes at most this share of its float32 time: ties go to the exact precision."""
+"""bfloat16 is chosen only if a batch takes at most this share of its float32 time."""
 
 SMALL_SECONDS = 0.005
-"""Below this float32 time a batch is dominated by overhead that bfloat16 only adds to; it is not timed any further."""
+"""Below this float32 time per batch, overhead dominates and bfloat16 is not timed."""
 
 
 def resolve_precision(
@@ -40,8 +40,8 @@ def resolve_precision(
     """The precision that a run uses.
 
     Args:
-        wanted: `float32` and `bfloat16` are taken as they are; `auto` (or None) is decided by measurement.
-        model: the network that will be trained. It stays as it is: a copy is timed.
+        wanted: `float32` and `bfloat16` are returned unchanged; `auto` (or None) is decided by measurement.
+        model: the network that will be trained; a copy of it is timed.
         split: the samples it will be trained on; its first `batch_size` samples are the timed batch.
         batch_size: samples per step.
         device: where the run happens.
@@ -73,7 +73,7 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def instruction_sets() -> set[str]:
-    """The instruction sets of this processor that matter for matrix products, as torch reports them."""
+    """The processor's instruction sets that are relevant to matrix products, as torch reports them."""
     probes = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
     others = {"avx2": "_is_avx2_supported", "avx512": "_is_avx512_supported"}
     return {
@@ -89,7 +89,7 @@ def measure(model: nn.Module, x: Tensor, num_classes: int, device: torch.device)
     Args:
         model: any network that returns logits (B, classes).
         x: one batch (B, ...), on `device`.
-        num_classes: number of classes, for made-up labels.
+        num_classes: number of classes, for arbitrary labels.
         device: where to time.
 
     Returns:
@@ -114,19 +114,19 @@ def measure(model: nn.Module, x: Tensor, num_classes: int, device: torch.device)
 
 
 def _step(model: nn.Module, x: Tensor, labels: Tensor, device: torch.device, precision: str) -> float:
-    """Seconds of one forward and backward pass. Raises `FloatingPointError` if its loss is not finite.
+    """Seconds of one forward and backward pass; raises `FloatingPointError` if its loss is not finite.
 
-    On the CPU these are CPU seconds, so that other programs on the machine do not decide.
+    On the CPU these are CPU seconds, so that other programs on the machine do not affect the decision.
     """
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    began = clock()
+    start = clock()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(x)
     loss = nn.functional.cross_entropy(logits.float(), labels)
     loss.backward()
     if not bool(torch.isfinite(loss)):  # reading the loss also waits for the device
         raise FloatingPointError("the loss is not finite")
-    return clock() - began
+    return clock() - start
 
 
 def _key(model: nn.Module, x: Tensor, device: torch.device) -> str:
@@ -164,11 +164,11 @@ def _read(path: Path) -> Precision | None:
 
 
 def _write(path: Path, decision: Precision, seconds: dict[str, float], shape: Sequence[int]) -> None:
-    """Keep a decision; the first one stays, so that two processes that measure at once agree afterwards."""
+    """Store a decision; the first one is kept, so that two processes that measure at once agree afterwards."""
     content = json.dumps({"precision": decision, "seconds": seconds, "batch": list(shape)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w", encoding="utf-8") as out:
             out.write(content)
     except OSError:
-        return  # the decision is part of the result all the same; the next run measures again
+        return  # the decision is part of the result anyway; the next run measures again

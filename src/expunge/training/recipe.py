@@ -1,4 +1,4 @@
-"""The training recipe: everything that decides how a model is trained, in one frozen, validated dataclass."""
+"""The training recipe: everything that determines how a model is trained, as a frozen, validated dataclass."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from expunge.core.run import Precision
 class Recipe:
     """How a model is trained: cross-entropy over shuffled batches.
 
-    `schedule="milestones"` multiplies the rate by `decay` for every milestone m with epoch > m (strictly greater,
-    1-based epochs: the drop takes effect one epoch later, as in the SCRUB authors' code). `l2_reference` is the
-    strength of (l/2)||w - w_start||^2 towards the weights training started from (L2-SP).
+    `schedule="milestones"` multiplies the rate by `decay` for every milestone m with epoch > m, epochs counted from 1:
+    the drop takes effect one epoch later, as in the SCRUB authors' code. `l2_reference` is the strength l of the
+    penalty (l/2) ||w - w_0||^2, w_0 the initial weights (L2-SP).
     """
 
     epochs: int = Field(20, ge=0, description="passes over the training data")
@@ -31,14 +31,14 @@ class Recipe:
     schedule: Literal["constant", "cosine", "milestones"] = Field("cosine", description="learning rate over epochs")
     milestones: tuple[int, ...] = Field((), description="epochs after which the rate is multiplied by `decay`")
     decay: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
-    batchnorm: Literal["train", "frozen"] = Field("train", description="batch statistics, or running ones kept fixed")
-    l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the start weights (L2-SP)")
+    batchnorm: Literal["train", "frozen"] = Field("train", description="batch statistics, or fixed running statistics")
+    l2_reference: float = Field(0.0, ge=0, description="strength of the pull to the initial weights (L2-SP)")
     augment: str = Field("none", description="augmentation of training batches, see `expunge list`")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping")
-    precision: Precision = Field("auto", description="of passes; auto: bfloat16 where it is measurably faster")
+    precision: Precision = Field("auto", description="of passes; auto: bfloat16 if it is measurably faster")
 
     def rate(self, epoch: int) -> float:
-        """Learning rate of a 1-based epoch."""
+        """Learning rate of an epoch, counted from 1."""
         return learning_rate(
             epoch,
             base=self.lr,
@@ -50,7 +50,7 @@ class Recipe:
 
 
 def make_recipe(recipe: Recipe | Mapping[str, Any] | None) -> Recipe:
-    """A recipe from itself, from a mapping of its options, or the default one from None."""
+    """The recipe itself, a recipe from a mapping of options, or the default recipe for None."""
     return recipe if isinstance(recipe, Recipe) else build(Recipe, dict(recipe or {}), "recipe")
 
 
@@ -64,9 +64,16 @@ def learning_rate(
     decay: float = 0.1,
     drop_from: float | None = None,
 ) -> float:
-    """Learning rate of a 1-based epoch; a pure function of it.
+    """Learning rate of an epoch.
 
-    drop_from: what `decay` is applied to once a milestone has passed; default: `base`.
+    Args:
+        epoch: counted from 1.
+        base: the largest rate.
+        schedule: "constant", "cosine" or "milestones".
+        epochs: number of epochs, for the cosine.
+        milestones: each m with epoch > m multiplies the rate by `decay`.
+        decay: factor in (0, 1].
+        drop_from: rate that `decay` applies to after a milestone; `base` by default.
 
     >>> [learning_rate(e, base=1.0, schedule="milestones", milestones=(2,)) for e in (1, 2, 3)]
     [1.0, 1.0, 0.1]
@@ -92,10 +99,12 @@ def make_optimizer(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def clip_gradients(model: nn.Module, limit: float | None) -> None:
+    """Scale gradients so that their joint L2 norm is at most `limit`; None: do nothing."""
     if limit is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), limit)

@@ -1,4 +1,4 @@
-"""Small arrays that a training left behind, kept by content: what is asked of many models without keeping a model."""
+"""Cache of small arrays computed from trained models, such as their outputs on some samples, without the models."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from expunge.data.origin import Facts
 
 log = logging.getLogger(__name__)
 _SEAL = "_seal"
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-class Rows:
-    """`<cache>/rows/<key>.npz`. Without a cache, or with one that cannot be believed, every `get` is None.
+class ArrayCache:
+    """Arrays by key, in `<cache>/rows/<key>.npz`; without a trusted cache folder nothing is stored.
 
-    origin: which samples the numbers are about, recorded beside every entry.
+    Args:
+        cache: the cache folder, or None.
+        origin: the samples that the numbers describe, recorded with every entry.
     """
 
     def __init__(self, cache: Path | None, origin: Facts | None = None) -> None:
@@ -32,11 +34,11 @@ class Rows:
         self.folder = None if cache is None else cache / "rows"
         doubted = None if self.folder is None else doubt(self.folder)
         if doubted is not None:
-            _tell(doubted)
+            _warn_once(doubted)
             self.folder = None
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
-        """What was put under `key`; None if nothing was, or if it is damaged or was put under another key."""
+        """The arrays of `key`; None if there are none, or if the file is damaged or belongs to another key."""
         if self.folder is None:
             return None
         try:
@@ -49,10 +51,10 @@ class Rows:
         return arrays if seal is not None and str(seal) == _sealed(key, arrays) else None
 
     def put(self, key: str, **arrays: np.ndarray) -> None:
-        """The file appears whole or not at all; where it cannot be written, that is said once and nothing is kept."""
+        """Store arrays atomically; failure to write is logged once as a warning."""
         if self.folder is None:
             return
-        part = self._path(key).with_suffix(f".{secrets.token_hex(6)}.part")  # two processes may have the same to tell
+        part = self._path(key).with_suffix(f".{secrets.token_hex(6)}.part")  # two processes may write the same key
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with part.open("wb") as stream:
@@ -60,14 +62,14 @@ class Rows:
             part.replace(self._path(key))
             self._record(key)
         except OSError as error:
-            _tell(f"nothing is kept in the cache {self.folder} ({error.strerror or error}).")
+            _warn_once(f"nothing is stored in the cache {self.folder} ({error.strerror or error}).")
             try:
                 part.unlink(missing_ok=True)
             except OSError:
                 return
 
     def state(self, key: str) -> Path | None:
-        """Where the training of `key` keeps the state that it goes on from; None where it can keep none."""
+        """File for the state from which the training of `key` can be resumed; None if it cannot be written."""
         if self.folder is None:
             return None
         try:
@@ -75,20 +77,20 @@ class Rows:
             (self.folder / f"{key}.state.part").touch()
             (self.folder / f"{key}.state.part").unlink()
         except OSError as error:
-            _tell(f"nothing is kept in the cache {self.folder} ({error.strerror or error}).")
+            _warn_once(f"nothing is stored in the cache {self.folder} ({error.strerror or error}).")
             return None
         self._record(key)
         return self.folder / f"{key}.state"
 
     @contextmanager
     def locked(self, key: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold `key` against other processes; without `wait`, raises `filelock.Timeout` if one has it."""
+        """Hold the lock of `key`; with `wait=False`, raises `filelock.Timeout` if another process holds it."""
         if self.folder is None:
             yield
             return
         with claimed(self._path(key), wait=wait) as problem:
             if problem is not None:
-                _tell(problem)
+                _warn_once(problem)
             yield
 
     def _record(self, key: str) -> None:
@@ -100,7 +102,7 @@ class Rows:
 
 
 def _sealed(key: str, arrays: Mapping[str, np.ndarray]) -> str:
-    """Hex sha256 over the key and all values, so that an entry counts for its own question only."""
+    """Hex SHA-256 over the key and all values, so that an entry is valid for its own key only."""
     digest = hashlib.sha256(key.encode())
     for name, values in sorted(arrays.items()):
         digest.update(f"\x1f{name}\x1f{values.dtype}\x1f{values.shape}\x1f".encode())
@@ -108,8 +110,8 @@ def _sealed(key: str, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _tell(sentence: str) -> None:
-    """A warning, once per process."""
-    if sentence not in _told:
-        _told.add(sentence)
+def _warn_once(sentence: str) -> None:
+    """Log a warning once per process."""
+    if sentence not in _warned:
+        _warned.add(sentence)
         log.warning("%s", sentence)

@@ -1,4 +1,4 @@
-"""The pieces of sharded training: options, the random cut, the recipe of a stage, checkpoints, the stored plan."""
+"""Parts of sharded training: options, random shards, the recipe of a stage, checkpoints, the stored plan."""
 
 from __future__ import annotations
 
@@ -24,19 +24,31 @@ PLAN = "sharding.json"
 
 @options
 class Sharding:
-    """How the data are cut, and how the models' answers become one."""
+    """How the data are split into shards, and how the models' outputs are aggregated."""
 
     shards: int = Field(5, ge=1, description="models, each trained on its own part of the data")
-    slices: int = Field(4, ge=1, description="parts of a shard that are added one after the other, with a checkpoint")
+    slices: int = Field(4, ge=1, description="parts of a shard that are added in turn, each with a checkpoint")
     aggregate: Literal["mean", "vote"] = Field("mean", description="mean of the softmax outputs, or majority vote")
     start: Literal["drawn", "given"] = Field(
-        "drawn", description="start weights: drawn per shard, or the model's own, for a model pre-trained on other data"
+        "drawn", description="initial weights: random per shard, or the model's, if it was pre-trained on other data"
     )
     stage_epochs: int | None = Field(None, ge=1, description="epochs per stage; none: 2 epochs / (slices + 1)")
 
 
 def cut(data: Split, sharding: Sharding, seed: int) -> list[list[Tensor]]:
-    """Random shards of equal size (to one sample), and slices of these likewise; positions in the store."""
+    """Random shards, and slices of these; sizes differ by at most one sample.
+
+    Args:
+        data: the training samples.
+        sharding: number of shards and slices.
+        seed: of the order of the samples.
+
+    Returns:
+        Shard -> slice -> positions in the store, ascending.
+
+    Raises:
+        UsageError: if there are fewer samples than slices.
+    """
     if len(data) < sharding.shards * sharding.slices:
         raise UsageError(
             f"{len(data)} samples cannot be cut into {sharding.shards} shards of {sharding.slices} slices; "
@@ -48,20 +60,25 @@ def cut(data: Split, sharding: Sharding, seed: int) -> list[list[Tensor]]:
 
 
 def stage_recipe(recipe: Recipe, sharding: Sharding) -> Recipe:
-    """The recipe of one stage: fewer epochs, and milestones at the same share of them."""
+    """The recipe of one stage: fewer epochs, and milestones at the same fractions of them."""
     epochs = sharding.stage_epochs or max(1, round(2 * recipe.epochs / (sharding.slices + 1)))
     scale = epochs / max(recipe.epochs, 1)
     return replace(recipe, epochs=epochs, milestones=tuple(round(scale * m) for m in recipe.milestones))
 
 
 class Checkpoints:
-    """Weights per (shard, stage), in memory or as files; what was dropped is gone."""
+    """Weights per (shard, stage), in memory or as files.
+
+    Args:
+        folder: where the files are; None: in memory.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._kept: dict[tuple[int, int], Mapping[str, Tensor]] = {}
 
     def put(self, model: nn.Module, shard: int, stage: int) -> None:
+        """Store the weights of `model`."""
         path = self._path(shard, stage)
         if path is not None:
             save_weights(model, path)
@@ -77,10 +94,11 @@ class Checkpoints:
         return model
 
     def newest(self, shard: int, last: int) -> int:
-        """The last of the stages 1, 2, .. that are there without a gap; 0, the start weights, always is."""
+        """The last stage up to `last` to which checkpoints are complete; 0 stands for the initial weights."""
         return next((stage - 1 for stage in range(1, last + 1) if not self._has(shard, stage)), last)
 
     def drop(self, shard: int, stages: range) -> None:
+        """Delete the checkpoints of some stages of a shard."""
         for stage in stages:
             self._kept.pop((shard, stage), None)
             path = self._path(shard, stage)
@@ -96,7 +114,7 @@ class Checkpoints:
 
 
 def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """The file appears whole or not at all."""
+    """Write the plan of a sharded training atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{PLAN}.part"
     part.write_text(json.dumps({"format": FORMAT, **plan}), encoding="utf-8")
@@ -104,7 +122,7 @@ def write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """Raises `CheckpointError` if there is none that this version can read."""
+    """Read the plan of a sharded training; raises `CheckpointError` if there is none that this version can read."""
     path = folder / PLAN
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))

@@ -1,20 +1,20 @@
-"""SISA: sharded, isolated, sliced, aggregated training. Forgetting is exact: only what saw a sample is trained again.
+"""SISA: sharded, isolated, sliced, aggregated training; exact forgetting by retraining the affected stages alone.
 
 Paper      Bourtoule et al., "Machine Unlearning", IEEE S&P 2021, arXiv:1912.03817
 Notation   S shards, R slices of each, e epochs of the recipe
 
-    the data are cut at random into S shards, and each shard D_k into R slices D_k1 .. D_kR
-    model k, stage r (1..R):  go on from checkpoint (k, r-1) on D_k1 + .. + D_kr;   checkpoint (k, 0): start weights
-    answer                    mean of the S softmax outputs, or majority of the S votes
-    forget x in slice r of shard k:  delete checkpoints (k, r) .. (k, R), take x out, train these stages again
+    the data are split at random into S shards, and each shard D_k into R slices D_k1 .. D_kR
+    model k, stage r (1..R):  train on D_k1 + .. + D_kr from checkpoint (k, r-1);   checkpoint (k, 0): initial weights
+    prediction                mean of the S softmax outputs, or majority of the S votes
+    forget x in slice r of shard k:  delete checkpoints (k, r) .. (k, R), remove x, retrain these stages
 
-A stage lasts 2e / (R + 1) epochs, so that all stages together pass over about as many samples as e epochs do. It is a
-training of its own: new optimiser state, the recipe's schedule from its start, milestones scaled to its length.
+A stage has 2e / (R + 1) epochs, so that all stages together process about as many samples as e epochs. Each starts with
+a new optimiser state and the recipe's schedule, with milestones scaled to its length.
 Exact      every random draw derives from (seed, shard, stage, epoch), so the weights after `forget` are, bit for bit,
            those of a training on the same shards that never had the samples
 Cost       one sample: on average 2/3 of one shard's training for large R. Samples scattered over all shards and first
-           slices cost a full training; `Cost` says what it was
-Limits     it decides how the *original* is trained, and small shards make a weaker original
+           slices cost a full training; `Cost` counts it
+Limits     it determines how the *original* is trained, and small shards give a weaker original
 """
 
 from __future__ import annotations
@@ -42,12 +42,19 @@ from expunge.training.shards import PLAN, Checkpoints, Sharding, cut, read_plan,
 
 __all__ = ["Cost", "Ensemble", "ShardedTraining", "Sharding"]
 
-NOTHING_LEFT = "no sample is left in any shard; there is nothing to train on."
+NOTHING_LEFT = "no shard has samples left; there is nothing to train on."
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Samples that passed through training, against those of training everything that is left from the start."""
+    """Work of a training, compared with training all remaining samples from the beginning.
+
+    Attributes:
+        samples: samples processed, counted once per epoch.
+        total: samples that a full training processes.
+        stages: stages trained.
+        total_stages: stages of a full training.
+    """
 
     samples: int
     total: int
@@ -56,15 +63,27 @@ class Cost:
 
     @property
     def share(self) -> float:
+        """Samples as a share of `total`, in [0, 1]."""
         return self.samples / self.total if self.total else 0.0
 
 
 class ShardedTraining:
-    """A training that can forget. model: architecture (and start weights, see `Sharding.start`); it is only copied.
+    """A sharded training that can forget.
 
-    folder: where checkpoints live; without one they are kept in memory. With one, a training that was killed, or a
-    later request to forget, goes on from `ShardedTraining.load`. Checkpoints that saw a forgotten sample are deleted.
-    cost: of the last call. shards: shard -> slice -> long tensor of positions in the store, ascending.
+    Checkpoints trained on a forgotten sample are deleted.
+
+    Args:
+        model: architecture (and initial weights, see `Sharding.start`); it is copied.
+        data: the training samples with labels.
+        recipe: how to train.
+        sharding: how to split; the default sharding if None.
+        seed: of shards, initial weights and training.
+        folder: for checkpoints, which are kept in memory without it. With a folder, an interrupted training, or a later
+            request to forget, continues from `ShardedTraining.load`.
+
+    Attributes:
+        cost: work of the last call of `train` or `forget`.
+        shards: shard -> slice -> long tensor of positions in the store, ascending.
     """
 
     def __init__(
@@ -96,25 +115,35 @@ class ShardedTraining:
 
     @classmethod
     def load(cls, folder: Path, model: nn.Module, data: Split) -> ShardedTraining:
-        """The training in a folder; data: what is left of its samples, or more, found by their ids."""
+        """Load the training in a folder.
+
+        Args:
+            folder: as given to the constructor.
+            model: the architecture.
+            data: its remaining samples, identified by their ids; may contain others.
+
+        Raises:
+            CheckpointError: if the folder has no sharded training that this version can read.
+            UsageError: if a sample of the training is missing in `data`.
+        """
         plan = read_plan(folder)
-        place = {name: i for name, i in zip(data.ids.tolist(), data.index.tolist(), strict=True)}
+        position_of = {name: i for name, i in zip(data.ids.tolist(), data.index.tolist(), strict=True)}
         names = [name for shard in plan["shards"] for part in shard for name in part]
-        missing = [name for name in names if name not in place]
+        missing = [name for name in names if name not in position_of]
         if missing:
             raise UsageError(
                 f"{len(missing)} samples of the training in {folder} are not in the data (first: {missing[0]}); "
                 "pass data that have them, and call `forget` to remove them."
             )
-        made = cls.__new__(cls)
-        made.recipe, made.sharding = build(Recipe, plan["recipe"], "recipe"), build(Sharding, plan["sharding"])
-        made.seed, made.data, made.cost = plan["seed"], data, Cost(0, 0, 0, 0)
-        made._model, made._checkpoints = model, Checkpoints(folder)
-        made.shards = [
-            [torch.tensor([place[name] for name in part], dtype=torch.long).sort().values for part in shard]
+        training = cls.__new__(cls)
+        training.recipe, training.sharding = build(Recipe, plan["recipe"], "recipe"), build(Sharding, plan["sharding"])
+        training.seed, training.data, training.cost = plan["seed"], data, Cost(0, 0, 0, 0)
+        training._model, training._checkpoints = model, Checkpoints(folder)
+        training.shards = [
+            [torch.tensor([position_of[name] for name in part], dtype=torch.long).sort().values for part in shard]
             for shard in plan["shards"]
         ]
-        return made
+        return training
 
     def _run(self) -> Run:
         recipe = self.recipe
@@ -122,9 +151,9 @@ class ShardedTraining:
         return Run(precision=precision)
 
     def train(self, run: Run | None = None) -> Ensemble:
-        """Train every stage that has no checkpoint, and return the ensemble. A shard without samples has no model."""
+        """Train all stages without a checkpoint and return the ensemble; a shard without samples has no model."""
         outer = run or self._run()
-        home = next((p.device for p in self._model.parameters()), torch.device(outer.device))
+        device = next((p.device for p in self._model.parameters()), torch.device(outer.device))
         samples = stages = 0
         models = []
         with global_generators(outer.device):
@@ -137,7 +166,7 @@ class ShardedTraining:
                     samples += self._train_stage(model, shard, stage, outer)
                     stages += 1
                     self._checkpoints.put(model, shard, stage)
-                models.append(model.to(home))
+                models.append(model.to(device))
         if not models:
             raise UsageError(NOTHING_LEFT)
         full = sum(self._passes(shard, r) for shard in self.shards for r in range(1, self.sharding.slices + 1))
@@ -145,64 +174,75 @@ class ShardedTraining:
         outer.details["sisa"] = {**vars(self.cost), "share": self.cost.share}
         return Ensemble(models, self.sharding.aggregate).eval()
 
-    def forget(self, gone: Split | Sequence[str], run: Run | None = None) -> Ensemble:
-        """Take samples out (a split of the same store, or ids), train again what saw them, return the ensemble."""
-        left, touched = self._without(gone)
-        for number, stage in touched.items():
+    def forget(self, samples: Split | Sequence[str], run: Run | None = None) -> Ensemble:
+        """Remove samples and retrain the stages that were trained on them.
+
+        Args:
+            samples: a split of the same store, or ids.
+            run: device, precision and progress.
+
+        Returns:
+            The ensemble, equal to one that was never trained on the samples.
+
+        Raises:
+            UsageError: if a sample is not part of the training, or none remains.
+        """
+        remaining, affected = self._without(samples)
+        for number, stage in affected.items():
             self._checkpoints.drop(number, range(stage, self.sharding.slices + 1))
-        self.shards = left
+        self.shards = remaining
         self._write()
         return self.train(run)
 
-    def forget_cost(self, gone: Split | Sequence[str]) -> Cost:
-        """The `Cost` that `forget` would have; nothing is trained, and nothing changes. Raises what it would raise."""
-        left, touched = self._without(gone)
+    def forget_cost(self, samples: Split | Sequence[str]) -> Cost:
+        """The cost of `forget`, with the same arguments and errors; nothing is trained or changed."""
+        remaining, affected = self._without(samples)
         slices = self.sharding.slices
-        samples = total = stages = models = 0
-        for number, shard in enumerate(left):
+        processed = total = stages = models = 0
+        for number, shard in enumerate(remaining):
             if not sum(len(part) for part in shard):
                 continue
-            done = min(self._checkpoints.newest(number, slices), touched.get(number, slices + 1) - 1)
+            done = min(self._checkpoints.newest(number, slices), affected.get(number, slices + 1) - 1)
             passes = [self._passes(shard, stage) for stage in range(1, slices + 1)]
-            samples, total = samples + sum(passes[done:]), total + sum(passes)
+            processed, total = processed + sum(passes[done:]), total + sum(passes)
             stages, models = stages + slices - done, models + 1
         if not models:
             raise UsageError(NOTHING_LEFT)
-        return Cost(samples, total, stages, slices * models)
+        return Cost(processed, total, stages, slices * models)
 
-    def _without(self, gone: Split | Sequence[str]) -> tuple[list[list[Tensor]], dict[int, int]]:
-        """The shards as they are left, and for each that is touched the first stage (1-based) that saw a sample."""
-        positions = self._positions(gone)
+    def _without(self, samples: Split | Sequence[str]) -> tuple[list[list[Tensor]], dict[int, int]]:
+        """The remaining shards, and the first stage, counted from 1, of each shard that has one of the samples."""
+        positions = self._positions(samples)
         present = torch.cat([part for shard in self.shards for part in shard])
-        strange = positions[~torch.isin(positions, present)]
-        if len(strange):
+        unknown = positions[~torch.isin(positions, present)]
+        if len(unknown):
             raise UsageError(
-                f"{len(strange)} of the samples to forget are not in the training (first: position {int(strange[0])}); "
+                f"{len(unknown)} of the forget samples are not in the training (first: position {int(unknown[0])}); "
                 "they were forgotten before, or never in it."
             )
-        left, touched = list(self.shards), {}
+        remaining, affected = list(self.shards), {}
         for number, shard in enumerate(self.shards):
-            hit = [bool(torch.isin(part, positions).any()) for part in shard]
-            if any(hit):
-                touched[number] = hit.index(True) + 1
-                left[number] = [part[~torch.isin(part, positions)] for part in shard]
-        return left, touched
+            contains = [bool(torch.isin(part, positions).any()) for part in shard]
+            if any(contains):
+                affected[number] = contains.index(True) + 1
+                remaining[number] = [part[~torch.isin(part, positions)] for part in shard]
+        return remaining, affected
 
-    def _positions(self, gone: Split | Sequence[str]) -> Tensor:
-        if isinstance(gone, Split):
-            if gone.store is not self.data.store:
+    def _positions(self, samples: Split | Sequence[str]) -> Tensor:
+        if isinstance(samples, Split):
+            if samples.store is not self.data.store:
                 raise UsageError(
                     "the samples to forget are of another data set; pass their ids, or a split of this one."
                 )
-            return gone.index.unique()
-        known = np.isin(self.data.ids, np.asarray(list(gone), dtype=str))
-        missing = set(gone) - set(self.data.ids[known].tolist())
+            return samples.index.unique()
+        known = np.isin(self.data.ids, np.asarray(list(samples), dtype=str))
+        missing = set(samples) - set(self.data.ids[known].tolist())
         if missing:
             raise UsageError(f"{len(missing)} ids to forget are unknown (first: {min(missing)}).")
         return self.data.index[torch.from_numpy(known)].unique()
 
     def _train_stage(self, model: nn.Module, shard: int, stage: int, outer: Run) -> int:
-        """Train one stage in place; returns how many samples passed."""
+        """Train one stage in place; returns the number of processed samples."""
         data = self._stage_data(shard, stage)
         if not len(data):
             return 0
@@ -227,7 +267,7 @@ class ShardedTraining:
         return self.data.take(torch.cat(self.shards[shard][:stage]).sort().values, f"shard {shard}")
 
     def _passes(self, shard: Sequence[Tensor], stage: int) -> int:
-        """Samples that pass through training in one stage of a shard, given as its slices."""
+        """Samples processed in one stage of a shard, which is given as its slices."""
         epochs = stage_recipe(self.recipe, self.sharding).epochs
         return epochs * sum(len(part) for part in shard[:stage])
 

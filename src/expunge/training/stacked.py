@@ -1,8 +1,8 @@
-"""Many models of one architecture trained in one go: their weights stacked, every step one vectorised pass.
+"""Train many models of one architecture at once: their weights are stacked, and every step is one vectorised pass.
 
-For a GPU that a single small model leaves idle. On a CPU one-thread processes are faster (`core.pool`). Each model
-gets the batches and the updates that `train_model` would give it alone, so results agree up to rounding; only modules
-that draw at random themselves (dropout) draw other numbers.
+For a GPU that a single small model does not fill. On a CPU single-threaded processes are faster (`core.pool`). Each
+model gets the batches and updates that `train_model` would give it, so results agree up to rounding; only modules that
+draw random numbers (dropout) differ.
 """
 
 from __future__ import annotations
@@ -32,8 +32,16 @@ def train_stacked(
 ) -> None:
     """Train every model in place on its own data with its run's seed; models end on the runs' device.
 
-    models: equal but for their weights. data: of one length, so that all make the same steps. runs: of one device and
-    precision. Raises `UsageError` where these differ, `DivergedError` if weights become infinite.
+    Args:
+        models: of one architecture.
+        data: splits of one length, so that all models make the same steps.
+        recipe: how to train.
+        runs: of one device and precision.
+        purpose: name of the stream of random numbers.
+
+    Raises:
+        UsageError: if architectures, lengths, devices or precisions differ.
+        DivergedError: if weights become infinite.
     """
     _check(models, data, runs)
     device = runs[0].device
@@ -54,7 +62,7 @@ def train_stacked(
         out: Tensor = torch.func.functional_call(skeleton, (weight, buffer), (x,))
         return out
 
-    together = torch.vmap(forward, randomness="different")
+    forward_all = torch.vmap(forward, randomness="different")
     with lone_samples(skeleton, allowed=recipe.batch_size > 1):
         for epoch in range(1, recipe.epochs + 1):
             torch.manual_seed(runs[0].seed_for(purpose, "modules", epoch))
@@ -73,7 +81,7 @@ def train_stacked(
             for batches in zip(*streams, strict=True):
                 x, y = torch.stack([batch.x for batch in batches]), torch.stack([batch.y for batch in batches])
                 with runs[0].autocast():
-                    logits = together(weights, buffers, x).float()
+                    logits = forward_all(weights, buffers, x).float()
                 losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")
                 optimizer.zero_grad(set_to_none=True)
                 losses.view(y.shape).mean(1).sum().backward()  # each model's weights see its own mean alone

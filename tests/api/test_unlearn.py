@@ -244,7 +244,7 @@ READS: dict[str, tuple[dict[str, Any], Callable[[Problem], Any], str]] = {
     "labels of a batch": ({"forget": "inputs"}, lambda p: first_batch(p.forget).y, "carries no labels"),
     "a batch unpacked": ({"forget": "inputs"}, lambda p: list(first_batch(p.forget)), "carries no labels"),
     "labels of the store": ({"forget": "inputs"}, lambda p: p.forget.store.labels, "carries no labels"),
-    "ids, which may tell": ({"forget": "inputs"}, lambda p: p.forget.ids, "ids are not handed"),
+    "ids, which may tell": ({"forget": "inputs"}, lambda p: p.forget.ids, "ids are withheld"),
     "labels of a part": ({"retain": "inputs"}, lambda p: p.retain.take([0, 1]).y, "carries no labels"),
     "another split": ({"forget": "labels"}, lambda p: p.retain, "declares retain=none"),
     "the forget set": ({"retain": "labels"}, lambda p: p.forget, "declares forget=none"),

@@ -49,7 +49,7 @@ def test_positions_do_where_there_are_no_ids(data: Split, tmp_path: Path) -> Non
         ("id,value\n" + "".join(f"s{i},1\n" for i in range(6)), "no column `score`; it has: value"),
         ("id,score\n" + "".join(f"s{i},{'' if i == 2 else 1}\n" for i in range(6)), r"for 1 of the 6 .*id s2"),
         ("id,score\n" + "".join(f"s{i},{'inf' if i < 2 else 1}\n" for i in range(6)), "for 2 of the 6"),
-        ("id,score\n" + "".join(f"s{i},1\n" for i in (0, 1, 2, 3, 4, 5, 5)), "s5 stands in more than one row"),
+        ("id,score\n" + "".join(f"s{i},1\n" for i in (0, 1, 2, 3, 4, 5, 5)), "s5 is in more than one row"),
         ("", "cannot read"),
         ('id,score\n"s0,1\n', "cannot read|no row"),
     ],

@@ -375,7 +375,7 @@ def test_wrong_requests(tmp_path, hub_folder):
         (tmp_path / "nowhere" / "x.npz", "no file or folder"),
         (tmp_path / "empty", "holds no images and no parquet"),
         (tmp_path / "a.xyz", r"type `\.xyz` cannot be read"),
-        (tmp_path / "x.npy", r"no labels for .*expected y\.npy beside it"),
+        (tmp_path / "x.npy", r"no labels for .*expected y\.npy in the same folder"),
         (tmp_path / "z.npz", "holds foo; expected x and y"),
         (tmp_path / "nan.csv", "line 3: the sample holds NaN"),
         (tmp_path / "text.csv", "neither an image column nor numeric columns"),

@@ -109,7 +109,7 @@ def test_emptied_slices_and_shards() -> None:
     assert [len(part) for part in training.shards[0]] == [0, 15]
     ensemble = training.forget(DATA.take(training.shards[0][1]))
     assert len(ensemble.models) == 1
-    with pytest.raises(UsageError, match="no sample is left"):
+    with pytest.raises(UsageError, match="no shard has samples left"):
         training.forget(DATA.take(torch.cat(training.shards[1])))
 
 
@@ -228,5 +228,5 @@ def test_the_cost_of_forgetting_is_known_without_training(tmp_path: Path) -> Non
     assert unfinished.cost == said
     with pytest.raises(UsageError, match="are not in the training"):
         unfinished.forget_cost(gone)
-    with pytest.raises(UsageError, match="no sample is left"):
+    with pytest.raises(UsageError, match="no shard has samples left"):
         unfinished.forget_cost(DATA.take(torch.cat([p for shard in unfinished.shards for p in shard])))

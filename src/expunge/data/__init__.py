@@ -1,7 +1,7 @@
-"""Data: splits and the sources they come from. This page is the catalogue of named data sets, without torch.
+"""Data: splits and their sources; this module is the catalogue of named data sets, without importing torch.
 
-Third parties register functions with `@expunge.data_set(...)`, or `KnownDataset` objects, through the entry-point group
-`expunge.datasets`.
+Other packages register functions with `@expunge.data_set(...)`, or `KnownDataset` objects, through the entry-point
+group `expunge.datasets`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`.npz` and `.npy` files."""
+"""Reading `.npz` and `.npy` files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ SIDES = (("x", "y"), ("X", "y"), ("X", "Y"), ("images", "labels"))
 
 
 def read_npz(path: Path) -> dict[str, Raw]:
-    """Keys x/y, X/y, images/labels, data/target, each also with `_train`, `_test` and `_val`; never unpickles."""
+    """Read the arrays x/y, X/y, images/labels or data/target, also with `_train`, `_test` and `_val`; never unpickles.
+
+    Raises:
+        DataError: if the file cannot be read or has no such arrays.
+    """
     try:
-        # numpy leaves a file open that it cannot read as a zip; this one is closed either way.
+        # numpy leaves a file open that it cannot read as a zip; here it is closed in any case.
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             keys = list(archive.files)
             parts: dict[str, Raw] = {}
@@ -52,7 +56,11 @@ def read_npz(path: Path) -> dict[str, Raw]:
 
 
 def read_npy(path: Path) -> dict[str, Raw]:
-    """`x.npy` with `y.npy` beside it (or X, images/labels); `x_train.npy` brings `x_test.npy` along."""
+    """Read `x.npy` and `y.npy` (or X, images/labels) of one folder; with `x_train.npy` also `x_test.npy`.
+
+    Raises:
+        DataError: if a file cannot be read or has no labels.
+    """
     parts = {"train": _pair(path)}
     for part, ending in (("test", "test"), ("validation", "val")):
         other = path.with_name(path.name.replace("train", ending))
@@ -66,7 +74,7 @@ def _pair(path: Path) -> Raw:
     labels = next((guess for guess in guesses if guess.exists() and guess != path), None)
     if labels is None:
         expected = guesses[0].name if guesses else "a file named x*.npy or images*.npy with its labels"
-        raise DataError(f"there are no labels for {path}; expected {expected} beside it.")
+        raise DataError(f"there are no labels for {path}; expected {expected} in the same folder.")
     try:
         return raw_from_arrays(np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False), str(path))
     except BROKEN as error:
@@ -76,7 +84,17 @@ def _pair(path: Path) -> Raw:
 
 
 def raw_from_arrays(samples: np.ndarray, labels: np.ndarray, place: str, ids: np.ndarray | None = None) -> Raw:
-    """Samples (N, ...) and labels (N,), or one-hot labels (N, classes). Raises `DataError` for other shapes."""
+    """Check and wrap arrays.
+
+    Args:
+        samples: (N, ...).
+        labels: (N,), or one-hot (N, classes).
+        place: file and array, for messages.
+        ids: (N,), if there are any.
+
+    Raises:
+        DataError: for other shapes.
+    """
     if labels.ndim == 2:
         try:
             labels = from_one_hot(labels)
@@ -98,7 +116,7 @@ def raw_from_arrays(samples: np.ndarray, labels: np.ndarray, place: str, ids: np
 
 
 def channels_first(samples: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W) becomes (N, 1, H, W); (N, H, W, 1 or 3) of any type becomes (N, C, H, W); the rest stays."""
+    """Images as (N, C, H, W): from uint8 (N, H, W) or any (N, H, W, 1 or 3); other samples are returned unchanged."""
     if samples.ndim == 3 and samples.dtype == np.uint8:
         return samples[:, None]
     if samples.ndim == 4 and samples.shape[-1] in (1, 3) and samples.shape[1] not in (1, 3):

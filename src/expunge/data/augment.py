@@ -1,4 +1,4 @@
-"""Augmentations of raw batches on the device: (B, C, H, W) and a CPU generator in, same type and number out.
+"""Augmentations of raw batches (B, C, H, W) on the device, with random numbers of a CPU generator.
 
 All random numbers are drawn on the CPU, so the same seed gives the same crops on every device.
 """
@@ -22,7 +22,12 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Random crop of the zero-padded image and horizontal flip: the usual CIFAR augmentation."""
+    """Random crop of the zero-padded image and horizontal flip: the usual CIFAR augmentation.
+
+    Attributes:
+        padding: zeros on each side, in pixels.
+        flip: probability of the flip.
+    """
 
     padding: int = 4
     flip: float = 0.5
@@ -42,12 +47,18 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random part of the image, of random area and shape, brought to (size, size); horizontal flip.
+    """A random crop of random area and aspect ratio, resized to (size, size), and horizontal flip.
 
-    scale: range of the area share. ratio: range of width / height. frame: side of the square that boxes are measured
-    in, as if the image had been resized to it first (the LAF pipeline crops after 32 -> 224); None: the image itself.
-    Boxes are drawn as usual: up to ten tries, then the largest central box within `ratio`. One bilinear sampling
-    replaces resize and crop, without antialiasing (the crops of small images are enlarged).
+    Boxes are drawn as in torchvision: up to ten tries, then the largest central box within `ratio`. One bilinear
+    sampling replaces resizing and cropping, without antialiasing (the crops of small images are enlarged).
+
+    Attributes:
+        size: side of the result in pixels.
+        scale: range of the area of the crop, as a share of the image.
+        ratio: range of width / height.
+        flip: probability of the flip.
+        frame: side of the square in which boxes are measured, as if the image had been resized to it first (the LAF
+            pipeline crops after 32 -> 224); None: the image itself.
     """
 
     size: int
@@ -59,14 +70,14 @@ class RandomResizedCrop:
     def __call__(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         count, channels, height, width = _image_shape(raw)
         frame = (height, width) if self.frame is None else (self.frame, self.frame)
-        top, left, tall, wide = self.boxes(count, frame, generator)
+        top, left, heights, widths = self.boxes(count, frame, generator)
         sign = 1 - 2 * (torch.rand(count, generator=generator) < self.flip).double()
         # Output corner coordinates -1..1 map to the box, measured as shares of the frame.
         theta = torch.zeros(count, 2, 3, dtype=torch.float64)
-        theta[:, 0, 0] = sign * wide / frame[1]
-        theta[:, 0, 2] = (2 * left + wide) / frame[1] - 1
-        theta[:, 1, 1] = tall / frame[0]
-        theta[:, 1, 2] = (2 * top + tall) / frame[0] - 1
+        theta[:, 0, 0] = sign * widths / frame[1]
+        theta[:, 0, 2] = (2 * left + widths) / frame[1] - 1
+        theta[:, 1, 1] = heights / frame[0]
+        theta[:, 1, 2] = (2 * top + heights) / frame[0] - 1
         grid = F.affine_grid(
             theta.to(torch.float32).to(raw.device), [count, channels, self.size, self.size], align_corners=False
         )
@@ -74,31 +85,31 @@ class RandomResizedCrop:
         return y.round_().clamp_(0, 255).to(torch.uint8) if raw.dtype == torch.uint8 else y.to(raw.dtype)
 
     def boxes(self, count: int, frame: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """top, left, height, width of one box per image, whole pixels of the frame, float64 (count,)."""
+        """Top, left, height and width (count,) of one box per image, in whole pixels of `frame` (height, width)."""
         height, width = frame
         draws = torch.rand(4, count, TRIES, generator=generator, dtype=torch.float64)
         area = height * width * (self.scale[0] + draws[0] * (self.scale[1] - self.scale[0]))
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         ratio = torch.exp(low + draws[1] * (high - low))
-        wide, tall = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-        fits = (wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height)
+        widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
         first = fits.to(torch.uint8).argmax(1, keepdim=True)
-        found = fits.gather(1, first)[:, 0]
+        has_fit = fits.gather(1, first)[:, 0]
         own_ratio = width / height
         full_wide = float(width if own_ratio <= self.ratio[1] else round(height * self.ratio[1]))
         full_tall = float(height if own_ratio >= self.ratio[0] else round(width / self.ratio[0]))
-        wide = torch.where(found, wide.gather(1, first)[:, 0], full_wide)
-        tall = torch.where(found, tall.gather(1, first)[:, 0], full_tall)
-        top = torch.floor(draws[2].gather(1, first)[:, 0] * (height - tall + 1))
-        left = torch.floor(draws[3].gather(1, first)[:, 0] * (width - wide + 1))
-        top = torch.where(found, top, torch.floor((height - tall) / 2))
-        left = torch.where(found, left, torch.floor((width - wide) / 2))
-        return top, left, tall, wide
+        widths = torch.where(has_fit, widths.gather(1, first)[:, 0], full_wide)
+        heights = torch.where(has_fit, heights.gather(1, first)[:, 0], full_tall)
+        top = torch.floor(draws[2].gather(1, first)[:, 0] * (height - heights + 1))
+        left = torch.floor(draws[3].gather(1, first)[:, 0] * (width - widths + 1))
+        top = torch.where(has_fit, top, torch.floor((height - heights) / 2))
+        left = torch.where(has_fit, left, torch.floor((width - widths) / 2))
+        return top, left, heights, widths
 
 
 @dataclass(frozen=True)
 class Resize:
-    """Every image to (size, size), bilinear; nothing random."""
+    """Bilinear resizing to (size, size); not random."""
 
     size: int
 
@@ -108,7 +119,7 @@ class Resize:
 
 
 def crop_flip(padding: int = 4) -> Augment:
-    """`CropFlip` with the given zero padding in pixels, >= 0."""
+    """`CropFlip` with zero padding in pixels, >= 0; raises `UsageError` for a negative one."""
     if padding < 0:
         raise UsageError(f"crop-flip: the padding must be at least 0, got {padding}.")
     return CropFlip(padding)
@@ -121,7 +132,7 @@ def random_resized_crop(
     flip: float = 0.5,
     frame: int | None = None,
 ) -> Augment:
-    """`RandomResizedCrop`; 0 < scale <= 1, 0 < ratio, size >= 1, flip in [0, 1]."""
+    """`RandomResizedCrop`; raises `UsageError` unless size >= 1, 0 < scale <= 1, 0 < ratio and flip is in [0, 1]."""
     if size < 1 or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or not 0 <= flip <= 1:
         raise UsageError(
             f"random_resized_crop needs size >= 1, 0 < scale <= 1, 0 < ratio and flip in [0, 1], "
@@ -131,7 +142,7 @@ def random_resized_crop(
 
 
 def resize(size: int) -> Augment:
-    """`Resize` to (size, size); `Store.resize` does the same for the evaluation view."""
+    """`Resize` to (size, size), size >= 1; `Store.resize` does the same without augmentation."""
     if size < 1:
         raise UsageError(f"resize: the size must be at least 1, got {size}.")
     return Resize(size)
@@ -145,7 +156,7 @@ AUGMENTS: dict[str, Callable[[], Augment | None]] = {
 
 
 def make_augment(name: str) -> Augment | None:
-    """The augmentation of that name, None for "none". Raises `UsageError` on an unknown one."""
+    """The augmentation of a name, None for "none"; raises `UsageError` for an unknown name."""
     if name not in AUGMENTS:
         raise unknown("augmentation", name, AUGMENTS)
     return AUGMENTS[name]()

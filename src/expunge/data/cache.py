@@ -1,6 +1,6 @@
-"""Decoded samples kept on disk under the hash of what they were decoded from.
+"""Cache of decoded samples, addressed by the hash of their source.
 
-Layout: `<cache>/data/<key>/samples.npy` (memory-mapped) beside `meta.json` (its sha256), and
+Layout: `<cache>/data/<key>/samples.npy` (memory-mapped) with `meta.json` (its SHA-256), and
 `<cache>/data/hashes/*.json`, the hashes of source files by size and time, so that an unchanged file is read once.
 """
 
@@ -28,7 +28,7 @@ _DECODERS = "expunge.data.sources"  # which imports every module that decodes
 
 
 def cache_root() -> Path:
-    """`$EXPUNGE_CACHE`, else the user's cache folder."""
+    """The cache folder: `$EXPUNGE_CACHE`, else `expunge` in the user's cache folder."""
     if given := os.environ.get("EXPUNGE_CACHE"):
         return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -36,7 +36,7 @@ def cache_root() -> Path:
 
 
 def file_hash(path: Path) -> str:
-    """Hex sha256 of a file's bytes. Raises `DataError` if it cannot be read."""
+    """Hex SHA-256 of a file; raises `DataError` if it cannot be read."""
     try:
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -45,7 +45,17 @@ def file_hash(path: Path) -> str:
 
 
 def source_key(files: Sequence[Path], root: Path, facts: object, cache: Path) -> str:
-    """Hex sha256 over the files' content, their names under `root`, and the facts that decide the decoding."""
+    """Hex SHA-256 over the content of files, their names below `root`, and the facts that determine the decoding.
+
+    Args:
+        files: the source files.
+        root: folder to which names are relative.
+        facts: decoding options, ready for JSON.
+        cache: the cache folder, with the hashes of unchanged files.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
     index = cache / "data" / "hashes" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]}.json"
     known = _read_json(index)
     fresh: dict[str, object] = {}
@@ -67,14 +77,14 @@ def source_key(files: Sequence[Path], root: Path, facts: object, cache: Path) ->
             _write_json(index, merged)
             record(index, cache, data=str(root.resolve()), form="names")
         except OSError as error:
-            log.warning("the cache %s cannot be written (%s); going on without it.", cache, error.strerror or error)
+            log.warning("the cache %s cannot be written (%s); continuing without it.", cache, error.strerror or error)
     return digest.hexdigest()
 
 
 def cached_array(key: str, cache: Path, make: Callable[[], np.ndarray], *, name: str = "") -> np.ndarray:
-    """The array stored under `key`, memory-mapped copy-on-write; made and stored if absent or damaged.
+    """The array stored under `key`, memory-mapped copy-on-write; computed by `make` and stored if absent or damaged.
 
-    name: of the data, for the record of where the entry came from.
+    `name` is the name of the data, recorded with the entry.
     """
     folder = cache / "data" / key
     doubted = doubt(cache / "data")
@@ -90,12 +100,13 @@ def cached_array(key: str, cache: Path, make: Callable[[], np.ndarray], *, name:
         form = f"{array.dtype} {'x'.join(map(str, array.shape[1:]))}"
         record(folder, cache, data=name, form=form, samples=row_hashes(array))
     except OSError as error:
-        log.warning("the cache %s cannot be written (%s); going on without it.", cache, error.strerror or error)
+        log.warning("the cache %s cannot be written (%s); continuing without it.", cache, error.strerror or error)
         return array
     return _load(folder) if (folder / "meta.json").exists() else array  # type: ignore[return-value]
 
 
 def array_hash(array: np.ndarray) -> str:
+    """Hex SHA-256 of the values of an array."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() if array.size else "empty"
 
 
@@ -115,7 +126,7 @@ def _load(folder: Path) -> np.ndarray | None:
 
 
 def _store(folder: Path, array: np.ndarray) -> None:
-    """Write beside and rename, so that a killed process leaves no half-written entry."""
+    """Write to a temporary folder and rename it, so that a killed process leaves no incomplete entry."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
@@ -125,7 +136,7 @@ def _store(folder: Path, array: np.ndarray) -> None:
         try:
             part.rename(folder)
         except OSError:
-            if not (folder / "meta.json").exists():  # otherwise another process was faster: its entry is as good
+            if not (folder / "meta.json").exists():  # otherwise another process was faster, with an equal entry
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Labels to classes: which classes there are, in which order, and which of them a caller names.
+"""Labels to classes: their names, their order, and the class that a caller names.
 
 Labels of a table are typed like every column (`expunge.data.values`): whole numbers are the numbers of the classes and
 have no other names; texts, names of class folders and stated names (`ClassLabel`) are names. The order is that of the
@@ -27,7 +27,7 @@ _NO_NAMES = {"nan", "<na>", ""}  # what programs write for a label that is missi
 
 
 def label_column(labels: np.ndarray) -> np.ndarray:
-    """Labels as classes are made of them: one-hot rows as numbers, whole floats and texts of numbers as integers."""
+    """Labels (n,) or one-hot (n, classes) as a column; whole floats and texts of numbers become integers."""
     if labels.ndim == 2:
         labels = from_one_hot(labels)
     if labels.dtype.kind in "USO":
@@ -41,7 +41,7 @@ def label_column(labels: np.ndarray) -> np.ndarray:
 
 
 def from_one_hot(labels: np.ndarray) -> np.ndarray:
-    """Class numbers (n,) of rows (n, classes) with a single 1. `DataError` for rows of anything else."""
+    """Class numbers (n,) of one-hot rows (n, classes); raises `DataError` for other rows."""
     if labels.shape[1] == 1:
         return labels[:, 0]
     ones = (labels == 1).sum(axis=1)
@@ -55,7 +55,7 @@ def from_one_hot(labels: np.ndarray) -> np.ndarray:
 
 
 def is_unlabelled(raw: Raw) -> bool:
-    """Whether no sample of a part has a label: missing, or -1 as benchmarks write it in parts without answers."""
+    """Whether no sample of a part has a label: all are missing, or -1 as in unlabelled parts of benchmarks."""
     labels = label_column(raw.labels)
     if not len(labels):
         return False
@@ -64,7 +64,7 @@ def is_unlabelled(raw: Raw) -> bool:
 
 
 def chosen_order(given: str | Sequence[object] | None) -> tuple[str, ...] | None:
-    """The option `classes`: names separated by commas or in a list, or a range of numbers such as 1..10.
+    """Class names of the option `classes`: separated by commas or in a list, or a range of numbers such as 1..10.
 
     >>> chosen_order("cat, dog"), chosen_order("0..3")
     (('cat', 'dog'), ('0', '1', '2', '3'))
@@ -88,7 +88,13 @@ def chosen_order(given: str | Sequence[object] | None) -> tuple[str, ...] | None
 def class_names(parts: dict[str, Raw], name: str, order: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """The classes of all parts together, so that train and test agree on their numbers.
 
-    order: the classes as the caller lists them. Raises `DataError` if the parts cannot have the same classes.
+    Args:
+        parts: the parts of a source.
+        name: of the source, for messages.
+        order: the classes as the caller lists them, which are returned unchanged.
+
+    Raises:
+        DataError: if the parts cannot have the same classes.
     """
     if order is not None:
         return order
@@ -145,7 +151,7 @@ def _numbered(labels: dict[str, np.ndarray], name: str) -> tuple[str, ...]:
 
 
 def class_numbers(raw: Raw, classes: tuple[str, ...]) -> np.ndarray:
-    """Labels as int64 (n,) in [0, len(classes)). Raises `DataError` with file and row."""
+    """Labels as int64 (n,) in [0, len(classes)); raises `DataError` with file and row for any other label."""
     labels = label_column(raw.labels)
     missing = is_missing(labels)
     if raw.names is not None and raw.names != classes and kind_of(labels) == "integer":
@@ -182,14 +188,14 @@ def _stated(raw: Raw, labels: np.ndarray, missing: np.ndarray) -> np.ndarray:
 
 
 def _places(texts: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
-    """Place of each text in `classes`, -1 where it is none."""
+    """Index in `classes` of each text (n,), -1 for texts that are no class."""
     unique, which = np.unique(texts, return_inverse=True)
-    place = {key(name): number for number, name in enumerate(classes)}
-    return np.array([place.get(text, -1) for text in keys(unique).tolist()], dtype=np.int64)[which]
+    number_of = {key(name): number for number, name in enumerate(classes)}
+    return np.array([number_of.get(text, -1) for text in keys(unique).tolist()], dtype=np.int64)[which]
 
 
 def unnamed(names: tuple[str, ...]) -> bool:
-    """Whether classes have no names but their numbers."""
+    """Whether the only names of the classes are their numbers."""
     return names == _default(len(names))
 
 
@@ -198,12 +204,16 @@ def _default(count: int) -> tuple[str, ...]:
 
 
 def class_index(split: Split, target: int | str) -> int:
-    """The class that a caller names, as its index.
+    """Index of the class that a caller names.
 
-    target: its name; `index:3` for the class at place 3; a whole number (not text) for the place too, unless classes
-    have numbers as names. Text of a number is a name, so it means the place only where the classes have no other names.
+    Args:
+        split: data with the classes.
+        target: the name; `index:3` for the class of index 3; or a whole number (not text) for the index, unless classes
+            have numbers as names. A number written as text is a name, so it means the index only if the classes have
+            no other names.
 
-    Raises `UsageError` with the allowed names.
+    Raises:
+        UsageError: with the allowed names, if there is no such class.
     """
     names = split.store.classes
     numbered = unnamed(names)

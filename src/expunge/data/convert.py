@@ -1,4 +1,4 @@
-"""Whatever a caller holds (arrays, tensors, a PyTorch or Hugging Face data set) to a `Split`."""
+"""Conversion of a caller's data (arrays, tensors, a PyTorch or Hugging Face data set) to a `Split`."""
 
 from __future__ import annotations
 
@@ -32,23 +32,28 @@ from expunge.data.split import (
 )
 
 PROBES = 8
-READINGS = 4  # a random flip passes for deterministic with probability 8^-8
+READINGS = 4  # random flips appear deterministic with probability 8^-8
 
 
 def as_split(
     data: Any, *, name: str = "data", normalisation: Normalisation | None = None, num_classes: int | None = None
 ) -> Split:
-    """A split over `data`. Samples keep their shape; uint8 is read as pixels 0..255, floats as numbers (float32).
+    """Convert data to a split.
 
-    Any other integers (tokens, categories) stay integers of their type, and reach the model as such.
+    Samples keep their shape; uint8 are pixels 0..255, floats become float32. Other integers (tokens, categories) keep
+    their type and are given to the model unchanged.
 
-    data: a `Split` (returned as it is), a `Store`, a pair (X, y) of arrays or tensors with X (N, ...) and whole class
-    numbers y (N,), a `TensorDataset`, any map-style PyTorch data set of (sample, label) items (also a `Subset`), or a
-    Hugging Face `datasets.Dataset`. A data set is read once into memory if its items are always the same and fit;
-    one with random transforms, or a large one, is streamed. normalisation: applied to (X, y) and TensorDataset
-    samples; items of other data sets went through their own transforms. num_classes: at least this many classes.
+    Args:
+        data: a `Split` (returned unchanged), a `Store`, a pair (X, y) of arrays or tensors with X (N, ...) and whole
+            class numbers y (N,), a `TensorDataset`, any map-style PyTorch data set of (sample, label) items (also a
+            `Subset`), or a Hugging Face `datasets.Dataset`. A data set is read into memory if its items are
+            deterministic and fit; one with random transforms, or a large one, is streamed.
+        name: for messages.
+        normalisation: applied to (X, y) and TensorDataset samples; items of other data sets have their own transforms.
+        num_classes: least number of classes.
 
-    Raises `DataError` naming the first bad row for NaN or infinite samples, wrong lengths, labels that are none.
+    Raises:
+        DataError: naming the first bad row, for NaN or infinite samples, unequal lengths and invalid labels.
     """
     if isinstance(data, Split):
         return data if num_classes is None else harmonise_classes([data], num_classes)[0]
@@ -75,19 +80,22 @@ def as_split(
 
 
 def harmonise_classes(splits: Sequence[Split], num_classes: int = 0) -> list[Split]:
-    """The same splits, all with the largest class count among them (and at least `num_classes`).
+    """The same splits, all with the largest number of classes among them, at least `num_classes`.
 
-    Splits of one store stay splits of one store. Raises `DataError` if two data sets name the same class differently.
+    Splits of one store remain splits of one store.
+
+    Raises:
+        DataError: if two data sets name the same class differently.
     """
     widest: tuple[str, ...] = ()
     for split in splits:
         names = split.store.classes
         shared = min(len(names), len(widest))
         if _named(names) and _named(widest) and names[:shared] != widest[:shared]:
-            at = next(i for i in range(shared) if names[i] != widest[i])
+            number = next(i for i in range(shared) if names[i] != widest[i])
             raise DataError(
-                f"class {at} is `{names[at]}` in the {split.name} set and `{widest[at]}` in another; both must number "
-                "their classes alike."
+                f"class {number} is `{names[number]}` in the {split.name} set and `{widest[number]}` in another; "
+                "both must number their classes alike."
             )
         if len(names) > len(widest) or (len(names) == len(widest) and _named(names) and not _named(widest)):
             widest = names
@@ -125,7 +133,7 @@ def _from_arrays(samples: Any, labels: Any, name: str, normalisation: Normalisat
 
 
 def _tensor(samples: Any, name: str) -> Tensor:
-    """Integers of their type, or finite float32, on the CPU."""
+    """Samples as integers of their type, or as finite float32, on the CPU."""
     if isinstance(samples, Tensor):
         numbers = samples.dtype == torch.bool or samples.dtype.is_floating_point
         array = samples.detach().cpu().to(torch.float32 if numbers else samples.dtype).numpy()
@@ -152,7 +160,7 @@ def _from_tensors(data: TensorDataset, indices: Tensor | None, name: str, normal
 
 
 def _is_hub_dataset(data: Any) -> bool:
-    module = sys.modules.get("datasets")  # whoever holds such an object has imported it
+    module = sys.modules.get("datasets")  # if such an object exists, the module has been imported
     if module is None:
         return False
     if isinstance(data, (module.DatasetDict, module.IterableDatasetDict, module.IterableDataset)):
@@ -170,7 +178,7 @@ def _from_hub(data: Any, name: str) -> Split:
 
 
 def _from_items(data: Dataset[Any], name: str) -> Split:
-    """A data set of (sample, label) items: resident if deterministic and small, else streamed."""
+    """Split of a data set of (sample, label) items: resident if deterministic and small, else streamed."""
     count = len(data)  # type: ignore[arg-type]
     if count == 0:
         return Split.whole(ResidentStore(torch.empty(0, 1), torch.empty(0, dtype=torch.long), name=name))
@@ -195,7 +203,7 @@ def _from_items(data: Dataset[Any], name: str) -> Split:
 
 
 class _CheckedStream(StreamingStore):
-    """Items of a caller's data set; samples that are not finite are refused when they are read."""
+    """Items of a caller's data set; raises `DataError` when a sample that is not finite is read."""
 
     def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         for chunk, samples in zip(chunks, super().fetch(chunks, device), strict=True):
@@ -225,7 +233,7 @@ def _single(label: Any) -> bool:
 
 
 def _declared_labels(data: Any) -> Tensor | None:
-    """`targets` or `labels` of a data set, through `Subset`s; None if there are none to be had."""
+    """`targets` or `labels` of a data set, also within `Subset`s; None if it has neither."""
     if isinstance(data, Subset):
         inner = _declared_labels(data.dataset)
         return None if inner is None else inner[torch.as_tensor(data.indices, dtype=torch.long)]
@@ -241,7 +249,7 @@ def _declared_labels(data: Any) -> Tensor | None:
 
 @contextmanager
 def _untouched_generators() -> Iterator[None]:
-    """Reading a caller's items may run random transforms; their global generators are put back."""
+    """Restore the global generators afterwards: reading a caller's items may run random transforms."""
     python, numpy = random.getstate(), np.random.get_state()
     with global_generators():
         try:

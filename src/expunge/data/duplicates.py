@@ -1,6 +1,6 @@
-"""Samples of equal content: exact copies, found by a hash of all rows at once and then compared byte by byte.
+"""Exact duplicates: samples with equal hashes of their rows, then compared byte by byte.
 
-Data that stream are not compared, because that would read all of them.
+Streaming data are not compared, because that would read all of them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _HASHES: WeakKeyDictionary[ResidentStore, np.ndarray] = WeakKeyDictionary()  # s
 
 
 def copies_among(split: Split, of: Split) -> Tensor:
-    """Bool (len(split),): whether a sample has exactly the content of some sample of `of`, whatever their labels.
+    """Bool (len(split),): samples whose content equals that of some sample of `of`, regardless of labels.
 
-    All false where a split streams or where shapes or types differ.
+    All false if one of the splits streams, or if shapes or types differ.
     """
     store, other = split.store, of.store
-    nothing = torch.zeros(len(split), dtype=torch.bool)
+    is_copy = torch.zeros(len(split), dtype=torch.bool)
     if not isinstance(store, ResidentStore) or not isinstance(other, ResidentStore) or not len(of) or not len(split):
-        return nothing
+        return is_copy
     if store.samples.shape[1:] != other.samples.shape[1:] or store.samples.dtype != other.samples.dtype:
-        return nothing
+        return is_copy
     hashes, other_hashes = _hashes(store)[split.index.numpy()], _hashes(other)[of.index.numpy()]
     order = np.argsort(other_hashes, kind="stable")
     first = np.searchsorted(other_hashes[order], hashes)
@@ -36,12 +36,14 @@ def copies_among(split: Split, of: Split) -> Tensor:
     equal = _equal(
         store.samples, split.index.numpy()[candidates], other.samples, of.index.numpy()[order[first[candidates]]]
     )
-    for at in np.flatnonzero(~equal).tolist():  # equal hashes of different content: compare with all of that hash
-        rows = of.index.numpy()[other_hashes == hashes[candidates[at]]]
-        same = np.full(len(rows), split.index.numpy()[candidates[at]])
-        equal[at] = bool(_equal(store.samples, same, other.samples, rows).any())
-    nothing[torch.from_numpy(candidates[equal])] = True
-    return nothing
+    for candidate in np.flatnonzero(
+        ~equal
+    ).tolist():  # equal hashes of different content: compare with all of that hash
+        rows = of.index.numpy()[other_hashes == hashes[candidates[candidate]]]
+        same = np.full(len(rows), split.index.numpy()[candidates[candidate]])
+        equal[candidate] = bool(_equal(store.samples, same, other.samples, rows).any())
+    is_copy[torch.from_numpy(candidates[equal])] = True
+    return is_copy
 
 
 def content_hashes(split: Split) -> np.ndarray | None:
@@ -51,18 +53,18 @@ def content_hashes(split: Split) -> np.ndarray | None:
 
 
 def repeated_in(split: Split) -> int:
-    """Number of samples whose content occurred before in the split."""
+    """Number of samples that duplicate an earlier sample of the split; 0 for streaming data."""
     store = split.store
     if not isinstance(store, ResidentStore) or not len(split):
         return 0
     rows = split.index.numpy()
     _, first, which = np.unique(_hashes(store)[rows], return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[which] != np.arange(len(rows)))
-    return int(_equal(store.samples, rows[again], store.samples, rows[first[which[again]]]).sum())
+    repeated = np.flatnonzero(first[which] != np.arange(len(rows)))
+    return int(_equal(store.samples, rows[repeated], store.samples, rows[first[which[repeated]]]).sum())
 
 
 def with_copies(train: Split, positions: Tensor) -> Tensor:
-    """Positions in the store, followed by those of exact copies among the rest of `train`."""
+    """`positions` in the store (k,), followed by those of their exact copies among the rest of `train`."""
     rest = train.take(train.index[~torch.isin(train.index, positions)])
     return torch.cat([positions, rest.index[copies_among(rest, train.take(positions))]])
 
@@ -74,7 +76,7 @@ def _hashes(store: ResidentStore) -> np.ndarray:
 
 
 def _equal(left: Tensor, left_rows: np.ndarray, right: Tensor, right_rows: np.ndarray) -> np.ndarray:
-    """Bool (n,): whether rows are equal byte by byte."""
+    """Bool (n,): whether pairs of rows are equal byte by byte."""
     equal = np.empty(len(left_rows), dtype=bool)
     for start in range(0, len(left_rows), CHUNK):
         part = slice(start, start + CHUNK)

@@ -1,4 +1,4 @@
-"""Folders: Parquet or CSV files named by part, or images in one sub-folder per class."""
+"""Reading folders: Parquet or CSV files named by part, or images in one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _JUNK = ("__MACOSX",)
 
 
 class FileImages(Encoded):
-    """One image per file."""
+    """Images in files, one per file."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -43,21 +43,26 @@ class FileImages(Encoded):
 
 
 def image_suffixes() -> set[str]:
-    """Endings of the image files that can be read, in small letters."""
+    """Suffixes of the image files that can be read, in lower case."""
     return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def read_folder(root: Path, columns: Columns, *, named: Mapping[str, Part] | None = None) -> dict[str, Raw]:
-    """All parts found under `root`, in any depth: Parquet files, else images, else CSV files.
+    """Read all parts below `root`, at any depth: Parquet files, else images, else CSV files.
 
-    named: names of parts that the source is known to use. Raises `DataError` where files or folders cannot be told
-    apart; it lists what was understood.
+    Args:
+        root: the folder.
+        columns: column names that the caller chose.
+        named: names of parts that the source is known to use.
+
+    Raises:
+        DataError: if the part or class of a file or folder is ambiguous; it lists what was understood.
     """
     tree = Tree(root)
     for suffix, read in ((".parquet", read_parquet), (".csv", read_csv)):
         files = [file for file in tree.files if file.suffix.lower() == suffix and file.name.lower() != METADATA]
         if suffix == ".csv" and any(file.suffix.lower() in image_suffixes() for file in tree.files):
-            break  # lists beside the images
+            break  # CSV files in a folder of images are lists of them
         if files:
             parts, ignored = files_by_part(root, files, named or {})
             raws: dict[str, Raw] = {}
@@ -70,9 +75,9 @@ def read_folder(root: Path, columns: Columns, *, named: Mapping[str, Part] | Non
 def files_by_part(
     root: Path, files: Iterable[Path], named: Mapping[str, Part]
 ) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
-    """Files of each part by their own names, else by those of their folders, and sentences about files left out.
+    """Files of each part, by their own names or else those of their folders, and notes on ignored files.
 
-    Where no name speaks of a part, all files are one table, of part "".
+    If no name contains a part, all files are one table, of part "".
     """
     parts: dict[str, list[Path]] = {}
     bases: dict[str, set[Path]] = {}
@@ -86,7 +91,7 @@ def files_by_part(
             (unused if any(is_unused(token) for token in tokens) else unknown).append(file)
             continue
         parts.setdefault(part, []).append(file)
-        # The folder without the name of its part tells data sets apart.
+        # The folder without the name of its part identifies the data set.
         base = Path(*(name for name in relative.parts[:-1] if _part(name, named) is None))
         bases.setdefault(part, set()).add(base)
     if unknown and parts:
@@ -106,7 +111,7 @@ def files_by_part(
         raise DataError(
             f"{root} holds no training data, only {some}; name a file train, or name it itself as the data."
         )
-    ignored = (f"{len(unused)} files beside the parts: {', '.join(_shown(root, unused))}",) if unused else ()
+    ignored = (f"{len(unused)} files of no part: {', '.join(_shown(root, unused))}",) if unused else ()
     return {part: parts[part] for part in (*PARTS, "") if part in parts}, ignored
 
 
@@ -120,7 +125,7 @@ def _shown(root: Path, files: list[Path], most: int = 3) -> list[str]:
 
 
 class Tree:
-    """The files below a folder, through links; hidden files and folders are left out."""
+    """The files below a folder, following links; hidden files and folders are ignored."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -157,7 +162,11 @@ class Tree:
 
 
 def read_images(tree: Tree, columns: Columns) -> dict[str, Raw]:
-    """`[<part>/]<class>/<image>`, or images whose labels are in a `metadata.csv`; ids are paths below the folder."""
+    """Read `[<part>/]<class>/<image>`, or images with labels in a `metadata.csv`; ids are paths below the folder.
+
+    Raises:
+        DataError: if the part or class of an image is missing or ambiguous.
+    """
     root, suffixes = tree.root, image_suffixes()
     images = [file for file in tree.files if file.suffix.lower() in suffixes]
     if not images:
@@ -165,7 +174,7 @@ def read_images(tree: Tree, columns: Columns) -> dict[str, Raw]:
             f"{root} holds no images and no parquet or CSV files; expected one sub-folder of images per class."
         )
     others = [file for file in tree.files if file.suffix.lower() not in suffixes and file.name.lower() != METADATA]
-    places = _Places(root, images)
+    places = _FolderLevels(root, images)
     by_part: dict[Part, list[Path]] = {}
     for image in images:
         if (part := places.part(image)) is not None:
@@ -182,8 +191,8 @@ def read_images(tree: Tree, columns: Columns) -> dict[str, Raw]:
     return _with_names({part: replace(raw, ignored=(*raw.ignored, *ignored)) for part, raw in raws.items()}, root)
 
 
-class _Places:
-    """Which folder names of a tree of images speak of parts, and which are classes."""
+class _FolderLevels:
+    """Which levels of a tree of image folders are parts, and which are classes."""
 
     def __init__(self, root: Path, images: list[Path]) -> None:
         self.root = root
@@ -206,7 +215,7 @@ class _Places:
             folder = below
 
     def _is_level(self, folder: Path, names: set[str]) -> bool:
-        """Whether the sub-folders are parts: all of them are called so, or one train and one of the others are."""
+        """Whether the sub-folders are parts: all names are parts, or "train" and another part are among them."""
         known = {name: part_of(name) for name in names}
         parts = set(known.values()) - {None}
         unknown = sorted(name for name, part in known.items() if part is None)
@@ -221,11 +230,11 @@ class _Places:
                 "train, validation or test, or move it away."
             )
         if unused:
-            self.ignored.append(f"folders beside the parts: {', '.join(unused)}")
+            self.ignored.append(f"folders of no part: {', '.join(unused)}")
         return True
 
     def part(self, image: Path) -> Part | None:
-        """The part of an image; "train" where no folder says it, None for one of the unused folders."""
+        """The part of an image: "train" if no folder names one, None for unused folders."""
         parts: set[Part | None] = set()
         folder = self.root
         for name in image.relative_to(self.root).parts[:-1]:
@@ -233,11 +242,11 @@ class _Places:
                 parts.add(part_of(name))
             folder = folder / name
         if len(parts) > 1:
-            raise DataError(f"{image}: its folders speak of several parts; rename them.")
+            raise DataError(f"{image}: its folders name several parts; rename them.")
         return next(iter(parts), "train")
 
     def class_of(self, image: Path) -> str | None:
-        """The first folder that is neither a part nor a mere wrapper around everything."""
+        """Name of the first folder that is neither a part nor a single folder around everything."""
         folder = self.root
         for name in image.relative_to(self.root).parts[:-1]:
             if folder not in self.part_levels and folder / name not in self.wrappers:
@@ -246,7 +255,7 @@ class _Places:
         return None
 
 
-def _images_of(root: Path, files: list[Path], places: _Places, columns: Columns) -> Raw:
+def _images_of(root: Path, files: list[Path], places: _FolderLevels, columns: Columns) -> Raw:
     metadata, ignored = _metadata(root, files)
     label = columns.label or next((name for name in LABELS if name in metadata), None)
     if label is not None and label in metadata:
@@ -280,7 +289,7 @@ def _images_of(root: Path, files: list[Path], places: _Places, columns: Columns)
 
 
 def _with_names(raws: dict[str, Raw], root: Path) -> dict[str, Raw]:
-    """Class folders as stated names, in the order of torchvision's `ImageFolder`: a folder `10` comes before `9`."""
+    """Class folders as class names, in the order of torchvision's `ImageFolder`: a folder `10` precedes `9`."""
     if any(raw.label_name for raw in raws.values()):
         return raws
     names = np.unique(raws["train"].labels)
@@ -299,8 +308,8 @@ def _with_names(raws: dict[str, Raw], root: Path) -> dict[str, Raw]:
     return {part: replace(raw, labels=np.searchsorted(names, raw.labels), names=stated) for part, raw in raws.items()}
 
 
-def _refuse_empty_classes(tree: Tree, raws: list[Raw], places: _Places, images: list[Path]) -> None:
-    """`DataError` for a folder among those of the classes that holds no image: its class would be left out."""
+def _refuse_empty_classes(tree: Tree, raws: list[Raw], places: _FolderLevels, images: list[Path]) -> None:
+    """Raise `DataError` for a folder on the level of classes without an image: its class would be missing."""
     if any(raw.label_name for raw in raws):
         return
     with_images = {folder for image in images for folder in image.parents}
@@ -319,9 +328,9 @@ def _refuse_empty_classes(tree: Tree, raws: list[Raw], places: _Places, images: 
 
 
 def _metadata(root: Path, files: list[Path]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Typed columns of the metadata.csv files in the order of the images; every image needs a row.
+    """Typed columns of the metadata.csv files in the order of the images, which all need a row.
 
-    A file may lie in the folder itself or in that of a part; its names are relative to it.
+    Such a file may be in the folder itself or in that of a part; its file names are relative to it.
     """
     bases = {folder for file in files for folder in file.parents if folder == root or folder.is_relative_to(root)}
     tables = {base: base / METADATA for base in sorted(bases) if (base / METADATA).is_file()}

@@ -10,11 +10,11 @@ _MASK = 2**64 - 1
 
 
 def row_hashes(samples: np.ndarray) -> np.ndarray:
-    """A 64-bit hash (n,) of the bytes of each row of (n, ...); equal on every machine.
+    """64-bit hashes (n,) of the bytes of each row of samples (n, ...), equal on every machine.
 
-    Every 8 bytes are mixed with their place (two multiplications and a shift, as in SplitMix64) and summed. Different
-    rows have equal hashes by chance in about one of 2^64 pairs. It is no defence against somebody who looks for such
-    rows, so whoever relies on equality compares the rows themselves.
+    Every 8 bytes are mixed with their offset (two multiplications and a shift, as in SplitMix64) and summed. Different
+    rows have equal hashes by chance in about one of 2^64 pairs. The hash is not cryptographic: code that relies on
+    equality must compare the rows themselves.
     """
     count = len(samples)
     rows = (
@@ -23,25 +23,25 @@ def row_hashes(samples: np.ndarray) -> np.ndarray:
         else np.empty((count, 0), np.uint8)
     )
     size = rows.shape[1]
-    words = -(-size // 8)
-    place = np.arange(1, words + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    blocks = -(-size // 8)
+    offsets = np.arange(1, blocks + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
     hashes = np.full(count, np.uint64(size), dtype=np.uint64)
-    step = max(1, CHUNK_BYTES // max(1, words * 8))
+    step = max(1, CHUNK_BYTES // max(1, blocks * 8))
     for start in range(0, count, step):
         chunk = rows[start : start + step]
-        padded = np.zeros((len(chunk), words * 8), dtype=np.uint8)
+        padded = np.zeros((len(chunk), blocks * 8), dtype=np.uint8)
         padded[:, :size] = chunk
         mixed = padded.view("<u8").astype(np.uint64, copy=False)
-        mixed = (mixed ^ place) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ offsets) * np.uint64(0xBF58476D1CE4E5B9)
         mixed ^= mixed >> np.uint64(31)
-        mixed *= np.uint64(0x94D049BB133111EB) ^ (place | np.uint64(1))
+        mixed *= np.uint64(0x94D049BB133111EB) ^ (offsets | np.uint64(1))
         mixed ^= mixed >> np.uint64(29)
         hashes[start : start + step] += mixed.sum(axis=1, dtype=np.uint64)
     return hashes
 
 
 def content_ids(samples: np.ndarray) -> np.ndarray:
-    """Distinct text (n,): 16 hexadecimal digits of each row's hash, with `-2`, `-3` ... behind repeated ones."""
+    """Distinct ids (n,): 16 hexadecimal digits of each row's hash, with `-2`, `-3` ... appended to repeated ones."""
     hashes = row_hashes(samples)
     digits = (hashes[:, None] >> np.arange(60, -4, -4, dtype=np.uint64)) & np.uint64(15)
     letters = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)[digits].astype(np.uint32)
@@ -53,9 +53,9 @@ def content_ids(samples: np.ndarray) -> np.ndarray:
     runs = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
     number = np.empty(len(order), dtype=np.int64)
     number[order] = np.arange(len(order)) - runs + 1
-    again = np.flatnonzero(number > 1)
-    if not len(again):
+    repeated = np.flatnonzero(number > 1)
+    if not len(repeated):
         return ids
     longer = ids.astype("U32")
-    longer[again] = np.char.add(np.char.add(ids[again], "-"), number[again].astype(str))
+    longer[repeated] = np.char.add(np.char.add(ids[repeated], "-"), number[repeated].astype(str))
     return longer

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, through `datasets` (the extra `hub`), imported on use."""
+"""Data sets of the Hugging Face Hub, through the package `datasets` (extra `hub`), imported on use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,19 @@ log = logging.getLogger(__name__)
 def read_hub(
     hub: str, config: str | None, columns: Columns, train: str = "train", test: str | None = None
 ) -> dict[str, Raw]:
-    """Train and test parts of one Hub data set, from the network or from what was downloaded before."""
+    """Read the parts of a Hub data set, from the network or from an earlier download.
+
+    Args:
+        hub: its id.
+        config: its configuration, or None.
+        columns: column names that the caller chose.
+        train: name of the training split.
+        test: name of the test split; None: recognised by its name.
+
+    Raises:
+        UsageError: without the package `datasets`.
+        DataError: if the data set cannot be loaded or has no training split.
+    """
     try:
         import datasets
     except ImportError:
@@ -58,10 +70,15 @@ def read_hub(
 def raw_from_hub(
     data: Any, split: str, columns: Columns, name: str, *, keep: bool = True, roots: Sequence[Path] | None = None
 ) -> Raw:
-    """A `datasets.Dataset` (also filtered or shuffled) as `Raw`; images stay encoded until they are decoded.
+    """Convert a `datasets.Dataset` (also filtered or shuffled) to `Raw`; images remain encoded.
 
-    keep: whether decoded images go to the cache; not for the many small subsets a program may make in memory. roots:
-    folders below which files that rows name must lie; None: any, for a data set that the caller made.
+    Args:
+        data: the data set.
+        split: name of the part.
+        columns: column names that the caller chose.
+        name: for messages.
+        keep: whether decoded images are cached; not for the many small subsets that a program may create.
+        roots: folders below which files named by rows must be; None: any, for a data set that the caller made.
     """
     schema: pa.Schema = data.features.arrow_schema
     plain = data.with_format("arrow")
@@ -74,7 +91,7 @@ def raw_from_hub(
     if image is None:
         return raws_from_table(light, schema, columns, split, where)[split]
     images = ColumnImages(lambda: plain.select_columns([image])[:].column(0), len(data), where, roots)
-    # The fingerprint names content and every transform since, so it may key the cache of decoded images.
+    # The fingerprint identifies content and all transforms, so it can key the cache of decoded images.
     fingerprint = f"{data._fingerprint}-{len(data)}"
 
     def key(facts: object, cache: Path) -> str:
@@ -84,7 +101,7 @@ def raw_from_hub(
 
 
 def _cache_folders(hub: str) -> list[Path]:
-    """Where the libraries keep what they download: the only places whose files rows of the Hub may name."""
+    """Download folders of the libraries, the only folders whose files may be named by rows of a Hub data set."""
     import datasets
     from huggingface_hub import constants
 
@@ -103,7 +120,7 @@ def _first(plain: Any, column: str) -> object:
 
 @contextmanager
 def _network_as_it_is(hub: str) -> Iterator[None]:
-    """Without a network the libraries work offline, from their caches, instead of trying again for a minute."""
+    """Without a network, switch the libraries to offline mode, instead of retrying for a minute."""
     import datasets
     import huggingface_hub
     from huggingface_hub import constants
@@ -129,7 +146,7 @@ def _key(fingerprint: str, image: str, facts: object) -> str:
 
 
 def _snapshot(hub: str) -> Path | None:
-    """The folder of an earlier download: `load_dataset` alone does not find it without a network."""
+    """The folder of an earlier download, which `load_dataset` does not find without a network."""
     import huggingface_hub
 
     try:

@@ -1,7 +1,7 @@
-"""The samples that a caller names: by id, by position, or by a condition on metadata.
+"""Selection of samples by id, by position, or by a condition on metadata.
 
-An id is compared as `expunge.data.values` says: by its value, as it was written. A number is a position only where the
-caller says so, with `index:3,17` or the scenario `index`; as an id, `3` is the sample whose id is 3.
+Ids are compared by value, as described in `expunge.data.values`. A number is a position only if the caller says so,
+with `index:3,17` or the scenario `index`; as an id, `3` is the sample whose id is 3.
 """
 
 from __future__ import annotations
@@ -29,13 +29,20 @@ _POSITION = re.compile(r"\d{1,18}")
 
 
 def rows_by_id(selection: Any, split: Split) -> Tensor:
-    """Positions in the store (long, in the order of the names) of the samples of `split` with these ids.
+    """Positions in the store of the samples of `split` with given ids.
 
-    selection: one id or a sequence of ids (text or whole numbers); text of comma-separated ids; the path of a .csv
-    (column `id`, or the only column), .json (a list) or .txt file (one per line) of ids. Beside ids, a boolean mask
-    over the split, and text that begins with `index:` (`rows_by_index`).
+    Args:
+        selection: one id or a sequence of ids (text or whole numbers); text of comma-separated ids; the path of a .csv
+            (column `id`, or the only column), .json (a list) or .txt file (one per line) of ids. Also a boolean mask
+            over the split, and text that begins with `index:` (`rows_by_index`).
+        split: the data.
 
-    Raises `DataError` for unknown or repeated ids and unreadable files, `UsageError` for what cannot be understood.
+    Returns:
+        Long (k,), in the order of the ids.
+
+    Raises:
+        DataError: for unknown or repeated ids and unreadable files.
+        UsageError: for other kinds of selections.
     """
     if isinstance(selection, (str, Path)):
         return _from_text(selection, split)
@@ -56,11 +63,19 @@ def rows_by_id(selection: Any, split: Split) -> Tensor:
 
 
 def rows_by_index(selection: Any, split: Split) -> Tensor:
-    """Positions in the store (long, as they were named), checked: each one in `split`, none twice.
+    """Checked positions in the store: each is in `split`, none is repeated.
 
-    selection: one position or a sequence of them, counted from 0 in the data set; a boolean mask over the split; text
-    of comma-separated positions; the path of a file of them, as for ids. Raises `DataError` for positions outside the
-    split and named twice, `UsageError` for what is no position.
+    Args:
+        selection: one position or a sequence of them, counted from 0 in the data set; a boolean mask over the split;
+            text of comma-separated positions; the path of a file of them, as for ids.
+        split: the data.
+
+    Returns:
+        Long (k,), in the given order.
+
+    Raises:
+        DataError: for positions that are repeated or outside the split.
+        UsageError: for values that are not positions.
     """
     if isinstance(selection, (str, Path)):
         text = str(selection).strip()
@@ -85,10 +100,19 @@ def rows_by_index(selection: Any, split: Split) -> Tensor:
 
 
 def rows_where(condition: Any, split: Split) -> Tensor:
-    """Positions in the store of the samples whose metadata fulfil a condition, in the order of the split.
+    """Positions in the store of the samples whose metadata satisfy a condition.
 
-    condition: an expression such as `age < 18 and city in {Rome, Oslo}` (`expunge.data.predicate`), or a callable that
-    takes a dict of metadata arrays (len(split),), masked where cells are missing, and returns a mask.
+    Args:
+        condition: an expression such as `age < 18 and city in {Rome, Oslo}` (`expunge.data.predicate`), or a callable
+            that takes a dict of metadata arrays (len(split),), with missing cells masked, and returns a mask.
+        split: the data.
+
+    Returns:
+        Long (k,), in the order of the split.
+
+    Raises:
+        DataError: for unknown columns and values of the wrong type.
+        UsageError: for anything that is not a condition.
     """
     if callable(condition):
         return split.index[_mask(condition(columns_of(split)), split, "the condition")]
@@ -98,10 +122,9 @@ def rows_where(condition: Any, split: Split) -> Tensor:
 
 
 def columns_of(split: Split) -> dict[str, np.ndarray]:
-    """Metadata of the split's samples as typed columns, with `id`, and where labels are visible `label` and
-    `class_name`.
+    """Metadata of the split's samples as typed columns (len(split),), with `id`, and `label` and `class_name` if known.
 
-    label: the number of the class; where the names of the classes are numbers of their own (1 to 10), those.
+    `label` is the index of the class; if the names of the classes are numbers (1 to 10), it is that number.
     """
     rows = split.index.numpy()
     columns = {"id": split.ids}
@@ -115,7 +138,7 @@ def columns_of(split: Split) -> dict[str, np.ndarray]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Ids from a CSV, JSON or text file, in its order. Raises `DataError` naming the file."""
+    """Ids of a CSV, JSON or text file, in its order; raises `DataError` if it cannot be read or has none."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -212,7 +235,7 @@ def _sequence(selection: Any, what: str) -> np.ndarray:
 
 
 def _matching(names: list[str], split: Split, source: str) -> Tensor:
-    """Positions of the samples with these ids. Whole numbers that were written as `5.0` match the id 5."""
+    """Positions of the samples with these ids; whole numbers written as `5.0` match the id 5."""
     known = pd.Index(keys(split.ids))
     written = keys(np.array(names, dtype=str))
     place = np.arange(len(known))

@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, ...) to uint8 arrays (C, H, W): in one go, or one by one for data that do not fit."""
+"""Decoding of images (PNG, JPEG, ...) to uint8 arrays (C, H, W): all at once, or on demand if they do not fit."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ class Encoded(ABC):
     """A sequence of encoded images."""
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of images."""
 
     @abstractmethod
     def read(self, position: int) -> bytes | Path:
         """The bytes of one image, or the file that holds it."""
 
     def read_many(self, start: int, stop: int) -> list[bytes | Path]:
-        """`read` of a range; overridden where a range is cheaper than its parts."""
+        """`read` of a range; overridden by sequences that read a range faster than single images."""
         return [self.read(position) for position in range(start, stop)]
 
     @abstractmethod
@@ -64,7 +65,7 @@ class Encoded(ABC):
 
 
 class ChosenImages(Encoded):
-    """Some of the images of another sequence, in the given order."""
+    """Some images of another sequence, in a given order."""
 
     def __init__(self, images: Encoded, rows: np.ndarray) -> None:
         self.images = images
@@ -81,11 +82,15 @@ class ChosenImages(Encoded):
 
 
 @dataclass(frozen=True)
-class Plan:
+class DecodingPlan:
     """How images are decoded.
 
-    mode: PIL's "L" (one channel) or "RGB" (three). chosen: whether the caller chose it; then colour images become grey
-    if it is "L", else they are an error. size: (height, width). resize: whether images of other sizes are resized.
+    Attributes:
+        mode: PIL's "L" (one channel) or "RGB" (three).
+        size: (height, width) in pixels.
+        resize: whether images of other sizes are resized; else they are an error.
+        chosen: whether the caller chose the mode; then colour images are converted to grey if it is "L", else they are
+            an error.
     """
 
     mode: Mode
@@ -95,14 +100,21 @@ class Plan:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
         return (1 if self.mode == "L" else 3, *self.size)
 
 
-def plan_for(images: Encoded, image_size: int | None, mode: Mode | None = None) -> Plan:
-    """Colour if any image has it, and the common size, from up to 256 images spread over the set.
+def plan_for(images: Encoded, image_size: int | None, mode: Mode | None = None) -> DecodingPlan:
+    """Choose mode and size from up to 256 images spread over the set: colour if any image has it, the common size.
 
-    With `image_size`, images of one smaller size keep it (they are enlarged on the device, which is exact and saves
-    memory); larger or mixed ones are resized when they are decoded. mode: chosen by the caller.
+    Args:
+        images: the images.
+        image_size: side in pixels that the caller chose. Images of one smaller size are enlarged later on the device,
+            which saves memory; larger or mixed ones are resized while decoding.
+        mode: chosen by the caller, or None.
+
+    Raises:
+        DataError: if an image cannot be opened.
     """
     probes = np.linspace(0, len(images) - 1, min(PROBES, len(images)), dtype=int).tolist()
     colour = False
@@ -114,17 +126,17 @@ def plan_for(images: Encoded, image_size: int | None, mode: Mode | None = None) 
     decided: Mode = mode or ("RGB" if colour else "L")
     common = sizes.most_common(1)[0][0]
     if image_size is not None and (len(sizes) > 1 or max(common) > image_size):
-        return Plan(decided, (image_size, image_size), resize=True, chosen=mode is not None)
-    return Plan(decided, common, chosen=mode is not None)
+        return DecodingPlan(decided, (image_size, image_size), resize=True, chosen=mode is not None)
+    return DecodingPlan(decided, common, chosen=mode is not None)
 
 
 def _size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) as the image is seen, that is after its EXIF orientation is applied."""
+    """(height, width) after the EXIF orientation is applied."""
     return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF tag, 1 (upright) where there is none or it cannot be read."""
+    """The EXIF orientation; 1 (upright) if there is none or it cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except BROKEN:
@@ -138,16 +150,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def decoder() -> str:
-    """Identifies the code that decodes, for keys of what is kept: this file and the release of Pillow."""
+    """Identity of the decoding code, for cache keys: this file and the version of Pillow."""
     return f"{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]} Pillow {PIL.__version__}"
 
 
-def decode_one(images: Encoded, position: int, plan: Plan) -> np.ndarray:
-    """One image as uint8 (C, H, W). Raises `DataError` with file and row if it is damaged or of another size."""
+def decode_one(images: Encoded, position: int, plan: DecodingPlan) -> np.ndarray:
+    """One image as uint8 (C, H, W); raises `DataError` with file and row if it is damaged or of another size."""
     return _decode(images, position, images.read(position), plan)
 
 
-def _decode(images: Encoded, position: int, source: bytes | Path, plan: Plan) -> np.ndarray:
+def _decode(images: Encoded, position: int, source: bytes | Path, plan: DecodingPlan) -> np.ndarray:
     with _open(images, position, source) as image:
         if not plan.resize and _size(image) != plan.size:  # before anything is decoded
             raise MixedSizes(_other_size(images.where(position), _size(image), plan))
@@ -174,7 +186,7 @@ def _decode(images: Encoded, position: int, source: bytes | Path, plan: Plan) ->
     return array[None] if plan.mode == "L" else array.transpose(2, 0, 1)
 
 
-def _other_size(place: str, size: tuple[int, int], plan: Plan) -> str:
+def _other_size(place: str, size: tuple[int, int], plan: DecodingPlan) -> str:
     return (
         f"{place}: the image is {size[0]}x{size[1]}, others are {plan.size[0]}x{plan.size[1]}; pass image_size to "
         "bring all to one size."
@@ -182,17 +194,22 @@ def _other_size(place: str, size: tuple[int, int], plan: Plan) -> str:
 
 
 class MixedSizes(DataError):
-    """Images of several sizes and no size to bring them to."""
+    """Images differ in size, and no size was chosen."""
 
 
 class MixedModes(DataError):
-    """A colour image among grey ones, and no mode to bring them to."""
+    """A colour image among grey ones, and no mode was chosen."""
 
 
-def decode_all(images: Encoded, plan: Plan) -> np.ndarray:
+def decode_all(images: Encoded, plan: DecodingPlan) -> np.ndarray:
     """All images as uint8 (N, C, H, W), decoded by two threads (Pillow releases the lock while it decodes).
 
-    Small images are decoded by one: there the lock changes hands so often that a second thread costs time.
+    Small images are decoded by one thread: frequent changes of the lock make a second thread slower.
+
+    Raises:
+        DataError: with file and row, for a damaged image.
+        MixedSizes: for an image of another size, unless `plan.resize`.
+        MixedModes: for a colour image, if the mode is "L" and not chosen.
     """
     threads = THREADS if min(plan.size) >= SMALL else 1
     result = np.empty((len(images), *plan.shape), dtype=np.uint8)
@@ -208,11 +225,8 @@ def decode_all(images: Encoded, plan: Plan) -> np.ndarray:
     return result
 
 
-def decode_sized(images: Encoded, plan: Plan, image_size: int | None) -> np.ndarray:
-    """`decode_all`; where the probes missed another size and `image_size` is given, all are resized to it.
-
-    Where they missed a colour image, all are decoded in colour.
-    """
+def decode_sized(images: Encoded, plan: DecodingPlan, image_size: int | None) -> np.ndarray:
+    """`decode_all`, repeated if the plan missed an image of another size (if `image_size` is given) or in colour."""
     try:
         return decode_all(images, plan)
     except MixedModes:
@@ -226,7 +240,7 @@ def decode_sized(images: Encoded, plan: Plan, image_size: int | None) -> np.ndar
 class ImageItems(torch.utils.data.Dataset[torch.Tensor]):
     """Images decoded on demand, for `StreamingStore`: item i is a uint8 tensor (C, H, W)."""
 
-    def __init__(self, images: Encoded, plan: Plan) -> None:
+    def __init__(self, images: Encoded, plan: DecodingPlan) -> None:
         self.images = images
         self.plan = plan
 

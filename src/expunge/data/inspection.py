@@ -1,7 +1,7 @@
-"""What was understood of a source: its parts, classes, columns and samples, and what was left out.
+"""Inspection of a source: its parts, classes, columns and samples as they are read, and what is ignored.
 
-`inspect` also answers where the data cannot be used yet (labels that are missing, classes that do not fit): what stands
-in the way is listed as a problem instead of being raised.
+`inspect` also works for data that cannot be used yet (missing labels, inconsistent classes): errors are listed as
+problems instead of being raised.
 """
 
 from __future__ import annotations
@@ -28,10 +28,16 @@ PROBES = 64  # samples of streaming data that are read for their range
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of a part. role: label, id, feature or metadata. kind: integer, number, boolean or text.
+class ColumnFacts:
+    """One column of a part.
 
-    missing: cells without a value. distinct: different values among the others. examples: the first of them.
+    Attributes:
+        name: its name.
+        role: label, id, feature or metadata.
+        kind: integer, number, boolean or text.
+        missing: number of cells without a value.
+        distinct: number of different values.
+        examples: the first values.
     """
 
     name: str
@@ -46,15 +52,24 @@ class Column:
 class PartFacts:
     """One part of the data.
 
-    counts: samples of each class, in the order of the classes; empty if they are not known. shape: of a sample as the
-    model sees it. dtype: of the stored samples; lowest, highest: their values before normalisation (of 64 samples, if
-    they stream). repeated: samples whose content occurred before in the part; None where that is not known.
+    Attributes:
+        name: train, validation or test.
+        rows: number of samples.
+        counts: samples per class, in the order of the classes; empty if unknown.
+        columns: its columns.
+        shape: shape of a sample as given to the model.
+        dtype: type of the stored samples.
+        lowest: smallest value before normalisation (of 64 samples, if they stream).
+        highest: largest value.
+        streams: whether samples are read on demand.
+        repeated: number of duplicates of earlier samples; None if unknown.
+        ignored: notes on what is ignored, and why.
     """
 
     name: str
     rows: int
     counts: tuple[int, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[ColumnFacts, ...]
     shape: tuple[int, ...] | None = None
     dtype: str = ""
     lowest: float | None = None
@@ -66,10 +81,17 @@ class PartFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` answers.
+    """Result of `inspect`.
 
-    shared: exact copies of training samples in the other parts. normalisation: (mean, deviation) per channel that is
-    applied to pixels in [0, 1], or None. notes: what was left out and why. problems: what stands in the way of use.
+    Attributes:
+        source: as the caller named it.
+        name: name of the data.
+        classes: class names; empty if unknown.
+        parts: the parts.
+        shared: number of exact copies of training samples in the other parts.
+        normalisation: (mean, standard deviation) per channel applied to pixels in [0, 1], or None.
+        notes: what is ignored, and why.
+        problems: errors that prevent the use of the data.
     """
 
     source: str
@@ -82,11 +104,11 @@ class Inspection:
     problems: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """All attributes, ready for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {len(self.classes)} classes ({_some(self.classes)})"]
+        lines = [f"{self.name}: {len(self.classes)} classes ({_shortened(self.classes)})"]
         for part in self.parts:
             shape = "x".join(map(str, part.shape)) if part.shape else "unknown shape"
             lines.append(f"{part.name}: {part.rows:,} samples, {shape} {part.dtype}".rstrip())
@@ -94,11 +116,11 @@ class Inspection:
 
 
 def inspect(data: Any, *, cache: Path | None = None, **options: Any) -> Inspection:
-    """How data are read, without training anything.
+    """Report how data are read, without training anything.
 
     Args:
-        data: what `expunge.data.sources.load_pair` takes (a name, `hf:<id>`, a path), or what a verb takes (a split, a
-            PyTorch or Hugging Face data set, (X, y)).
+        data: a source as in `expunge.data.sources.load_pair` (a name, `hf:<id>`, a path), or data as in `as_split` (a
+            split, a PyTorch or Hugging Face data set, (X, y)).
         cache: folder for decoded images, by default `$EXPUNGE_CACHE` or the user's cache folder.
         options: the fields of `expunge.data.sources.DataOptions`, for names and paths.
 
@@ -109,7 +131,7 @@ def inspect(data: Any, *, cache: Path | None = None, **options: Any) -> Inspecti
     if isinstance(data, (str, Path)):
         return _of_source(open_source(data, DataOptions.of(options), cache))
     if options:
-        raise UsageError(f"`{next(iter(options))}` is an option of files and named data; leave it out for these data.")
+        raise UsageError(f"`{next(iter(options))}` is an option of files and named data; omit it for these data.")
     split = as_split(data)
     return Inspection(
         source=type(data).__name__,
@@ -151,7 +173,7 @@ def _of_source(source: Source) -> Inspection:
 
 
 def _decoded(source: Source, problems: list[str]) -> dict[str, Split]:
-    """All parts, or those that can be decoded alone."""
+    """All parts; if that fails, those that can be decoded alone."""
     try:
         return source.decoded(list(source.parts))
     except DataError as error:
@@ -185,14 +207,14 @@ def _of_raw(name: str, raw: Raw, classes: tuple[str, ...], split: Split | None) 
 
 
 def _numbers(raw: Raw) -> bool:
-    """Whether all labels are places in the stated names."""
+    """Whether all labels are indices of the stated names."""
     labels = raw.labels
     if labels.ndim != 1 or kind_of(labels) != "integer" or is_missing(labels).any() or not len(labels):
         return False
     return bool(labels.min() >= 0 and labels.max() < len(raw.names or ()))
 
 
-def _of_split(split: Split, columns: list[Column] | None = None) -> PartFacts:
+def _of_split(split: Split, columns: list[ColumnFacts] | None = None) -> PartFacts:
     store = split.store
     if columns is None:
         columns = [_column("id", "id", split.ids)]
@@ -220,11 +242,11 @@ def _of_split(split: Split, columns: list[Column] | None = None) -> PartFacts:
     )
 
 
-def _column(name: str, role: str, values: np.ndarray) -> Column:
+def _column(name: str, role: str, values: np.ndarray) -> ColumnFacts:
     texts = as_text(values) if values.ndim == 1 else np.array([str(row) for row in values[:EXAMPLES]])
     missing = is_missing(values) if values.ndim == 1 else np.zeros(len(texts), dtype=bool)
     present = texts[~missing]
-    return Column(
+    return ColumnFacts(
         name=name,
         role=role,
         kind=kind_of(values),
@@ -239,5 +261,5 @@ def _normalisation(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]] 
     return None if chosen is None else (chosen.mean, chosen.std)
 
 
-def _some(names: tuple[str, ...], most: int = 10) -> str:
+def _shortened(names: tuple[str, ...], most: int = 10) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,4 +1,4 @@
-"""Several splits as one."""
+"""Concatenation of splits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from expunge.data.split import ResidentStore, Split, Store, StreamingStore
 
 
 def joined(splits: Sequence[Split], name: str) -> Split:
-    """The samples of all splits in this order.
+    """Concatenate splits in the given order.
 
-    Splits of one store stay in it. Others are put into a new store, for which they must be alike in shape, type,
-    normalisation and classes, have labels, and be all resident (they are copied) or all streaming (`DataError`).
+    The result of splits of one store is a split of that store. Others are put into a new store: they must have labels
+    and equal shape, type, normalisation and classes, and be all resident (they are copied) or all streaming.
+
+    Raises:
+        DataError: if there is no split, or if they differ in these properties.
     """
     if not splits:
         raise DataError(f"the {name} set is empty; it needs at least one sample.")

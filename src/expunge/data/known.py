@@ -1,4 +1,4 @@
-"""What is known about public data sets: where they are, how their columns are called, how pixels are normalised.
+"""Facts about public data sets: their location, column names and pixel normalisation.
 
 Torch-free, so `expunge list datasets` stays fast.
 """
@@ -12,9 +12,9 @@ from expunge.core.registry import Card
 DIGIT_NAMES = tuple(str(i) for i in range(10))
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# What a recipe may ask for by name, as (what, mean, deviation); all for colour images. The SCRUB authors' code divides
-# CIFAR-10 and CIFAR-100 alike by deviations smaller than those of the pixels, and its Lacuna constants look like
-# blue-green-red although the images are red-green-blue.
+# Constants that a recipe may name, as (description, mean, deviation); all for colour images. The SCRUB authors' code
+# divides CIFAR-10 and CIFAR-100 by the same deviations, which are smaller than those of the pixels, and its Lacuna
+# constants appear to be in blue-green-red order although the images are red-green-blue.
 CONSTANTS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ("ImageNet", IMAGENET_MEAN, IMAGENET_STD),
     "scrub-cifar": ("SCRUB authors' CIFAR", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -26,11 +26,23 @@ CONSTANTS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
 class KnownDataset:
     """One public data set.
 
-    hub: its Hugging Face id ("" for data that come with a dependency) and config the name of the variant. image,
-    label: column names. train, test: names of the splits there. mean, std: per channel, of training pixels in [0, 1].
-    shape: (C, H, W) as stored; image_size: the size images are brought to, for sets of mixed sizes.
-    classes: class names if they identify the set, else empty. train_counts: training samples per class, to be compared
-    with what was loaded, or empty. licence: what is known about the terms of use.
+    Attributes:
+        name: what users write.
+        summary: one line for listings.
+        shape: (C, H, W) as stored.
+        mean: per channel, of training pixels in [0, 1].
+        std: per channel, likewise.
+        num_classes: number of classes.
+        classes: class names if they identify the set, else empty.
+        train_counts: training samples per class, compared with the loaded data, or empty.
+        hub: its Hugging Face id; "" for data that are part of a dependency.
+        config: name of the variant on the Hub.
+        image: column of the images.
+        label: column of the labels.
+        train: name of the training split.
+        test: name of the test split.
+        image_size: side to which images are resized, for sets of mixed sizes.
+        licence: terms of use, as far as known.
     """
 
     name: str
@@ -52,11 +64,12 @@ class KnownDataset:
 
     @property
     def card(self) -> Card:
+        """Its entry in the registry."""
         place = f"hub id {self.hub}" if self.hub else "bundled with scikit-learn"
         return Card(name=self.name, summary=self.summary, needs=place, tags=("images", f"{self.num_classes} classes"))
 
     def matches(self, classes: tuple[str, ...], shape: tuple[int, ...]) -> bool:
-        """Whether data with these class names and this sample shape are this set."""
+        """Whether class names and sample shape identify this set."""
         return bool(self.classes) and classes == self.classes and tuple(shape) == self.shape
 
 

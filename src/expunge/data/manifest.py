@@ -1,11 +1,11 @@
-"""A list of image files as a data set: a CSV file with the columns file_name, label and, if wanted, split.
+"""A list of image files as a data set: a CSV file with the columns file_name, label and, optionally, split.
 
     file_name,label,split
     n000002/0001_01.jpg,n000002,train
 
-Paths are relative to the list, or absolute. A column `id` holds the ids of the samples, which else are the file names:
-a list that names a file more than once needs one. Other columns are metadata. Files may lie anywhere, so one folder of
-images can serve many data sets without a copy. Parts are named as `expunge.data.parts` says.
+Paths are relative to the list, or absolute. A column `id` contains the ids of the samples; without it the file names
+are the ids, so a list that names a file more than once needs one. Other columns are metadata. Files may be anywhere, so
+one folder of images can serve many data sets without a copy. Parts are named as in `expunge.data.parts`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def is_manifest(path: Path) -> bool:
 
 
 def read_manifest(path: Path, columns: Columns) -> dict[str, Raw]:
-    """Parts of the list by its column `split` (without one: all train). `DataError` names the line that is wrong."""
+    """Read the parts of a list by its column `split`, without which all rows are for training.
+
+    Raises:
+        DataError: naming the first wrong line.
+    """
     table = read_cells(path)
     names = table.column_names
     label = columns.label or "label"
@@ -87,7 +91,7 @@ def _part(
 
 
 def write_manifest(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
-    """Write a list, whole or not at all; its folder is made."""
+    """Write a list atomically, and create its folder; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as handle:
@@ -101,9 +105,16 @@ def write_manifest(path: Path, header: Sequence[str], rows: Iterable[Sequence[st
 def listing(
     module: str, arguments: Sequence[str], write: Callable[..., list[Path]], switches: Sequence[str] = ()
 ) -> int:
-    """`python -m module [--switch] ARGUMENTS`: paths in, lists out; returns the exit code.
+    """Command line `python -m module [--switch] ARGUMENTS` of a module that writes lists.
 
-    switches: names of arguments of `write` that `--name` makes true.
+    Args:
+        module: name of the module.
+        arguments: names of the positional arguments, which are paths.
+        write: writes the lists and returns their paths.
+        switches: names of boolean arguments of `write` that `--name` sets.
+
+    Returns:
+        The exit code.
     """
     chosen = {name: True for name in switches if f"--{name}" in sys.argv[1:]}
     given = [text for text in sys.argv[1:] if text.removeprefix("--") not in chosen]

@@ -1,4 +1,4 @@
-"""Batches that hold several splits at once."""
+"""Batches with samples of several splits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from expunge.data.split import Batch, Split
 def mixed_batches(
     splits: Sequence[Split], size: int, *, seed: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Batch | None, ...]]:
-    """Shuffled batches of about `size` samples that hold every split in the proportion of its length.
+    """Shuffled batches of about `size` samples that contain every split in proportion to its length.
 
-    Each sample comes once. What is yielded are the parts of one batch, one per split, None where a split has no samples
-    left: so splits of several data sets, with and without labels, can meet in a batch.
+    Each sample is yielded once. A batch is given as its parts, one per split, so that splits of several data sets, with
+    and without labels, can be combined; the part of a split without remaining samples is None.
     """
     total = sum(len(split) for split in splits)
     count = max(1, -(-total // size))

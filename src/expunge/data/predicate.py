@@ -1,10 +1,10 @@
-"""A tiny language for conditions on metadata columns: comparisons, `in`, `and`, `or`, `not`. Parsed, never executed.
+"""Conditions on metadata columns: comparisons, `in`, `and`, `or`, `not`; parsed, never executed.
 
 age < 18          user == 4711          user == 007          10 <= score < 20          city in {Rome, Oslo} and not vip
 
-Values are compared by the rule of `expunge.data.values`. What is written on the right takes the type of the column: in
-a text column `007` is the text 007, in an integer column it is refused. A missing cell fulfils no comparison, also
-under `not`: a condition selects the rows of which it is known to hold.
+Values are compared as in `expunge.data.values`. The literal takes the type of the column: in a text column `007` is the
+text 007, in an integer column it is an error. A missing cell satisfies no comparison, also under `not`: a condition
+selects the rows for which it is known to hold.
 """
 
 from __future__ import annotations
@@ -38,19 +38,26 @@ _WHOLE = re.compile(r"0|[1-9]\d*")
 
 
 class Truth(NamedTuple):
-    """For which rows a condition is known to hold, and for which not; neither where a cell is missing. Bool (n,)."""
+    """Rows (n,) for which a condition is known to hold, and known not to hold; neither if a cell is missing."""
 
     yes: np.ndarray
     no: np.ndarray
 
 
 def evaluate(expression: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Boolean mask (n,) of the rows that fulfil `expression`.
+    """Evaluate a condition.
 
-    Names are columns where such a column exists, otherwise plain text, so `city == Rome` needs no quotes; a column
-    whose name is no identifier is written in quotes on the left. Raises `UsageError` for anything else than
-    comparisons, `DataError` for an unknown column, a text compared with numbers, and a value that the column's type
-    cannot have.
+    Args:
+        expression: the condition. Names are columns if such a column exists, otherwise text, so `city == Rome` needs no
+            quotes; a column whose name is no identifier is written in quotes on the left.
+        columns: typed columns (n,) by name.
+
+    Returns:
+        Boolean mask (n,) of the rows for which it holds.
+
+    Raises:
+        UsageError: for anything other than comparisons.
+        DataError: for an unknown column, text compared with numbers, and a value that the column's type cannot have.
 
     >>> evaluate("age < 18 or city == Rome", {"age": np.array([10, 40]), "city": np.array(["Oslo", "Rome"])})
     array([ True,  True])
@@ -69,7 +76,7 @@ def evaluate(expression: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _quoted(token: re.Match[str]) -> str:
-    """Values that Python would not read as the number they are written as, in quotes."""
+    """Quote values that Python would not read as the written number."""
     text = token.group()
     return text if text[0] in "'\"" or _NUMBER.fullmatch(text) else f"'{text}'"
 
@@ -118,13 +125,13 @@ class _Evaluator:
         values = [keys(data) if texts[0] else data for data in map(np.ma.getdata, (left, right))]
         return _known(_COMPARE[op](*values), left, right)
 
-    def with_value(self, column: np.ndarray, op: type[ast.cmpop], node: ast.expr, where: ast.expr) -> Truth:
-        """The column compared with the value that `node` writes; `where` is the node that names the column."""
+    def with_value(self, column: np.ndarray, op: type[ast.cmpop], node: ast.expr, column_node: ast.expr) -> Truth:
+        """Compare a column, named by `column_node`, with the literal `node`."""
         value, written = self.literal(node)
         data, kind = np.ma.getdata(column), kind_of(column)
         if kind == "text":
             if op not in (ast.Eq, ast.NotEq) and not isinstance(value, str):
-                name = ast.unparse(where)
+                name = ast.unparse(column_node)
                 asked = shorten(self.expression)
                 raise DataError(f"the column `{name}` holds text, but `{asked}` asks if it is {shorten(written)}.")
             return _known(_COMPARE[op](keys(data), key(written)), column)
@@ -133,7 +140,7 @@ class _Evaluator:
         if isinstance(value, str):
             # An unknown name next to a numeric column is more likely a mistyped column than a text.
             holds = "whole numbers" if kind == "integer" else "true or false" if kind == "boolean" else "numbers"
-            name = ast.unparse(where)
+            name = ast.unparse(column_node)
             asked = shorten(self.expression)
             raise DataError(f"the column `{name}` holds {holds}, but `{asked}` compares it with `{shorten(value)}`.")
         if kind == "integer" and isinstance(value, float):
@@ -141,7 +148,7 @@ class _Evaluator:
         return _known(_COMPARE[op](data, value), column)
 
     def is_column(self, node: ast.expr, *, strict: bool = False) -> bool:
-        """Whether a node names a column; `strict` leaves quoted text out."""
+        """Whether a node names a column; quoted text does not if `strict`."""
         if isinstance(node, ast.Name):
             return node.id in self.columns
         return not strict and isinstance(node, ast.Constant) and node.value in self.columns
@@ -155,7 +162,7 @@ class _Evaluator:
         return self.columns[name]
 
     def literal(self, node: ast.expr) -> tuple[str | int | float | bool, str]:
-        """A value, and the characters it is written with."""
+        """The value of a literal, and its text."""
         if isinstance(node, ast.Name):
             return node.id, node.id
         sign = ""
@@ -180,7 +187,7 @@ class _Evaluator:
 
 
 def _compare_whole(data: np.ndarray, op: type[ast.cmpop], value: float) -> np.ndarray:
-    """Integers compared with a float exactly, that is without turning them into floats."""
+    """Compare integers with a float exactly, without converting them to floats."""
     if math.isinf(value) or math.isnan(value):
         return np.full(len(data), bool(_COMPARE[op](0.0, value)))
     if value == int(value):
@@ -192,7 +199,7 @@ def _compare_whole(data: np.ndarray, op: type[ast.cmpop], value: float) -> np.nd
 
 
 def _known(answer: np.ndarray, *columns: np.ndarray) -> Truth:
-    """The answer where no cell is missing."""
+    """The answer for rows without missing cells."""
     yes = np.asarray(answer, dtype=bool)
     present = ~np.logical_or.reduce([is_missing(column) for column in columns])
     return Truth(yes & present, ~yes & present)

@@ -1,4 +1,4 @@
-"""What every reader yields, before decoding; and how it becomes a `Split`."""
+"""The result of all readers, before decoding, and its conversion to a `Split`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESIDENT_BYTES = 2 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Column names the user chose; None means: find out. metadata: columns that are no features."""
+    """Column names that the user chose, None if they are to be inferred, and the columns that are not features."""
 
     image: str | None = None
     label: str | None = None
@@ -33,11 +33,20 @@ class Columns:
 class Raw:
     """One part ("train", "validation" or "test") of a source.
 
-    labels: typed values (n,), see `expunge.data.classes`. names: class names if the source states them. images or array
-    hold the samples. ids: text (n,). columns: typed metadata (n,), see `expunge.data.values`.
-    key: the cache key of the decoded images for given decoding facts. where: names file and row of a sample.
-    label_name, id_name: the columns they come from, "" where they do not come from one. features: the columns that are
-    the input. ignored: sentences about what of the source was left out, and why.
+    Attributes:
+        labels: typed values (n,), see `expunge.data.classes`.
+        where: file and row of a sample, for messages.
+        names: class names if the source states them.
+        images: the samples as encoded images, or None.
+        array: the samples as an array (n, ...), or None.
+        ids: text (n,).
+        columns: typed metadata (n,), see `expunge.data.values`.
+        key: cache key of the decoded images for given decoding facts.
+        spill: moves encoded images from memory to a file in the cache folder.
+        label_name: column of the labels, "" if they do not come from one.
+        id_name: column of the ids, likewise.
+        features: the columns that are the input.
+        ignored: notes on what is ignored, and why.
     """
 
     labels: np.ndarray
@@ -56,7 +65,7 @@ class Raw:
 
 
 def resident_limit() -> int:
-    """Largest size in bytes of decoded samples that are kept in memory: `$EXPUNGE_RESIDENT_BYTES`, else 2 GiB."""
+    """Largest size in bytes of decoded samples held in memory: `$EXPUNGE_RESIDENT_BYTES`, else 2 GiB."""
     given = os.environ.get("EXPUNGE_RESIDENT_BYTES")
     if given is None:
         return RESIDENT_BYTES
@@ -68,9 +77,19 @@ def resident_limit() -> int:
 def make_split(
     raw: Raw, classes: tuple[str, ...], *, name: str, image_size: int | None, cache: Path, mode: Mode | None = None
 ) -> Split:
-    """Decode (or take from the cache) and wrap; resident if it fits `resident_limit`, else streaming.
+    """Decode a part, or read it from the cache; resident if it fits `resident_limit`, else streaming.
 
-    mode: "L" for one channel or "RGB" for three; None: three if any image has colour.
+    Args:
+        raw: the part.
+        classes: class names.
+        name: name of the split.
+        image_size: side in pixels of the square images; None: unchanged.
+        cache: the cache folder.
+        mode: "L" for one channel or "RGB" for three; None: three if any image has colour.
+
+    Raises:
+        DataError: for bad samples or labels, with file and row.
+        UsageError: if `image_size` or `mode` are given for arrays.
     """
     labels = torch.from_numpy(class_numbers(raw, classes))
     if len(labels) == 0:
@@ -96,7 +115,7 @@ def _image_store(
     mode: Mode | None,
 ) -> Store:
     images = raw.images
-    if images is None:  # the caller looked
+    if images is None:  # checked by the caller
         raise DataError(f"{name}: there are no images in it.")
     key = raw.key
     common = {"classes": classes, "ids": raw.ids, "columns": raw.columns, "name": name}
@@ -123,9 +142,12 @@ def _image_store(
 
 
 def as_samples(array: np.ndarray, name: str, where: Callable[[int], str] | None = None) -> torch.Tensor:
-    """Samples as integers of their own type, or as float32; `DataError` naming the first row that is not finite.
+    """Samples as a tensor of integers of their type, or of float32.
 
-    torch computes with few unsigned types: uint16 becomes int32, and uint32 and uint64 become int64.
+    torch supports few unsigned types: uint16 becomes int32, and uint32 and uint64 become int64.
+
+    Raises:
+        DataError: naming the first row that is not finite, or for samples that are not numbers.
     """
     if array.dtype.kind not in "biuf":
         raise DataError(f"{name}: samples must be numbers, got {array.dtype}.")
@@ -146,7 +168,7 @@ def as_samples(array: np.ndarray, name: str, where: Callable[[int], str] | None 
 
 
 def computed_normalisation(split: Split) -> Normalisation:
-    """Mean and standard deviation per channel (per feature for rows), over the samples of `split`, pixels in [0, 1]."""
+    """Mean and standard deviation per channel (or feature) over the samples of `split`, with pixels in [0, 1]."""
     total = torch.zeros(0, dtype=torch.float64)
     squares, count = total, 0
     for raw in split.store.fetch(list(split.index.split(1024)), torch.device("cpu")):

@@ -1,4 +1,4 @@
-"""Bilinear resizing of a batch, on whatever device it is."""
+"""Bilinear resizing of a batch, on any device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def resize_images(x: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) to (B, C, size, size), same dtype. Antialiased when it shrinks, as image libraries do."""
+    """Resize (B, C, H, W) to (B, C, size, size), same dtype; antialiased when shrinking, as image libraries do."""
     if tuple(x.shape[-2:]) == (size, size):
         return x
     shrinks = size < x.shape[-2] or size < x.shape[-1]

@@ -1,8 +1,8 @@
-"""Numbers per sample: kept with sample ids, written as CSV or Parquet, and read back for any part of the same data.
+"""Scores per sample, written as CSV or Parquet with sample ids, and read for any subset of the same data.
 
-A score file has a column `id` (or `position`, counted in the store) and columns of numbers; `score` is the one that
-scenarios rank by, larger meaning more memorised or harder. Rows of samples that are not asked for are ignored, so one
-file serves every subset of its data set.
+A score file has a column `id` (or `position`, counted in the store) and columns of numbers; scenarios rank by the
+column `score`, larger meaning more memorised or harder. Rows of other samples are ignored, so one file serves every
+subset of its data set.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ KEYS = ("id", "position")
 class SampleScores:
     """Scores of the samples of one split, in its order.
 
-    by: how they were made. ids: (n,) text. positions: (n,) in the store. columns: name -> (n,) numbers; `score` is
-    among them, nan where it is not known. facts: JSON-ready, what is needed to make them again. notes: sentences a
-    reader should see.
+    Attributes:
+        by: how they were computed.
+        ids: text (n,).
+        positions: in the store (n,).
+        columns: name -> numbers (n,); among them `score`, NaN if unknown.
+        facts: what is needed to compute them again, ready for JSON.
+        notes: remarks for the reader.
     """
 
     by: str
@@ -47,21 +51,28 @@ class SampleScores:
 
     @classmethod
     def of(cls, split: Split, by: str, columns: Mapping[str, np.ndarray], **more: Any) -> SampleScores:
+        """Scores of `split` from their columns; `more` are further attributes."""
         return cls(by, split.ids, split.index.numpy(), columns, **more)
 
     @property
     def score(self) -> np.ndarray:
+        """The column `score` (n,)."""
         return self.columns["score"]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def frame(self) -> pd.DataFrame:
-        """One row per sample: id, position, score and what it was computed from."""
+        """One row per sample: id, position, score and the numbers it was computed from."""
         return pd.DataFrame({"id": self.ids, "position": self.positions, **self.columns})
 
     def save(self, path: Path) -> Path:
-        """Write the table as .csv or .parquet, whole or not at all. `ExpungeError` if it cannot be written."""
+        """Write the table as .csv or .parquet atomically; returns the path.
+
+        Raises:
+            UsageError: for another suffix.
+            ExpungeError: if the file cannot be written.
+        """
         check_suffix(path)
         table = self.frame()
         if path.suffix.lower() == ".csv":
@@ -86,15 +97,25 @@ class SampleScores:
 
 
 def check_suffix(path: Path) -> None:
+    """Raise `UsageError` unless scores can be written to a file of that suffix."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"scores are written to {' or '.join(SUFFIXES)} files, got {path}.")
 
 
 def read_scores(path: Path, split: Split, column: str = "score") -> Tensor:
-    """Float64 (len(split),): the scores of these samples, in the split's order.
+    """Read the scores of a split's samples.
 
-    Raises `DataError` if the file cannot be read, has no such column, repeats a sample, misses a sample of the split,
-    or has no finite number for one.
+    Args:
+        path: a .csv or .parquet file.
+        split: the samples.
+        column: the scores.
+
+    Returns:
+        Float64 (len(split),), in the split's order.
+
+    Raises:
+        DataError: if the file cannot be read, has no such column, repeats or lacks a sample of the split, or has no
+            finite number for one.
     """
     table = _aligned(path, split)
     if column not in table.columns:
@@ -104,10 +125,18 @@ def read_scores(path: Path, split: Split, column: str = "score") -> Tensor:
 
 
 def read_features(path: Path, split: Split) -> Tensor:
-    """Float32 (len(split), d): a feature vector per sample, in the split's order.
+    """Read a feature vector per sample of a split.
 
-    A .npy file holds one row per sample of the whole data set (store), in its order; .csv and .parquet files a column
-    `id` or `position`, and every other column is a feature. Raises `DataError` as `read_scores` does.
+    Args:
+        path: a .npy file with one row per sample of the whole data set (store), in its order; or a .csv or .parquet
+            file with a column `id` or `position`, whose other columns are features.
+        split: the samples.
+
+    Returns:
+        Float32 (len(split), d), in the split's order.
+
+    Raises:
+        DataError: as in `read_scores`.
     """
     if path.suffix.lower() != ".npy":
         table = _aligned(path, split)
@@ -134,7 +163,7 @@ def _aligned(path: Path, split: Split) -> pd.DataFrame:
     key = next((name for name in KEYS if name in table.columns), None)
     if key is None:
         raise DataError(
-            f"{path} must have a column `id` (or `position`), so that its rows can be told apart; "
+            f"{path} must have a column `id` (or `position`) that identifies its rows; "
             f"it has: {', '.join(map(str, table.columns))}."
         )
     if key == "id":
@@ -143,7 +172,7 @@ def _aligned(path: Path, split: Split) -> pd.DataFrame:
         known, wanted = pd.Index(pd.to_numeric(table["position"], errors="coerce")), split.index.numpy()
     repeated = known[known.duplicated() & (known != "")]
     if len(repeated):
-        raise DataError(f"{path}: {key} {repeated[0]} stands in more than one row; keep one of them.")
+        raise DataError(f"{path}: {key} {repeated[0]} is in more than one row; keep one of them.")
     rows = known.get_indexer(wanted)
     absent = np.flatnonzero(rows < 0)
     if len(absent):
@@ -155,7 +184,7 @@ def _aligned(path: Path, split: Split) -> pd.DataFrame:
 
 
 def _ids(column: pd.Series, path: Path) -> np.ndarray:
-    """Comparable text of the ids, by the rule of `expunge.data.values`; "" where one is missing."""
+    """Comparable text of the ids, as in `expunge.data.values`; "" for missing ones."""
     if path.suffix.lower() == ".csv":
         return ids_of_cells(column.tolist())
     values = pa.chunked_array([pa.Array.from_pandas(column)])

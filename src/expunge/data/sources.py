@@ -1,4 +1,4 @@
-"""From what a user names (a catalogue name, a Hub id, a path) to splits.
+"""Loading of splits from a source that the user names: a catalogue name, a Hub id or a path.
 
 load_pair("mnist"), load_pair("hf:uoft-cs/cifar10"), load_pair("data/cifar10"), load_data("rows.csv"),
 load_pair("my_data.py:faces")
@@ -40,10 +40,10 @@ SUFFIXES = (".parquet", ".npz", ".npy", ".csv")
 
 
 def load_pair(spec: str | Path, *, cache: Path | None = None, **options: Any) -> tuple[Split, Split | None]:
-    """The training split and, where the source has one, the test split; both know the same classes.
+    """Load the training split and, if the source has one, the test split, with the same classes.
 
-    Where a source has no test part but a validation part, that is the test split. A part without any label (missing, or
-    -1) is left out, unless it is the training part.
+    If a source has no test part but a validation part, that is the test split. A part without any label (missing, or
+    -1) is ignored, unless it is the training part.
 
     Args:
         spec: a name of `expunge list datasets`, `hf:<id>[/config]`, or a path (docs/data.md): a folder of Parquet, CSV
@@ -56,8 +56,8 @@ def load_pair(spec: str | Path, *, cache: Path | None = None, **options: Any) ->
         DataError: bad data, with file and row.
     """
     source = open_source(spec, DataOptions.of(options), cache)
-    made = source.decoded([part for part in ("train", source.test_part) if part is not None])
-    return made["train"], made[source.test_part].named("test") if source.test_part is not None else None
+    splits = source.decoded([part for part in ("train", source.test_part) if part is not None])
+    return splits["train"], splits[source.test_part].named("test") if source.test_part is not None else None
 
 
 def load_data(
@@ -67,7 +67,7 @@ def load_data(
     cache: Path | None = None,
     **options: Any,
 ) -> Split:
-    """One split of a source; arguments as in `load_pair`. Raises `DataError` if the source has no such split."""
+    """Load one split of a source; arguments and errors as in `load_pair`, and `DataError` if there is no such split."""
     source = open_source(spec, DataOptions.of(options), cache)
     part = source.test_part if split == "test" else split
     if part not in source.parts:
@@ -77,13 +77,15 @@ def load_data(
 
 
 def load_beside(spec: str | Path, train: Split, *, cache: Path | None = None, **options: Any) -> Split:
-    """Test or validation data of their own: the test part of a source, else its training part, read as `train` was.
+    """Load separate test or validation data: the test part of a source, else its training part.
 
-    They have the classes of the training data in the same order, as many channels and the same normalisation.
+    They get the classes, number of channels and normalisation of the training data.
 
     Args:
-        spec, cache, options: as for `load_pair`.
+        spec: as in `load_pair`.
         train: the training data that they are used with.
+        cache: as in `load_pair`.
+        options: as in `load_pair`.
 
     Raises:
         UsageError: an unknown name or option.
@@ -92,7 +94,7 @@ def load_beside(spec: str | Path, train: Split, *, cache: Path | None = None, **
     chosen = DataOptions.of(options)
     source = open_source(spec, chosen, cache)
     part = source.test_part or "train"
-    # Where only these data name their classes, the names are kept: the places are those of the training data anyway.
+    # If only these data name their classes, the names are kept: the order is that of the training data anyway.
     if chosen.classes is None and (source.parts[part].names is None or not unnamed(train.store.classes)):
         chosen = replace(chosen, classes=train.store.classes)
         source = replace(source, options=chosen)
@@ -105,16 +107,20 @@ def load_beside(spec: str | Path, train: Split, *, cache: Path | None = None, **
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How a source is to be read; what is None is found out.
+    """How a source is read; options that are None are inferred.
 
-    normalise: "standard" takes the data set's known constants (none for unknown data), "none" leaves pixels in [0, 1],
-    "computed" takes mean and deviation of the training samples, "imagenet" the ImageNet constants, "half" 0.5 for mean
-    and deviation of every channel, as vision transformers are often trained; "scrub-cifar" (CIFAR-10 and CIFAR-100
-    alike) and "scrub-lacuna" the constants in the SCRUB authors' code. image_size: side in pixels of the square images
-    are brought to: on the device if they are smaller, else while decoding. mode: "RGB" for three channels, "L" for one;
-    else three if any image has colour. classes: the classes in their order: names separated by commas or in a list, or
-    a range of numbers such as 1..10. id_column, label_column, image_column: names of columns. metadata: columns of a
-    table that are no features, names separated by commas or in a list.
+    Attributes:
+        normalise: "standard" uses the data set's known constants (none for unknown data), "none" keeps pixels in
+            [0, 1], "computed" uses mean and deviation of the training samples, "imagenet" the ImageNet constants,
+            "half" 0.5 for mean and deviation of every channel, as for many vision transformers; "scrub-cifar" (for both
+            CIFAR-10 and CIFAR-100) and "scrub-lacuna" the constants of the SCRUB authors' code.
+        image_size: side in pixels to which images are resized: on the device if they are smaller, else while decoding.
+        mode: "RGB" for three channels, "L" for one; None: three if any image has colour.
+        classes: the classes in their order: names separated by commas or in a list, or a range such as 1..10.
+        id_column: column of the ids.
+        label_column: column of the labels.
+        image_column: column of the images.
+        metadata: columns of a table that are not features, separated by commas or in a list.
     """
 
     normalise: str = "standard"
@@ -128,7 +134,7 @@ class DataOptions:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> DataOptions:
-        """Checked options; text is read as the command line gives it. Raises `UsageError` naming the option."""
+        """Check options, given as values or as text; raises `UsageError` naming the wrong option."""
         names = [f.name for f in fields(cls)]
         for name in given:
             if name not in names:
@@ -155,11 +161,12 @@ class DataOptions:
 
     @property
     def columns(self) -> Columns:
+        """The chosen column names."""
         return Columns(image=self.image_column, label=self.label_column, id=self.id_column, metadata=self.metadata)
 
 
 def _listed(name: str, value: Any, *, whole: bool = False) -> Any:
-    """A list, also from text with commas; with `whole`, text stays one text."""
+    """A list, also from text with commas; with `whole`, text is returned unchanged."""
     if isinstance(value, str):
         return value if whole else value.split(",")
     if not isinstance(value, (list, tuple)):
@@ -189,7 +196,17 @@ def _mode(value: Any) -> Mode:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a spec names: its parts, not yet decoded. left_out: sentences about parts that are not loaded."""
+    """A source with its parts, not yet decoded.
+
+    Attributes:
+        spec: as the user named it.
+        name: name of the data.
+        parts: the parts.
+        known: the public data set that it is, if known.
+        options: how it is read.
+        cache: the cache folder.
+        left_out: notes on parts that are not loaded.
+    """
 
     spec: str
     name: str
@@ -201,26 +218,28 @@ class Source:
 
     @property
     def test_part(self) -> str | None:
+        """The part used for tests: test, else validation, else None."""
         return next((part for part in ("test", "validation") if part in self.parts), None)
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
+        """Class names; raises `DataError` if the parts disagree."""
         return class_names(self.parts, self.name, self.options.classes)
 
     def decoded(self, wanted: Sequence[str]) -> dict[str, Split]:
-        """These parts as splits, normalised alike."""
-        made = {part: self._split(part, self.options.mode) for part in wanted}
+        """Decode parts to splits with the same channels and normalisation; raises `DataError` for bad data."""
+        splits = {part: self._split(part, self.options.mode) for part in wanted}
         if self.options.mode is None:
-            # One set of images has one number of channels: colour in any part makes all parts colour.
-            channels = {part: split.store.input_shape[0] for part, split in made.items() if self.parts[part].images}
+            # All parts have the same number of channels: colour in any part makes all parts colour.
+            channels = {part: split.store.input_shape[0] for part, split in splits.items() if self.parts[part].images}
             probed = {part: self._channels(part) for part, raw in self.parts.items() if raw.images is not None}
             if 3 in {*channels.values(), *probed.values()} or (channels and self.options.normalise in CONSTANTS):
-                made |= {part: self._split(part, "RGB") for part, count in channels.items() if count == 1}
-        if "train" in made and self.known is not None:
-            _check_counts(self.known, made["train"])
-        for part, split in made.items():
-            split.store.normalisation = self._normalisation(made, part)
-        return made
+                splits |= {part: self._split(part, "RGB") for part, count in channels.items() if count == 1}
+        if "train" in splits and self.known is not None:
+            _check_counts(self.known, splits["train"])
+        for part, split in splits.items():
+            split.store.normalisation = self._normalisation(splits, part)
+        return splits
 
     def _split(self, part: str, mode: Mode | None) -> Split:
         size = self.options.image_size
@@ -233,31 +252,31 @@ class Source:
         images = self.parts[part].images
         return 0 if images is None or not len(images) else plan_for(images, None).shape[0]
 
-    def _normalisation(self, made: dict[str, Split], part: str) -> Normalisation | None:
-        how, store = self.options.normalise, made[part].store
+    def _normalisation(self, splits: dict[str, Split], part: str) -> Normalisation | None:
+        how, store = self.options.normalise, splits[part].store
         if how == "computed":
-            train = made.get("train") or self.decoded_plain("train", store.input_shape[0])
+            train = splits.get("train") or self.decoded_plain("train", store.input_shape[0])
             return computed_normalisation(train)
         if how in CONSTANTS:
-            whose, mean, std = CONSTANTS[how]
+            source, mean, std = CONSTANTS[how]
             if len(store.input_shape) != 3 or store.input_shape[0] != 3:
                 raise UsageError(
-                    f"the {whose} constants are for colour images; {self.name} has shape {store.input_shape}."
+                    f"the {source} constants are for colour images; {self.name} has shape {store.input_shape}."
                 )
             return Normalisation(mean, std)
         if how == "half":
             channels = store.input_shape[0] if len(store.input_shape) == 3 else 1
             return Normalisation((0.5,) * channels, (0.5,) * channels)
-        return _standard(self.known, self.classes, made[part]) if how == "standard" else None
+        return _standard(self.known, self.classes, splits[part]) if how == "standard" else None
 
     def decoded_plain(self, part: str, channels: int) -> Split:
-        """A part that is only needed for its statistics."""
+        """A part that is needed for its statistics only."""
         colour = self.parts[part].images is not None and channels == 3
         return self._split(part, "RGB" if colour and self.options.mode is None else self.options.mode)
 
 
 def open_source(spec: str | Path, options: DataOptions, cache: Path | None = None) -> Source:
-    """Find out what a spec names and read all but the images. Raises as `load_pair` does."""
+    """Open a source and read everything but the images; errors as in `load_pair`."""
     root = cache if cache is not None else cache_root()
     parts, known, name = _open(spec, options.columns, root)
     left_out = []
@@ -313,7 +332,7 @@ def _read_file(path: Path, columns: Columns) -> dict[str, Raw]:
 
 
 def _hub_id(text: str) -> tuple[str, str | None]:
-    """`hf:owner/name[/config]` or `hf:name`."""
+    """Id and configuration of `hf:owner/name[/config]` or `hf:name`."""
     pieces = text.removeprefix("hf:").strip("/").split("/")
     if not all(pieces) or len(pieces) > 3:
         raise UsageError(f"`{text}` is not a Hub data set; write hf:owner/name or hf:owner/name/config.")
@@ -330,17 +349,17 @@ def _by_folder_name(path: Path) -> KnownDataset | None:
 
 
 def _check_counts(known: KnownDataset, split: Split) -> None:
-    """Say it where classes have other sizes than the published set: sets drawn from it then differ from the papers'."""
+    """Warn if class sizes differ from the published set: random subsets then differ from those of the papers."""
     counts = tuple(torch.bincount(split.y, minlength=known.num_classes).tolist())
     if known.train_counts and counts != known.train_counts:
         log.warning(
-            "%s has %s training samples per class, the published set has %s; sets that are drawn from it are not "
-            "those of the papers.", known.name, list(counts), list(known.train_counts)
+            "%s has %s training samples per class, the published set has %s; random subsets of it are not those of "
+            "the papers.", known.name, list(counts), list(known.train_counts)
         )  # fmt: skip
 
 
 def _standard(known: KnownDataset | None, classes: tuple[str, ...], split: Split) -> Normalisation | None:
-    """The known constants, if name or class names and shape say which data these are; else None."""
+    """The known constants if name, class names and shape identify the data; else None."""
     if not len(split):
         return None
     shape = tuple(next(iter(split.store.fetch([split.index[:1]], split.index.device))).shape[1:])

@@ -1,10 +1,10 @@
 """Splits: rows of a data set. All packages above this one read data through `Split.batches`.
 
-A `Store` holds the samples (resident tensors or a streaming loader); a `Split` is a store, the positions of its rows in
-the store, and their labels. Methods cannot tell the two backends apart.
+A `Store` contains the samples (resident tensors or a streaming loader); a `Split` is a store, the positions of its rows
+in the store, and their labels. Both kinds of stores have the same interface.
 
-A split is a window: its store has all the other samples too. What a method is given is *sealed* (`Split.sealed`): a
-store of its own that holds the rows of that split and nothing else.
+The store of a split contains all other samples too. A method is given *sealed* splits (`Split.sealed`), whose store
+contains the rows of that split and nothing else.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from expunge.data.hashing import content_ids
 from expunge.data.resize import resize_images
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""A random transform of one raw batch on the device: (B, ...) and a CPU generator in, same kind of tensor out."""
+"""A random transform of a raw batch (B, ...) on the device, with random numbers of a CPU generator."""
 
 
 class Batch:
     """Samples of one step.
 
-    x: tensor (B, *input_shape) on the device, as `Store.prepare` makes it. y: long tensor (B,), on the device; reading
-    it raises `AccessError` where labels are withheld. index: long CPU tensor (B,), the row of each sample within the
-    split that gave the batch, so anything cached per sample (teacher logits, features, losses) is looked up instead of
-    recomputed (`PerSample`).
+    If several processes share the batch (`world`), x is the shard of this process; everything else is of the global
+    batch.
 
-    Shared by several processes (`world`), x holds the rows of this one, everything else is of the whole batch.
+    Attributes:
+        x: tensor (B, *input_shape) on the device, as `Store.prepare` makes it.
+        y: long tensor (B,) on the device.
+        index: long CPU tensor (B,), the row of each sample in the split that gave the batch, by which values cached per
+            sample (teacher logits, features, losses) are looked up (`PerSample`).
     """
 
     __slots__ = ("_world", "_y", "index", "x")
@@ -53,16 +55,18 @@ class Batch:
 
     @property
     def y(self) -> Tensor:
+        """Labels (B,); raises `AccessError` if they are withheld."""
         if self._y is None:
             raise AccessError("this split carries no labels: the method declared that it does not need them.")
         return self._y
 
     @property
     def has_labels(self) -> bool:
+        """Whether the labels can be read."""
         return self._y is not None
 
     def gather(self, outputs: Tensor) -> Tensor:
-        """Outputs (B, ...) of all rows, from those of `x`; the same tensor where one process has them all."""
+        """Outputs (B, ...) of the global batch from those of `x`; the same tensor if there is one process."""
         return self._world.all_gather(outputs, len(self))
 
     def __len__(self) -> int:
@@ -74,13 +78,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """x = (pixel - mean) / std per channel, pixels in [0, 1]. The pixel box of attacks is read from here."""
+    """Normalisation (pixel - mean) / std per channel, with pixels in [0, 1]; attacks take their box from it."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """mean and std shaped to broadcast over a (B, C, ...) batch such as `like`."""
+        """Mean and std in a shape that broadcasts over a batch (B, C, ...) such as `like`."""
         shape = (1, len(self.mean)) + (1,) * (like.dim() - 2)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=like.device).view(shape)
         std = torch.tensor(self.std, dtype=torch.float32, device=like.device).view(shape)
@@ -88,12 +92,15 @@ class Normalisation:
 
 
 class Store(ABC):
-    """All samples of one data set and what is known about them.
+    """All samples of one data set and their labels and metadata.
 
-    labels: long CPU tensor (N,); `AccessError` where they are withheld. classes: the class names, so len(classes) is
-    the number of classes. ids: N distinct strings that stay the same when the data are downloaded again. columns:
-    metadata, N values each. resize: side of the square that images (C, H, W) are brought to on the device, or None.
-    identity: of a sealed store, the content hash of the split that it holds.
+    Attributes:
+        classes: class names; their number is the number of classes.
+        columns: metadata, N values each.
+        normalisation: applied by `prepare`, or None.
+        name: for messages.
+        resize: side to which images (C, H, W) are resized on the device, or None.
+        identity: of a sealed store, the content hash of its split.
     """
 
     classes: tuple[str, ...]
@@ -107,25 +114,32 @@ class Store(ABC):
 
     @property
     def labels(self) -> Tensor:
+        """Long CPU tensor (N,); raises `AccessError` if labels are withheld."""
         if self._labels is None:
             raise AccessError("this data set carries no labels: the method declared that it does not need them.")
         return self._labels
 
     @property
     def ids(self) -> np.ndarray:
-        """Given ids, or those that `_own_ids` makes. `AccessError` where labels are withheld: ids may tell them."""
+        """N distinct strings that do not change when the data are downloaded again.
+
+        Raises:
+            AccessError: if labels are withheld, because ids may reveal them.
+        """
         if self._labels is None:
-            raise AccessError("sample ids are not handed to a method that declared no labels.")
+            raise AccessError("sample ids are withheld from a method that declared no labels.")
         if self._ids is None:
             self._ids = self._own_ids()
         return self._ids
 
     @property
     @abstractmethod
-    def input_shape(self) -> tuple[int, ...]: ...
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a prepared sample."""
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of samples N."""
 
     @abstractmethod
     def fetch(self, chunks: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -133,21 +147,23 @@ class Store(ABC):
 
     @abstractmethod
     def content_hash(self) -> str:
-        """Hex sha256 that changes whenever a sample, a label or the order changes."""
+        """Hex SHA-256 that changes whenever a sample, a label or the order changes."""
 
     @abstractmethod
     def _own_ids(self) -> np.ndarray:
-        """Ids of samples that came without."""
+        """Ids for samples that have none."""
 
     @abstractmethod
     def _seal_samples(self, sealed: Any, index: Tensor) -> None:
-        """Give `sealed`, a shallow copy of this store, the samples at these positions in place of all."""
+        """Restrict `sealed`, a shallow copy of this store, to the samples at these positions."""
 
     def sealed(self, index: Tensor, labels: Tensor | None, identity: str) -> Store:
-        """A store with the rows at `index`, in this order, that no attribute of the result leads beyond.
+        """A store of the rows at `index` alone: no attribute of it leads to another row.
 
-        labels: those of the rows, long (len(index),), or None to withhold them, and ids and columns with them.
-        identity: content hash of the split that is sealed.
+        Args:
+            index: positions (k,) in this store, in the order of the result.
+            labels: long (k,), or None to withhold labels, ids and columns.
+            identity: content hash of the sealed split.
         """
         sealed = copy.copy(self)
         sealed._labels = None if labels is None else labels.clone()
@@ -159,11 +175,11 @@ class Store(ABC):
         return sealed
 
     def prepare(self, raw: Tensor) -> Tensor:
-        """Raw samples to what the model sees.
+        """Convert raw samples (B, ...) to model inputs.
 
-        uint8 are pixels and become [0, 1]; floating point numbers become float32; both are resized and normalised where
-        the store says so. Other integers are token or category numbers and reach the model as they are, unless there is
-        a normalisation for them: that makes them measurements, which are treated like floating point numbers.
+        uint8 are pixels and become [0, 1]; floating point numbers become float32; both are resized and normalised if
+        the store says so. Other integers are token or category numbers and are not changed, unless there is a
+        normalisation: then they are measurements and treated like floating point numbers.
         """
         if raw.dtype != torch.uint8 and not raw.is_floating_point() and self.normalisation is None:
             return raw
@@ -180,7 +196,7 @@ class Store(ABC):
 
 
 class ResidentStore(Store):
-    """Samples decoded once into one tensor; a copy per device is kept, batches are gathered there."""
+    """Samples decoded once into one tensor; one copy per device is held, from which batches are gathered."""
 
     def __init__(
         self,
@@ -237,12 +253,12 @@ class ResidentStore(Store):
         return self._hash
 
     def _own_ids(self) -> np.ndarray:
-        """16 hexadecimal digits of a hash of the content, with `-2`, `-3` ... behind repeated content."""
+        """16 hexadecimal digits of a hash of the content, with `-2`, `-3` ... appended for repeated content."""
         return content_ids(self.samples.numpy())
 
     def _seal_samples(self, sealed: Any, index: Tensor) -> None:
-        """Rows are copied, on the CPU and on each device that has the samples; a whole tensor is shared instead."""
-        # A tensor may be a view: its storage would lead to the rows that the view leaves out.
+        """Copy the rows, on the CPU and on each device that has the samples; a complete tensor is shared instead."""
+        # A tensor may be a view, whose storage contains further rows.
         view = self.samples.untyped_storage().nbytes() > self.samples.numel() * self.samples.element_size()
         share = not view and torch.equal(index, torch.arange(len(self)))
         sealed.samples = self.samples if share else self.samples.index_select(0, index)
@@ -304,11 +320,11 @@ class StreamingStore(Store):
             yield samples.to(device, non_blocking=True)
 
     def position(self, row: int) -> int:
-        """Where a row lies in the data set as it was given, for messages."""
+        """Position of a row in the caller's data set, for messages."""
         return self.dataset.positions[row] if isinstance(self.dataset, SealedRows) else row
 
     def content_hash(self) -> str:
-        """Over the labels, the ids and a spread of 64 samples: hashing all of a large set would read all of it."""
+        """Hash over the labels, the ids and 64 samples spread over the set: hashing all would read all of it."""
         if self.identity is not None:
             return self.identity
         digest = hashlib.sha256(self.labels.numpy().tobytes())
@@ -318,11 +334,11 @@ class StreamingStore(Store):
         return digest.hexdigest()
 
     def _own_ids(self) -> np.ndarray:
-        """Positions: content ids would read every sample."""
+        """Positions, because content ids would read every sample."""
         return np.arange(len(self)).astype(str)
 
     def _seal_samples(self, sealed: Any, index: Tensor) -> None:
-        """Nothing is copied: the data set is read through a handle that shows the samples of these rows alone."""
+        """Copy nothing: the data set is read through an opaque handle that gives the samples of these rows alone."""
         sealed._count = len(index)
         if sealed._labels is not None and sealed._ids is None:
             sealed._ids = index.numpy().astype(str)
@@ -332,8 +348,8 @@ class StreamingStore(Store):
 class SealedRows(torch.utils.data.Dataset[Tensor]):
     """Some rows of a map-style data set, without labels.
 
-    The data set itself is behind a handle (`core.opaque`): no attribute, bound method or closure of this object leads
-    to it, or to a row that is not in `index`. That is as far as Python goes for data that have to be read later.
+    The data set itself is behind an opaque handle (`core.opaque`): no attribute, bound method or closure of this object
+    leads to it, or to a row that is not in `index`. Python offers no stronger protection for data that are read later.
     """
 
     def __init__(self, dataset: torch.utils.data.Dataset[object], index: Tensor) -> None:
@@ -349,10 +365,14 @@ class SealedRows(torch.utils.data.Dataset[Tensor]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Rows of `store`: those at `index` (long CPU tensor, positions in the store), in this order.
+    """Rows of a store, in a given order.
 
-    labels: long CPU tensor over the *store* (N,), or None where labels are withheld; they may differ from the
-    store's own (label noise) and the store's stay the true ones.
+    Attributes:
+        store: all samples.
+        index: long CPU tensor (len,), positions of the rows in the store.
+        labels: long CPU tensor over the *store* (N,), or None if labels are withheld; they may differ from the store's
+            labels (label noise), which are the true ones.
+        name: e.g. "train" or "forget".
     """
 
     store: Store
@@ -362,6 +382,7 @@ class Split:
 
     @classmethod
     def whole(cls, store: Store, name: str | None = None) -> Split:
+        """All rows of a store."""
         return cls(store, torch.arange(len(store)), store._labels, name or store.name)
 
     def __len__(self) -> int:
@@ -376,25 +397,29 @@ class Split:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.store.classes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as given to the model."""
         return self.store.input_shape
 
     @property
     def has_labels(self) -> bool:
+        """Whether the labels can be read."""
         return self.labels is not None
 
     @property
     def y(self) -> Tensor:
-        """Labels of this split, long CPU tensor (len,). Raises `AccessError` where they are withheld."""
+        """Labels of this split, long CPU tensor (len,); raises `AccessError` if they are withheld."""
         if self.labels is None:
             raise AccessError(f"the {self.name} split carries no labels: the method did not declare a need for them.")
         return self.labels[self.index]
 
     @property
     def ids(self) -> np.ndarray:
+        """Sample ids (len,); raises `AccessError` if labels are withheld."""
         return self.store.ids[self.index.numpy()]
 
     def take(self, positions: Tensor | Sequence[int] | np.ndarray, name: str | None = None) -> Split:
@@ -403,11 +428,13 @@ class Split:
         return replace(self, index=index, name=name or self.name)
 
     def sealed(self, *, labels: bool = True) -> Split:
-        """The same rows in a store of their own, so that nothing leads from the result to any other sample or label.
+        """The same rows in a store that contains no other sample or label.
 
-        labels: whether labels come with them; ids and columns, which may tell them, do so too. Resident samples are
-        copied once, in memory and on the device (a split of a whole data set shares them instead); a streaming data set
-        is read through a handle (`SealedRows`). `content_hash` stays the same.
+        Resident samples are copied once, in memory and on the device (a split of a whole data set shares them instead);
+        a streaming data set is read through a handle (`SealedRows`). `content_hash` does not change.
+
+        Args:
+            labels: whether labels are included, and with them ids and columns, which may reveal them.
         """
         y = self.y if labels and self.labels is not None else None
         identity = replace(self, labels=self.labels if labels else None).content_hash()
@@ -418,10 +445,11 @@ class Split:
         return self.sealed(labels=False)
 
     def with_labels(self, labels: Tensor) -> Split:
-        """The same samples with other labels (N,) over the whole store; the store's own stay the true ones."""
+        """The same samples with other labels (N,) over the whole store, whose own labels remain the true ones."""
         return replace(self, labels=check_labels(labels, len(self.store), self.name))
 
     def named(self, name: str) -> Split:
+        """The same rows under another name."""
         return replace(self, name=name)
 
     def batches(
@@ -435,13 +463,20 @@ class Split:
         drop_last: bool = False,
         world: World = ALONE,
     ) -> Iterator[Batch]:
-        """Batches of `size` (the last may be shorter), in order or shuffled by `seed`.
+        """Iterate over batches.
 
-        Shuffled batches are for training: a rest of one sample, which BatchNorm cannot normalise, joins the batch
-        before it.
+        Args:
+            size: samples per batch, >= 1; the last batch may be shorter.
+            shuffle: whether the order is random. Shuffled batches are for training: a last batch of one sample, which
+                BatchNorm cannot normalise, is joined with the batch before it.
+            seed: of order and augmentation.
+            augment: random transform of raw batches; without it the same sample is always the same tensor.
+            device: where batches are put.
+            drop_last: whether a shorter last batch is dropped.
+            world: processes that share every batch; each reads its own shard only.
 
-        Without `augment` this is the evaluation view: the same sample is always the same tensor. world: processes that
-        share every batch; each reads its own rows only.
+        Raises:
+            UsageError: if `size` is less than 1.
         """
         if size < 1:
             raise UsageError(f"the batch size must be at least 1, got {size}.")
@@ -466,9 +501,9 @@ class Split:
         return torch.cat(parts) if parts else torch.empty(0, *self.input_shape, device=device)
 
     def content_hash(self) -> str:
-        """Hex sha256 over the store's content, its normalisation and resizing, the positions and the labels shown.
+        """Hex SHA-256 over the store's content, normalisation and resizing, the positions and the visible labels.
 
-        A sealed split has the hash of the one that was sealed.
+        A sealed split has the hash of the original split.
         """
         store = self.store
         sealed, all_labels = store.identity, self.labels is store._labels
@@ -483,17 +518,22 @@ class Split:
 
 
 def _augmented(raw: Tensor, augment: Augment, noise: torch.Generator, count: int, world: World) -> Tensor:
-    """The rows of this process as augmenting the whole batch of `count` samples would make them: same draws."""
+    """The shard of this process, augmented with the random numbers that the global batch of `count` samples gets."""
     if not world.is_sharded(count):
         return augment(raw, noise)
-    # An augmentation draws for as many samples as it is given; blanks stand for the other processes' rows.
+    # An augmentation draws random numbers for all rows it is given; zeros stand for the other processes' rows.
     batch = raw.new_zeros(count, *raw.shape[1:])
     batch[world.shard(count)] = raw
     return augment(batch, noise)[world.shard(count)]
 
 
 class PerSample:
-    """Values cached per sample of one split, looked up by `Batch.index`. values: (len(split), ...) in its order."""
+    """Values cached per sample of a split, looked up by `Batch.index`.
+
+    Args:
+        split: the samples.
+        values: (len(split), ...), in its order.
+    """
 
     def __init__(self, split: Split, values: Tensor) -> None:
         if len(values) != len(split):
@@ -505,7 +545,7 @@ class PerSample:
 
 
 def check_labels(labels: Tensor, count: int, name: str) -> Tensor:
-    """Labels as a long CPU tensor (count,), each >= 0; anything else is a `DataError`."""
+    """Labels as a long CPU tensor (count,), each >= 0; raises `DataError` for anything else."""
     labels = torch.as_tensor(labels).detach().cpu()
     if labels.dim() != 1 or len(labels) != count:
         raise DataError(f"{name}: expected {count} labels, one per sample, got shape {tuple(labels.shape)}.")
@@ -518,6 +558,7 @@ def check_labels(labels: Tensor, count: int, name: str) -> Tensor:
 
 
 def check_ids(ids: np.ndarray, count: int, name: str) -> np.ndarray:
+    """Ids (count,), unchanged; raises `DataError` if their number is wrong or they are not distinct."""
     if ids.shape != (count,):
         raise DataError(f"{name}: expected {count} ids, one per sample, got {ids.shape}.")
     values, counts = np.unique(ids, return_counts=True)
@@ -527,11 +568,12 @@ def check_ids(ids: np.ndarray, count: int, name: str) -> np.ndarray:
 
 
 def default_classes(labels: Tensor) -> tuple[str, ...]:
+    """Class names "0", "1", ... for labels (n,)."""
     return tuple(str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0))
 
 
 def to_sample(item: object) -> Tensor:
-    """The sample of one item of a map-style data set as a tensor: images become (C, H, W) uint8."""
+    """The sample of an item of a map-style data set as a tensor; images become uint8 (C, H, W)."""
     sample = item[0] if isinstance(item, (tuple, list)) else item
     if isinstance(sample, Tensor):
         return sample
@@ -544,6 +586,7 @@ def to_sample(item: object) -> Tensor:
 
 
 def stack_samples(items: Sequence[object]) -> Tensor:
+    """The samples of items as one tensor (n, ...); raises `DataError` if their shapes differ."""
     samples = [to_sample(item) for item in items]
     shapes = {tuple(s.shape) for s in samples}
     if len(shapes) > 1:

@@ -1,4 +1,4 @@
-"""Tables (Parquet, CSV, Arrow) to `Raw`: images in a column, or numeric features."""
+"""Reading tables (Parquet, CSV, Arrow): images in a column, or numeric features."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ _IDENTIFIERS = re.compile(
 class ColumnImages(Encoded):
     """Images in one column, as bytes or as {bytes, path}; the column is loaded on first use.
 
-    roots: folders below which files named by rows must lie (a relative name starts at the first); None: any file.
+    Args:
+        load: loads the column.
+        count: number of rows.
+        where: file and row of a position, for messages.
+        roots: folders below which files named by rows must be (relative names start at the first); None: any file.
     """
 
     def __init__(
@@ -77,12 +81,13 @@ class ColumnImages(Encoded):
         return [self._source(value, position) for position, value in enumerate(values, start)]
 
     def column(self) -> pa.ChunkedArray:
+        """The encoded column."""
         if self._column is None:
             self._column = self._load()
         return self._column
 
     def named_files(self) -> list[Path]:
-        """The files that rows name instead of holding bytes; they belong to the content of the data."""
+        """Files that rows name instead of containing bytes; they are part of the content of the data."""
         column = self.column()
         if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
             return []
@@ -102,7 +107,7 @@ class ColumnImages(Encoded):
         return content
 
     def _file(self, name: object, position: int) -> Path:
-        """A file that a row names. `DataError` if it is not below the folders of the data."""
+        """A file that a row names; raises `DataError` if it is not below the folders of the data."""
         if not isinstance(name, str) or not name or "\0" in name:
             raise DataError(f"{self.where(position)}: the image is empty.")
         if self.roots is None:
@@ -111,12 +116,12 @@ class ColumnImages(Encoded):
         if not any(path.resolve().is_relative_to(root) for root in self.roots):
             raise DataError(
                 f"{self.where(position)}: the row names the file {name}, which is not below {self.roots[0]}; rows may "
-                "only name files beside their table. Put the bytes of the images into the table."
+                "only name files in the folder of their table. Put the bytes of the images into the table."
             )
         return path
 
     def spill(self, path: Path) -> None:
-        """Keep the encoded column in a memory-mapped Arrow file instead of in memory, for large sets."""
+        """Move the encoded column from memory to a memory-mapped Arrow file, for large sets."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         table = pa.table({"image": self.column()})
@@ -127,7 +132,7 @@ class ColumnImages(Encoded):
         self._column = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_column": None}  # worker processes load or map it themselves
+        return {**self.__dict__, "_column": None}  # worker processes load or map the column themselves
 
 
 class _MappedColumn:
@@ -153,7 +158,7 @@ class _ParquetColumn:
 
 
 class RowNames:
-    """Position in the concatenation of files -> "file, row N" (or "line N", counted from `first`). Picklable."""
+    """Maps a position in concatenated files to "file, row N" (or "line N", counted from `first`); picklable."""
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int], unit: str = "row", first: int = 0) -> None:
         self.files = list(files)
@@ -168,7 +173,17 @@ class RowNames:
 
 
 def read_parquet(files: Sequence[Path], part: str, columns: Columns, prefix: str = "") -> dict[str, Raw]:
-    """Parquet files of one part, in the given order. part, prefix: as for `raws_from_table`."""
+    """Read Parquet files of one part, in the given order.
+
+    Args:
+        files: the files.
+        part: as in `raws_from_table`.
+        columns: column names that the caller chose.
+        prefix: as in `raws_from_table`.
+
+    Raises:
+        DataError: if a file cannot be read, or their columns differ.
+    """
     heads = [_guard(path, partial(pq.read_metadata, path)) for path in files]
     schema = _guard(files[0], partial(pq.read_schema, files[0]))
     where = RowNames(files, [head.num_rows for head in heads])
@@ -195,7 +210,7 @@ def read_parquet(files: Sequence[Path], part: str, columns: Columns, prefix: str
 
 
 def _without_nulls(head: pq.FileMetaData, leaf: str) -> bool:
-    """Whether the statistics of a Parquet file tell that a column has no missing value."""
+    """Whether, according to the statistics of a Parquet file, a column has no missing value."""
     for group in range(head.num_row_groups):
         row_group = head.row_group(group)
         for number in range(row_group.num_columns):
@@ -207,7 +222,11 @@ def _without_nulls(head: pq.FileMetaData, leaf: str) -> bool:
 
 
 def read_csv(files: Sequence[Path], part: str, columns: Columns) -> dict[str, Raw]:
-    """CSV files of one part with a header line: numeric features and a label; typed as `expunge.data.values` says."""
+    """Read CSV files of one part with a header line, numeric features and a label.
+
+    Raises:
+        DataError: if a file cannot be read, or their columns differ.
+    """
     tables = [read_cells(path) for path in files]
     if any(set(table.column_names) != set(tables[0].column_names) for table in tables):
         raise DataError(f"{files[0].parent}: the CSV files differ in their columns.")
@@ -217,7 +236,7 @@ def read_csv(files: Sequence[Path], part: str, columns: Columns) -> dict[str, Ra
 
 
 def read_cells(path: Path) -> pa.Table:
-    """A CSV file as a table of text. Raises `DataError` for other encodings and separators, and without a header."""
+    """Read a CSV file as a table of text; raises `DataError` for other encodings or separators and missing headers."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -255,7 +274,7 @@ def read_cells(path: Path) -> pa.Table:
 
 
 def _unnamed(place: int) -> Iterator[str]:
-    """What pandas calls a column without a name, which is a saved index."""
+    """Names that pandas gives a column without a name, which is a saved index."""
     yield f"Unnamed: {place}"
     yield from (f"Unnamed: {place}.{number}" for number in count(1))
 
@@ -267,7 +286,7 @@ def _check_names(names: Sequence[str], place: str) -> None:
 
 
 def _is_data(names: Sequence[str]) -> bool:
-    """Whether a first line holds values: only numbers, a decimal number, or whole numbers that do not count columns."""
+    """Whether a first line is data: only numbers, a decimal number, or whole numbers that do not count the columns."""
     numbers = [name for name in names if _NUMBER.fullmatch(name)]
     whole = [int(name) for name in numbers if name.isdigit()]
     counted = whole in (list(range(len(whole))), list(range(1, len(whole) + 1)))
@@ -286,14 +305,25 @@ def raws_from_table(
     key: Callable[[object, Path], str] | None = None,
     cells: bool = False,
 ) -> dict[str, Raw]:
-    """The parts of a table.
+    """Split a table into parts.
 
-    part: the one that all rows belong to, "" if that is not known: then a column called `split` decides, and without
-    one all rows are for training. prefix: ids are `prefix/row` (the part, if it is known) where no column holds ids;
-    "" leaves them to the content of the samples.
+    Without `images`, numeric columns are the features, except row numbers that pandas saved, identifiers and
+    `columns.metadata`.
 
-    Without `images`, its numeric columns are the features, except row numbers that pandas saved, identifiers and the
-    columns named by `columns.metadata`. cells: all columns are text of which the types are still to be found.
+    Args:
+        table: the rows, without encoded images.
+        schema: with the Hub's description of the columns.
+        columns: column names that the caller chose.
+        part: the part of all rows; "" if unknown: then a column called `split` decides, without which all rows are for
+            training.
+        where: file and row of a position, for messages.
+        prefix: ids are `prefix/row` (or `part/row`) if there is no column of ids; "" for ids by content.
+        images: the encoded images.
+        key: cache key of decoded images for given decoding facts.
+        cells: whether all columns are text whose types are to be inferred.
+
+    Raises:
+        DataError: for missing columns and invalid cells.
     """
     place = where(0).rpartition(", ")[0]
     names = table.column_names
@@ -315,7 +345,7 @@ def raws_from_table(
         kept = [f"`{name}` ({_why_not(name, values[name], metadata)})" for name in values if name not in features]
         if kept:
             ignored.append(f"not among the features: {', '.join(kept)}")
-        if len(features) > WIDE:  # pixel columns are no metadata
+        if len(features) > WIDE:  # pixel columns are not metadata
             values = {name: column for name, column in values.items() if name not in features}
     whole = Raw(
         labels=labels,
@@ -341,7 +371,7 @@ def raws_from_table(
 
 
 def _parts(values: dict[str, np.ndarray], count: int, place: str) -> dict[str, np.ndarray]:
-    """Rows of each part, by a column that names parts."""
+    """Rows of each part, by the column that names parts."""
     for name in values:
         if name.lower() not in SPLITS or kind_of(values[name]) != "text":
             continue
@@ -358,11 +388,11 @@ def _parts(values: dict[str, np.ndarray], count: int, place: str) -> dict[str, n
 
 
 def _chosen(raw: Raw, rows: np.ndarray) -> Raw:
-    """Some rows of a part; all of them are the part itself."""
+    """A subset of the rows of a part; the part itself if it is all of them."""
     if len(rows) == len(raw.labels):
         return raw
     images, key, where = raw.images, raw.key, raw.where
-    marked = hashlib.sha256(rows.tobytes()).hexdigest()
+    rows_hash = hashlib.sha256(rows.tobytes()).hexdigest()
     return replace(
         raw,
         labels=raw.labels[rows],
@@ -371,13 +401,13 @@ def _chosen(raw: Raw, rows: np.ndarray) -> Raw:
         array=None if raw.array is None else raw.array[rows],
         ids=None if raw.ids is None else raw.ids[rows],
         columns={name: column[rows] for name, column in raw.columns.items()},
-        key=None if key is None else lambda facts, cache: key([marked, facts], cache),
+        key=None if key is None else lambda facts, cache: key([rows_hash, facts], cache),
         spill=raw.spill,
     )
 
 
 def _numbered(raw: Raw, part: str) -> Raw:
-    """With ids: those of a column (rows without one get `missing-id/N`), else `part/N` where parts have names."""
+    """The part with ids: of a column (`missing-id/N` for rows without one), else `part/N` if the part has a name."""
     if raw.ids is None:
         return replace(raw, ids=np.array([f"{part}/{row}" for row in range(len(raw.labels))])) if part else raw
     absent = np.flatnonzero(raw.ids == "")
@@ -389,7 +419,7 @@ def _numbered(raw: Raw, part: str) -> Raw:
 
 
 def _typed(table: pa.Table, place: str, cells: bool) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Flat columns with their types, and a sentence about each that is left out."""
+    """Flat columns with their types, and a note on each column that is ignored."""
     values: dict[str, np.ndarray] = {}
     ignored: list[str] = []
     for name in table.column_names:
@@ -405,7 +435,7 @@ def _typed(table: pa.Table, place: str, cells: bool) -> tuple[dict[str, np.ndarr
 
 
 def _ids(given: pa.ChunkedArray, name: str, place: str, cells: bool) -> np.ndarray:
-    """Text of the ids, "" where there is none. `DataError` where floats may have merged them."""
+    """Text of the ids, "" for missing ones; raises `DataError` for floats, which may have merged ids."""
     if cells:
         return ids_of_cells(given)
     column = whole_numbers(from_arrow(given, f"{place}, column `{name}`"))
@@ -418,7 +448,7 @@ def _ids(given: pa.ChunkedArray, name: str, place: str, cells: bool) -> np.ndarr
 
 
 def _label_values(column: pa.ChunkedArray, place: str, cells: bool) -> np.ndarray:
-    """Labels with their types; lists of numbers are one-hot rows (n, classes)."""
+    """Typed labels; lists of numbers are one-hot rows (n, classes)."""
     if cells:
         return from_cells(column)
     if pa.types.is_nested(column.type):
@@ -449,7 +479,7 @@ def _is_feature(name: str, column: np.ndarray, where: Callable[[int], str], cell
 
 
 def _check_numbers(name: str, column: np.ndarray, where: Callable[[int], str]) -> None:
-    """`DataError` for a column of numbers in which a few cells are none: it would silently be no feature."""
+    """Raise `DataError` for a column of numbers with a few other cells: it would silently not be a feature."""
     texts = np.char.strip(np.ma.getdata(column)[~is_missing(column)])
     sample = texts[:: max(1, len(texts) // 1000)]
     if not len(sample) or sum(bool(_NUMBER.fullmatch(text)) for text in sample.tolist()) < 0.9 * len(sample):
@@ -473,14 +503,14 @@ def _why_not(name: str, column: np.ndarray, metadata: Collection[str | None]) ->
 
 
 def _feature(column: np.ndarray) -> np.ndarray:
-    """float32 (n,); NaN where a cell is missing, which is refused with its row when the samples are checked."""
+    """float32 (n,), NaN for missing cells, for which the check of the samples raises an error with the row."""
     values = np.ma.getdata(column).astype(np.float32)
     values[is_missing(column)] = np.nan
     return values
 
 
 def hub_features(schema: pa.Schema) -> dict[str, Any]:
-    """The Hub's description of the columns, from the schema's metadata; empty if there is none."""
+    """The Hub's description of the columns, from the metadata of the schema; empty if there is none."""
     try:
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = info.get("info", {}).get("features", {})
@@ -490,6 +520,7 @@ def hub_features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def class_label_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """Class names of a `ClassLabel` column, or None."""
     feature = hub_features(schema).get(label)
     names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
     if isinstance(names, dict):  # older files: {"0": "airplane", ...}
@@ -498,9 +529,19 @@ def class_label_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 
 def image_column(schema: pa.Schema, wanted: str | None, place: object, first: Callable[[str], object]) -> str | None:
-    """The wanted column, else the first that the Hub marks as image, else the first of images; None: there is none.
+    """Find the column of images: the chosen one, else the first that the Hub marks as image, else the first of bytes.
 
-    first: gives the first value of a column, which tells images from text that is stored as bytes.
+    Args:
+        schema: the columns.
+        wanted: chosen by the caller, or None.
+        place: file, for messages.
+        first: gives the first value of a column, to distinguish images from text that is stored as bytes.
+
+    Returns:
+        Its name, or None if there is none.
+
+    Raises:
+        DataError: if the chosen column does not exist.
     """
     if wanted is not None:
         if wanted not in schema.names:
@@ -519,7 +560,7 @@ def image_column(schema: pa.Schema, wanted: str | None, place: object, first: Ca
 
 
 def _is_image(content: object) -> bool:
-    """Whether bytes begin like an image; text that was stored as bytes does not."""
+    """Whether bytes have the header of an image; text that was stored as bytes has not."""
     if not isinstance(content, bytes):
         return False
     try:
@@ -530,7 +571,7 @@ def _is_image(content: object) -> bool:
 
 
 def first_value(path: Path, column: str) -> object:
-    """The value of a column in the first row of a Parquet file; None if there is none."""
+    """The value of a column in the first row of a Parquet file; None if there is no row."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1, columns=[column]):
             return batch.column(0)[0].as_py() if len(batch) else None
@@ -538,7 +579,11 @@ def first_value(path: Path, column: str) -> object:
 
 
 def label_column(schema: pa.Schema, wanted: str | None, place: object) -> str:
-    """The wanted column, else one that is called so, else the first that the Hub marks as a class label."""
+    """Find the column of labels: the chosen one, else one with a usual name, else the first class label of the Hub.
+
+    Raises:
+        DataError: if there is none, or several are candidates.
+    """
     candidates = [n for n in schema.names if not pa.types.is_nested(schema.field(n).type)]
     if wanted is not None:
         if wanted in schema.names:

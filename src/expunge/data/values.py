@@ -1,19 +1,19 @@
-"""Typed columns: what the cells of a table mean, and when two values are equal.
+"""Typed columns: types of the cells of a table, and equality of values.
 
-Ids, subjects and metadata follow this one rule wherever they are read or compared (`ids:`, `where:`, `id_column`,
-deletion requests, lists of ids, score files). A column has one type, decided by all of its cells:
+Ids, subjects and metadata follow these rules wherever they are read or compared (`ids:`, `where:`, `id_column`,
+deletion requests, lists of ids, score files). A column has one type, determined by all of its cells:
 
     integer    whole numbers of up to 64 bits, exact, with or without missing cells; written without leading zeros
     number     other finite or infinite numbers, as float64
     boolean    true and false
     text       everything else, as it was written: `007`, `+49301234`, `2020-01-31`; also dates and times of a Parquet
-               file (ISO form), and numbers that neither 64-bit integers nor floats hold exactly
+               file (ISO form), and numbers that neither 64-bit integers nor floats represent exactly
 
-Parquet and Arrow columns keep the type they were stored with; a CSV file has none, so its cells decide. Missing cells
-are masked (`numpy.ma.MaskedArray`; NaN in a number column), belong to nobody and equal nothing.
+Parquet and Arrow columns keep their stored type; a CSV file has none, so its cells determine it. Missing cells are
+masked (`numpy.ma.MaskedArray`; NaN in a number column) and equal nothing.
 
 Two values are equal if both are numbers of equal value or texts of equal characters; the text `007` and the number 7
-differ. Space around a text and the Unicode form of its characters (NFC) do not count.
+differ. Surrounding space and the Unicode normalisation form of texts are ignored (NFC).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BOOLEAN = ("True", "False", "true", "false", "TRUE", "FALSE")
 
 
 def kind_of(column: np.ndarray) -> Kind:
-    """The type of a column of this module."""
+    """The type of a column (n,)."""
     kinds: dict[str, Kind] = {"i": "integer", "u": "integer", "f": "number", "b": "boolean"}
     return kinds.get(column.dtype.kind, "text")
 
@@ -50,7 +50,7 @@ def is_missing(column: np.ndarray) -> np.ndarray:
 
 
 def from_cells(cells: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """The column (n,) that text cells make together, typed as the module says.
+    """Column (n,) of text cells, with the type that all cells together have.
 
     >>> from_cells(["1", "", "9007199254740993"])
     masked_array(data=[1, --, 9007199254740993],
@@ -82,9 +82,14 @@ def from_cells(cells: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.n
 
 
 def from_arrow(column: pa.ChunkedArray, place: str) -> np.ndarray:
-    """A flat Arrow column as an array (n,) of its own type.
+    """Convert a flat Arrow column to an array (n,) of its type.
 
-    place: names file and column, for the message. Raises `DataError` for bytes that are no UTF-8 text.
+    Args:
+        column: the column.
+        place: file and column, for the message.
+
+    Raises:
+        DataError: for bytes that are not UTF-8 text.
     """
     column = _plain(column, place)
     kind = column.type
@@ -106,13 +111,13 @@ def from_arrow(column: pa.ChunkedArray, place: str) -> np.ndarray:
     if pa.types.is_duration(kind):
         return _masked(pc.cast(column, pa.int64()), 0)
     if pa.types.is_temporal(kind):
-        # Whole seconds are written without the zeros behind the point, as CSV writers do.
+        # Whole seconds are written without fractional zeros, as CSV writers do.
         return _text(pc.replace_substring_regex(pc.cast(column, pa.string()), r"\.0+(Z?)$", r"\1"))
     return _text(column)
 
 
 def _plain(column: pa.ChunkedArray, place: str) -> pa.ChunkedArray:
-    """Dictionaries, extension types and bytes as the values they stand for."""
+    """Dictionaries, extension types and bytes converted to plain values."""
     if isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
     if pa.types.is_dictionary(column.type):
@@ -147,7 +152,7 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _text(column: pa.ChunkedArray) -> np.ndarray:
-    """Text as it is; cells that are null or empty are missing. Trailing NUL characters would be lost by NumPy."""
+    """Text, unchanged; cells that are null or empty are missing. NumPy would drop trailing NUL characters."""
     missing = np.asarray(pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True))
     if pc.any(pc.match_substring(column, "\0")).as_py():
         raise DataError("a text column holds NUL characters; save the table without them.")
@@ -164,15 +169,15 @@ def _with_mask(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
 
 
 def _all(answers: pa.ChunkedArray) -> bool:
-    """Whether all cells that are there answer yes."""
+    """Whether all cells that are not missing are true."""
     return bool(pc.all(answers, min_count=0).as_py())
 
 
 def whole_numbers(column: np.ndarray) -> np.ndarray:
-    """A number column of whole numbers as integers, missing cells masked; any other column as it is.
+    """A column of whole floats as integers with missing cells masked; any other column unchanged.
 
-    Programs write integers as floats where a cell is missing. Beyond 2^53 (2^24 in single precision) floats do not hold
-    every integer, and such a column stays as it is.
+    Programs write integers as floats if a cell is missing. Beyond 2^53 (2^24 in single precision) floats do not
+    represent every integer, and such a column is not changed.
     """
     if column.dtype.kind != "f":
         return column
@@ -185,7 +190,7 @@ def whole_numbers(column: np.ndarray) -> np.ndarray:
 
 
 def as_text(column: np.ndarray) -> np.ndarray:
-    """The values as comparable text (n,), "" where missing: equal texts are equal values of one column.
+    """Values as comparable text (n,), "" for missing cells: equal texts are equal values of one column.
 
     >>> as_text(np.array([5.0, np.nan, 0.5]))
     array(['5', '', '0.5'], dtype='<U3')
@@ -202,7 +207,7 @@ def as_text(column: np.ndarray) -> np.ndarray:
 
 
 def ids_of_cells(cells: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Ids (n,) as they are written, "" where missing; whole numbers that a program wrote as `5.0` are `5`."""
+    """Ids (n,) as they are written, "" for missing ones; whole numbers that a program wrote as `5.0` become `5`."""
     text = from_arrow(pa.chunked_array([pa.array(cells, pa.string())]) if isinstance(cells, Sequence) else cells, "ids")
     written = as_text(text)
     numbers = whole_numbers(from_cells(cells))
@@ -213,7 +218,7 @@ def ids_of_cells(cells: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np
 
 
 def key(text: str) -> str:
-    """The form in which texts are compared: Unicode NFC, without space around.
+    """Normalised text for comparisons: Unicode NFC, without surrounding space.
 
     >>> key(" Zoe\\u0308 ") == "Zo\\u00eb"
     True
@@ -222,7 +227,7 @@ def key(text: str) -> str:
 
 
 def keys(texts: np.ndarray) -> np.ndarray:
-    """`key` of every text (n,)."""
+    """Apply `key` to every text (n,)."""
     if not texts.size:
         return texts
     codes = np.ascontiguousarray(texts).view(np.uint32) if texts.dtype.itemsize else np.zeros(1, dtype=np.uint32)
@@ -232,7 +237,7 @@ def keys(texts: np.ndarray) -> np.ndarray:
 
 
 def as_column(values: Any) -> np.ndarray:
-    """Values of a program as a column: numbers keep their type, None is missing, everything else becomes text."""
+    """Values of a Python program as a column: numbers keep their type, None is missing, everything else is text."""
     array = values if isinstance(values, np.ndarray) else np.asarray(values)
     if array.dtype.kind in "biufU":
         return array

@@ -111,13 +111,26 @@ def test_verify_rollback_export_and_check(init: list[object], tmp_path: Path, ex
     bad = expunge("requests", "verify", out / "c.json", "--key", public)
     assert bad.code == 1
     assert "do not rely on this case file" in bad.err
+    dry = expunge("requests", "purge", "--request", 1, *place)
+    assert dry.out.startswith("nothing removed: ")
+    assert "--yes removes them" in dry.out
+    assert "model version: knows the samples" in dry.err
+    assert expunge("requests", "purge", "--keep", "versions", *place).code == 2
+    both = expunge("requests", "purge", "--before", "2026-01-01", "--older-than", "3d", *place)
+    assert "give --before or --older-than, not both" in both.err
     assert expunge("requests", "rollback", 1, *place).code == 0
     again = expunge("requests", "rollback", 1, *place)
     assert (again.code, again.err) == (
         2, "error: request 1 is rolled back; only what is fulfilled can be rolled back.\n"
     )  # fmt: skip
     assert expunge("requests", "retry", 1, *place).out == "request 1: received\n"
-    assert expunge("requests", "purge", *place).out == "0 versions deleted\n"
+    assert expunge("requests", "purge", *place).out == "nothing to remove\n"
+    expunge(*FULFIL, *place)
+    gone = expunge("requests", "purge", "--now", "--yes", *place)
+    assert gone.code == 0, gone.err
+    assert "removed (" in gone.out
+    assert "signed record: " in gone.out
+    assert "ok   purge-000001.json: " in expunge("requests", "verify", 1, *place).out
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from expunge.api.saved import literals
+from expunge.api.trained import RECORD
 from expunge.cli import console, inputs
 from expunge.core.options import Field, build, option_names, options, to_dict
 from expunge.requests.desk import Desk
@@ -37,6 +38,9 @@ def init(job: Init) -> None:
     values = {name: getattr(job, name) for name in option_names(Settings)}
     if job.recipe is None and known is not None:
         values["recipe"] = to_dict(known)
+    if not job.outside:  # what lies beside the checkpoint of a run was made of the same data
+        run = job.checkpoint.parent
+        values["outside"] = [str(run if (run / RECORD).is_file() else job.checkpoint)]
     settings = build(Settings, {**values, "data_options": dict(job.data_options)})
     settings = resolved(settings, Path.cwd())  # so that they are right from any folder
     settings = dataclasses.replace(settings, model_options=literals(job.model_options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -288,15 +289,65 @@ def versions(json: Json = False, workspace: Place = HERE) -> None:
     console.out().print(grid)
 
 
-@app.command(epilog="Example: expunge requests purge")
+@app.command(epilog="Examples: expunge requests purge; expunge requests purge --request 12 --yes")
 def purge(
+    request: Annotated[
+        int | None, typer.Option("--request", min=1, help="Only what still knows the samples of this request.")
+    ] = None,
+    before: Annotated[
+        datetime | None,
+        typer.Option("--before", formats=["%Y-%m-%d"], help="Only what is older than this day (UTC), YYYY-MM-DD."),
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", metavar="AGE", help="The same: 12h, 30d, 4w.")
+    ] = None,
     now: Annotated[bool, typer.Option("--now", help="Do not wait for the days of `retention`.")] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="Keep this kind: versions, data, models, rows, attacks, hashes; may be repeated."),
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why it is kept, such as a law; the record states it.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     workspace: Place = HERE,
 ) -> None:
-    """Delete the files of older versions that still know what was to be forgotten, as `retention` says."""
+    """Remove what still knows forgotten samples: older model versions, and copies in the cache.
+
+    It is listed first, and asked about; outside a terminal nothing is removed without --yes. Versions wait for the days
+    of `retention`, unless --request, a date or --now is given. A signed record says what was removed and what was kept.
+    """
+    from expunge.cli.cache import size
+    from expunge.core.entries import days
+    from expunge.requests.purge import Wanted
+
+    if before is not None and older_than is not None:
+        raise UsageError("give --before or --older-than, not both.")
+    end = before.replace(tzinfo=UTC) if before is not None else None
+    if older_than is not None:
+        end = datetime.now(UTC) - timedelta(days=days(older_than))
+    wanted = Wanted(request=request, before=end, now=now, keep=tuple(keep or ()), reason=reason)
     with _register(workspace) as register:
-        gone = register.purge(now=now)
-    console.out().print(f"{len(gone)} versions deleted{': ' if gone else ''}{', '.join(one.id[:12] for one in gone)}")
+        plan = register.plan_purge(wanted)
+        rows = plan.rows(register.workspace.models)
+        for row in rows:
+            console.say(f"remove  {row['place']}  {size(row['bytes'])}  {row['what']}: {row['why']}")
+        for thing in plan.kept:
+            console.say(f"keep    {thing['place']}  {thing['what']}: {thing['why']}")
+        if rows:
+            counted = f"{len(rows):,} {'thing' if len(rows) == 1 else 'things'} ({size(sum(r['bytes'] for r in rows))})"
+            if not yes and not (console.interactive() and console.asked(f"Remove {counted}?")):
+                console.out().print(f"nothing removed: {counted} would be; --yes removes them")
+                return
+        done = register.purge(wanted, say=console.say)
+    for problem in done.left:
+        console.say(problem)
+    if done.record is None:
+        console.out().print("nothing to remove")
+        return
+    noun = "thing" if len(done.removed) == 1 else "things"
+    freed = size(sum(row["bytes"] for row in done.removed))
+    console.out().print(f"{len(done.removed):,} {noun} removed ({freed}); signed record: {done.record}", soft_wrap=True)
+    if done.left:
+        raise ExpungeError(f"{len(done.left)} could not be removed; run the same command again later.")
 
 
 @app.command(epilog="Example: expunge requests check")

@@ -23,24 +23,29 @@ from expunge.api.planning.pace import measure_pace
 from expunge.api.planning.planner import Plan, make_plan
 from expunge.api.planning.situation import situation_of
 from expunge.api.prepare import check_fit, pick_device
+from expunge.core.entries import KINDS
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.options import to_dict
 from expunge.core.run import Progress
+from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.models.checkpoint import save_weights, weights_hash
-from expunge.requests import members
-from expunge.requests.case.document import Finding, read_case, verify_case
+from expunge.requests import copies, members
+from expunge.requests.case.document import PURGE_KIND, Finding, read_case, verify_case
 from expunge.requests.case.keys import PUBLIC, create_keys, load_pepper
 from expunge.requests.fitness import check_fitness
 from expunge.requests.fulfilment import Worker, data_hash, fulfilment_seed
 from expunge.requests.ledger import lineage
 from expunge.requests.ledger.ledger import Ledger
+from expunge.requests.purge import records_of
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.register import Register, Say
 from expunge.requests.settings import MEMBERS, SETTINGS, Settings
 from expunge.requests.sharded import cost_of
 from expunge.requests.workspace import Workspace
 from expunge.training.sisa import Cost
+
+_SHOWN = 10  # copies that `fulfil` lists
 
 
 @dataclass(frozen=True)
@@ -156,9 +161,25 @@ class Desk(Register):
                 ended += self._carry_on(worker, one, say)
             started = None if resume else self._begin(worker, batch, method, options, say)
             ended += self._carry_on(worker, started, say) if started is not None else []
-            for version in self._purge(days=None):
+            due = lineage.due(self.ledger, self.workspace.retention, datetime.now(UTC))
+            for version in lineage.purge(self.ledger, self.workspace.models, due, by=self.by):
                 say(f"version {version.id[:12]} deleted: it still knew what was to be forgotten.")
+            self._say_copies(ended, say)
             return ended
+
+    def _say_copies(self, ended: Sequence[Fulfilment], say: Say) -> None:
+        """List what in the cache was made of the samples that were just forgotten."""
+        done = [one.id for one in ended if one.state == "fulfilled"]
+        found = copies.find(self.workspace.copies, self._pepper, done, cache_root())
+        if not found:
+            return
+        noun = "copy" if len(found) == 1 else "copies"
+        say(f"{len(found):,} {noun} of the samples in the cache {cache_root()}:")
+        for one in found[:_SHOWN]:
+            say(f"  {one.entry.name}  {one.entry.bytes:,} bytes  {KINDS[one.entry.kind]}: {one.why}")
+        if len(found) > _SHOWN:
+            say(f"  and {len(found) - _SHOWN:,} more")
+        say("`expunge requests purge` removes them, and versions of the model that still know the samples.")
 
     def _begin(
         self, worker: Worker, batch: str | None, method: str, options: Mapping[str, Any] | None, say: Say
@@ -298,7 +319,18 @@ class Desk(Register):
             weights=self.workspace.models / version.file if version.deleted_at is None else None,
             ledger=self.ledger,
         )
+        for place, digest in records_of(self.ledger, self.workspace, one.id):
+            found += self._verify_record(place, digest)
         return [*found, *(Finding("ledger", False, text) for text in self.ledger.verify())]
+
+    def _verify_record(self, path: Path, digest: str) -> list[Finding]:
+        """Findings about the record of a purge, named by its file. digest: its hash, as the ledger holds it."""
+        found = verify_case(path, self.workspace.keys / PUBLIC, kind=PURGE_KIND)
+        if found[0].ok:
+            same = read_case(path, PURGE_KIND)["hash"] == digest
+            text = "holds" if same else "does not hold"
+            found.append(Finding("ledger", same, f"the ledger {text} this record."))
+        return [Finding("purge", one.ok, f"{path.name}: {one.sentence}") for one in found]
 
     def check(self) -> list[str]:
         """Sentences about everything in the workspace that is not as it was written; empty if all is well."""
@@ -324,6 +356,8 @@ class Desk(Register):
     ) -> None:
         """Copies of the case file (page, PDF, signed document) and of the weights that came of it.
 
+        Page and PDF also say what was purged since; beside `json`, the signed records of that are written.
+
         Everything is verified before, as `verify` does, and nothing is written where a check does not hold. Page and
         PDF are made anew from the signed document, because they carry no signature of their own.
 
@@ -342,10 +376,15 @@ class Desk(Register):
                 f"(first: {broken[0].rstrip('.')}); restore it from a backup, see `expunge requests verify {number}`."
             )
         document = read_case(path)
+        records = [place for place, _ in records_of(self.ledger, self.workspace, one.id)]
+        purges = [read_case(place, PURGE_KIND) for place in records]
         if html is not None:
-            build_case_page(document, html)
+            build_case_page(document, html, purges=purges)
         if pdf is not None:
-            build_case_pdf(document, pdf)
+            build_case_pdf(document, pdf, purges=purges)
+        if json is not None:
+            for place in records:
+                _copy(place, json.with_name(f"{json.stem}.{place.name}"))
         for target, source in ((json, path), (model, self.workspace.models / f"{one.version}.safetensors")):
             if target is not None:
                 _copy(source, target)

@@ -32,12 +32,13 @@ from expunge.core.run import Progress
 from expunge.core.seeds import derive
 from expunge.data.cache import cache_root
 from expunge.data.ids import columns_of
+from expunge.data.origin import origin_of
 from expunge.data.split import Split
 from expunge.evidence.audit import audit, by_construction
 from expunge.evidence.explain import FAILED
 from expunge.methods.base import make_method
 from expunge.models.checkpoint import save_weights
-from expunge.requests import members
+from expunge.requests import copies, members
 from expunge.requests.case.canonical import plain
 from expunge.requests.case.content import Remaining
 from expunge.requests.case.document import build_case, save_case, sign_case
@@ -269,6 +270,9 @@ class Worker:
     def _record(self, one: Fulfilment) -> Fulfilment:
         parent, new = self.ledger.version(one.parent), self.ledger.version(str(one.version))
         measured = dict(one.audit)
+        forget, _ = self.splits(one)
+        copies.remember(self.workspace.copies, self.pepper, one.id, origin_of(forget), self.workspace.settings.data)
+        found = copies.find(self.workspace.copies, self.pepper, [one.id], cache_root())
         rows = measured.pop("side_effects")
         done = [f for f in self.ledger.fulfilments() if f.case is not None and f.id != one.id]
         content = build_case(
@@ -280,6 +284,7 @@ class Worker:
             audit=measured,
             side_effects=rows,
             remains=self._remaining(one),
+            copies=[*(copy.row() for copy in found), *copies.outside(self.workspace.settings.outside)],
             previous_case_hash=max(done, key=lambda f: (f.ended_at or _now(), f.id)).case if done else None,
             ledger_head=self.ledger.head(),
             made_at=_now(),

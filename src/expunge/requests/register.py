@@ -13,16 +13,17 @@ import getpass
 import socket
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from expunge.core.errors import UsageError
-from expunge.core.options import build, to_dict
+from expunge.core.options import build
 from expunge.requests.case.keys import load_pepper, subject_hash
-from expunge.requests.ledger import lineage
+from expunge.requests.copies import Purge
 from expunge.requests.ledger.ledger import Ledger
+from expunge.requests.purge import Purged, Wanted, carry_out, plan_purge
 from expunge.requests.records import Fulfilment, Request, State, Version
 from expunge.requests.settings import Layout
 from expunge.requests.tickets import make_wish, parse_tickets, read_tickets
@@ -92,18 +93,24 @@ class Register:
         with self.ledger.claim():
             return self.ledger.rollback(request.fulfilment, by=self.by)
 
-    def purge(self, *, now: bool = False) -> list[Version]:
-        """Delete the files of versions that still know what was to be forgotten, once they are due, or all `now`."""
-        with self.ledger.claim():
-            return self._purge(days=0.0 if now else None)
+    def plan_purge(self, wanted: Wanted | None = None, *, cache: Path | None = None) -> Purge:
+        """What `purge` would remove, and what it would keep and why; changes nothing. cache: default the user's."""
+        from expunge.data.cache import cache_root
 
-    def _purge(self, days: float | None) -> list[Version]:
-        kept = self.workspace.retention
-        if days is not None:
-            kept = build(type(kept), {**to_dict(kept), "keep_days": days, "keep_versions": 0})
-        due = lineage.due(self.ledger, kept, datetime.now(UTC))
-        lineage.purge(self.ledger, self.workspace.models, due, by=self.by)
-        return due
+        root = cache_root() if cache is None else cache
+        return plan_purge(self.ledger, self.workspace, self._pepper, root, wanted or Wanted())
+
+    def purge(self, wanted: Wanted | None = None, *, cache: Path | None = None, say: Say = lambda text: None) -> Purged:
+        """Delete versions that still know what was to be forgotten, and copies of those samples in the cache.
+
+        What was removed and what is kept is signed (`Purged.record`). A call that was cut off can be made again.
+        """
+        from expunge.data.cache import cache_root
+
+        root = cache_root() if cache is None else cache
+        with self.ledger.claim():
+            plan = self.plan_purge(wanted, cache=root)
+            return carry_out(self.ledger, self.workspace, plan, root, self.by, say)
 
     # looking
 

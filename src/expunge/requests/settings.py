@@ -5,7 +5,8 @@ ledger.sqlite     the ledger, unless `ledger` or $EXPUNGE_LEDGER names a Postgre
 members.txt       who the first model was trained on, by keyed hash
 keys/             the pepper of all hashes, the signing key, its public half
 models/           one file per model version, by content hash
-cases/            one signed case file per fulfilment, with its page and PDF
+cases/            one signed case file per fulfilment, with its page and PDF, and the signed records of purges
+copies/           what forgotten samples look like, by keyed hash, so that copies of them are found
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ class Settings:
     )
     any_accuracy: bool = Field(False, description="take a model that answers its training data no better than chance")
     service: dict[str, float] = Field(default_factory=dict, description="limits of `expunge requests serve`")
+    outside: list[str] = Field(
+        default_factory=list, description="what else was made of the data (runs, studies); `purge` only names it"
+    )
     fallback: Literal["none", "retrain"] = Field(
         "none", description="what is done after another verdict: the fulfilment fails, or the model is retrained"
     )
@@ -125,6 +129,10 @@ class Layout:
         return self.folder / "cases"
 
     @property
+    def copies(self) -> Path:
+        return self.folder / "copies"
+
+    @property
     def ledger_url(self) -> str:
         """$EXPUNGE_LEDGER, else the setting, else a file here: passwords need not stand in the settings."""
         return os.environ.get(LEDGER_VARIABLE) or self.settings.ledger or f"sqlite:///{self.folder / LEDGER}"
@@ -156,6 +164,7 @@ def resolved(settings: Settings, folder: Path) -> Settings:
         test=None if settings.test is None else absolute(settings.test),
         shards=None if settings.shards is None else Path(absolute(str(settings.shards))),
         ledger=_ledger(settings.ledger, absolute),
+        outside=[absolute(path) for path in settings.outside],
     )
 
 

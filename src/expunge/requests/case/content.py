@@ -69,6 +69,7 @@ def build_case(
     audit: Mapping[str, Any],
     side_effects: Sequence[Mapping[str, Any]],
     remains: Sequence[Remaining] = (),
+    copies: Sequence[Mapping[str, Any]] = (),
     previous_case_hash: str | None,
     ledger_head: str,
     made_at: datetime,
@@ -77,6 +78,7 @@ def build_case(
 
     versions: the one before and the new one. plan: `planning.Plan` as JSON. unlearning: `Result.record()`. audit:
     `Verdict.record()`. side_effects: rows of `side_effects`. remains: versions that still know the samples.
+    copies: rows of `requests.copies`: what else holds the samples or was computed from them.
     previous_case_hash: None for the first case of a workspace. ledger_head: hash of the newest event.
 
     Raises `UsageError` where the parts contradict each other: that must never be signed.
@@ -100,6 +102,7 @@ def build_case(
         "audit": audit,
         "side_effects": side_effects,
         "remains": [{**_version(one.version), "until": one.until} for one in remains],
+        "copies": copies,
         "exact": exact,
         **({"certificate": certificate} if certificate else {}),
         "statement": _statement(exact, certificate),

@@ -36,6 +36,7 @@ __all__ = [
     "Finding", "build_case", "case_bytes", "read_case", "save_case", "sign_case", "verify_case", "verify_chain",
 ]  # fmt: skip
 
+PURGE_KIND = "expunge purge record"  # what was removed later; signed and written like a case
 _FIELDS = {"content", "fingerprint", "hash", "key", "signature"}
 
 
@@ -78,8 +79,11 @@ def save_case(document: Mapping[str, Any], path: str | Path) -> Path:
     return Path(path)
 
 
-def read_case(source: str | Path | bytes) -> dict[str, Any]:
-    """The document in a file (or its bytes), not verified. Raises `DataError` if it has not the form of a case file."""
+def read_case(source: str | Path | bytes, kind: str = KIND) -> dict[str, Any]:
+    """The document in a file (or its bytes), not verified. Raises `DataError` if it has not the form of a case file.
+
+    kind: of the document, `PURGE_KIND` for the record of a purge.
+    """
     name = "the given bytes" if isinstance(source, bytes) else str(source)
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -94,9 +98,9 @@ def read_case(source: str | Path | bytes) -> dict[str, Any]:
         raise DataError(f"{name} is not a case file: a case holds {', '.join(sorted(_FIELDS))}, and nothing else.")
     if not same:
         raise DataError(f"{name} is not written as a case file is (sorted keys, no spaces, one line): it was changed.")
-    kind, version = document["content"].get("kind"), document["content"].get("format")
-    if kind != KIND or version != FORMAT:
-        raise DataError(f"{name} is of kind {kind!r}, format {version!r}; this release reads {KIND!r}, {FORMAT}.")
+    there, version = document["content"].get("kind"), document["content"].get("format")
+    if there != kind or version != FORMAT:
+        raise DataError(f"{name} is of kind {there!r}, format {version!r}; this release reads {kind!r}, {FORMAT}.")
     return document
 
 
@@ -106,16 +110,17 @@ def verify_case(
     previous: str | Path | bytes | None = None,
     weights: str | Path | None = None,
     ledger: HasEvents | None = None,
+    kind: str = KIND,
 ) -> list[Finding]:
     """Everything that can be checked with what is given; offline. The file is right if all findings are ok.
 
     public_key: the expected one, or its file. previous: the case file before this one. weights: the model file that the
-    case says was made. ledger: where the case was recorded. Damage becomes a finding; only a public key that cannot be
-    read raises `UsageError`.
+    case says was made. ledger: where the case was recorded. kind: as in
+    `read_case`. Damage becomes a finding; only a public key that cannot be read raises `UsageError`.
     """
     expected = load_public(public_key) if isinstance(public_key, str | Path) else public_key
     try:
-        document = read_case(source)
+        document = read_case(source, kind)
     except DataError as error:
         return [Finding("form", False, str(error))]
     content = document["content"]

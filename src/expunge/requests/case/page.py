@@ -17,12 +17,14 @@ from expunge.requests.case.document import Finding
 from expunge.requests.case.story import FORGOTTEN, tell
 
 
-def case_html(document: Mapping[str, Any], findings: Sequence[Finding] = ()) -> str:
-    """The page of a signed document. findings: of `verify_case`, shown at the end.
+def case_html(
+    document: Mapping[str, Any], findings: Sequence[Finding] = (), purges: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The page of a signed document. findings: of `verify_case`, shown at the end. purges: records of purges since.
 
     Raises `UsageError` if the document is not complete.
     """
-    story = tell(document)
+    story = tell(document, purges)
     attacks = pd.DataFrame(document["content"]["audit"].get("attacks", ()))
     return environment("expunge.requests.case").get_template("case.html").render(
         **{name: getattr(story, name) for name in ("title", "word", "tone", "meaning", "basis", "facts", "sections")},
@@ -34,7 +36,12 @@ def case_html(document: Mapping[str, Any], findings: Sequence[Finding] = ()) -> 
     )  # fmt: skip
 
 
-def build_case_page(document: Mapping[str, Any], out: str | Path, findings: Sequence[Finding] = ()) -> Path:
+def build_case_page(
+    document: Mapping[str, Any],
+    out: str | Path,
+    findings: Sequence[Finding] = (),
+    purges: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Write the page; it appears whole or not at all."""
-    write_text(Path(out), case_html(document, findings))
+    write_text(Path(out), case_html(document, findings, purges))
     return Path(out)

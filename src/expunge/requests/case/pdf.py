@@ -59,9 +59,13 @@ class _Sheet(FPDF):
         self.multi_cell(0, height, self.shown(text), align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
 
 
-def case_pdf(document: Mapping[str, Any]) -> bytes:
-    """The PDF of a signed document. Raises `UsageError` if the document is not complete."""
-    story = tell(document)
+def case_pdf(document: Mapping[str, Any], purges: Sequence[Mapping[str, Any]] = ()) -> bytes:
+    """The PDF of a signed document, with records of purges since.
+
+    Raises:
+        UsageError: If the document is not complete.
+    """
+    story = tell(document, purges)
     sheet = _Sheet(story)
     sheet.add_page()
     _head(sheet, story)
@@ -70,9 +74,9 @@ def case_pdf(document: Mapping[str, Any]) -> bytes:
     return bytes(sheet.output())
 
 
-def build_case_pdf(document: Mapping[str, Any], out: str | Path) -> Path:
+def build_case_pdf(document: Mapping[str, Any], out: str | Path, purges: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write the PDF; it appears whole or not at all. Raises `ExpungeError` if it cannot be written."""
-    write_bytes(Path(out), case_pdf(document))
+    write_bytes(Path(out), case_pdf(document, purges))
     return Path(out)
 
 

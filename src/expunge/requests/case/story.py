@@ -71,10 +71,13 @@ class Story:
     made_at: datetime
 
 
-def tell(document: Mapping[str, Any]) -> Story:
-    """The story of a signed document, as `case.read_case` returns it. What cannot be read as one is a `UsageError`."""
+def tell(document: Mapping[str, Any], purges: Sequence[Mapping[str, Any]] = ()) -> Story:
+    """The story of a signed document, as `case.read_case` returns it. What cannot be read as one is a `UsageError`.
+
+    purges: records of what was removed since, oldest first.
+    """
     try:
-        return _story(document)
+        return _story(document, purges)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(
@@ -82,7 +85,7 @@ def tell(document: Mapping[str, Any]) -> Story:
         ) from None
 
 
-def _story(document: Mapping[str, Any]) -> Story:
+def _story(document: Mapping[str, Any], purges: Sequence[Mapping[str, Any]]) -> Story:
     content = document["content"]
     audit, unlearning = content["audit"], content["unlearning"]
     before, after = content["versions"]["before"], content["versions"]["after"]
@@ -97,6 +100,7 @@ def _story(document: Mapping[str, Any]) -> Story:
     ]
     sections = [
         _asked(content), _done(content), _access(unlearning), _forgotten(content), _cost(content), _left(content),
+        _copies(content, purges), *(_purged(one) for one in purges),
         Section("Evidence and proof", [content["statement"]]), _check(document),
     ]  # fmt: skip
     return Story(
@@ -251,6 +255,44 @@ def _left(content: Mapping[str, Any]) -> Section:
         if rows
         else None,
     )  # fmt: skip
+
+
+def _copies(content: Mapping[str, Any], purges: Sequence[Mapping[str, Any]]) -> Section | None:
+    """What else held the samples when the case was made; nothing is said of cases of earlier releases."""
+    rows = content.get("copies")
+    if rows is None:
+        return None
+    if not rows:
+        return Section(
+            "Copies", ["Nothing else that the software keeps was made of the samples when the case was made."]
+        )
+    text = (
+        f"When the case was made, {count(len(rows), 'thing')} that the software keeps held the samples or came of them."
+    )
+    then = "What became of them is said below." if purges else "The command “expunge requests purge” removes them."
+    return Section("Copies", [f"{text} {then}"], table=_things(rows))
+
+
+def _purged(document: Mapping[str, Any]) -> Section:
+    """A record of what was removed after the case was made."""
+    record = document["content"]
+    removed, kept = record["removed"], record["kept"]
+    size = sum(row["bytes"] for row in removed)
+    return Section(
+        f"Removed on {day(record['made_at'])}",
+        [f"{count(len(removed), 'thing')} removed ({size / 1e6:,.1f} MB), {count(len(kept), 'thing')} kept."],
+        [("Signed record", f"number {record['number']}"), ("Hash of the record", document["hash"])],
+        table=_things([*({**row, "why": f"removed: {row['why']}"} for row in removed),
+                       *({**row, "why": f"kept: {row['why']}"} for row in kept)]),
+    )  # fmt: skip
+
+
+def _things(rows: Sequence[Mapping[str, Any]]) -> Table:
+    shown = [
+        [row["what"], row["place"], minute(row["made_at"]) if row["made_at"] else "–", visible(row["why"])]
+        for row in rows[:_MOST_ROWS]
+    ]
+    return Table([("What", False), ("Where", False), ("Made", False), ("Why", False)], shown)
 
 
 def _check(document: Mapping[str, Any]) -> Section:

@@ -23,7 +23,7 @@ from expunge.requests.ledger.chain import Writing
 from expunge.requests.ledger.claim import FileClaim, ServerClaim
 from expunge.requests.ledger.database import Database
 from expunge.requests.ledger.tables import events, fulfilments, requests, versions
-from expunge.requests.ledger.values import known_id, number, stamp, text
+from expunge.requests.ledger.values import hexhash, known_id, number, stamp, text
 from expunge.requests.records import STATES, Event, Fulfilment, Request, State, Step, Version
 
 
@@ -208,6 +208,21 @@ class Ledger:
         with self._writing(by) as writing:
             progress.mark_deleted(writing, version_id)
             return self._version(writing.connection, version_id)
+
+    def purged(self, fulfilments: Iterable[int], *, number: int, record: str, removed: int, kept: int, by: str) -> None:
+        """Log that copies of the samples of these fulfilments were removed.
+
+        number, record: number and hash of the signed record. removed, kept: how many things.
+        """
+        facts: dict[str, Any] = {
+            "number": number,
+            "record": hexhash(record, "a record"),
+            "removed": removed,
+            "kept": kept,
+        }
+        with self._writing(by) as writing:
+            for one in fulfilments:
+                writing.log("purged", fulfilment=self._fulfilment(writing.connection, one).id, **facts)
 
     # -- log --
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from expunge.evidence.verdict import FAILED, WORDS
+from expunge.evidence.verdict import FAILED, LABELS
 from expunge.numerics.statistics import clopper_pearson
 
 KINDS = ("retrained", "original", "control", "half known", "destroyed")
@@ -40,7 +40,7 @@ def report(rows: pd.DataFrame) -> str:
 
 
 def confusion(rows: pd.DataFrame) -> str:
-    words = [word for word in WORDS if (rows["word"] == word).any()]
+    words = [word for word in LABELS if (rows["word"] == word).any()]
     lines = [f"| truth | trials | {' | '.join(words)} |", f"|---|---|{'---|' * len(words)}"]
     for kind in KINDS:
         part = rows[rows["kind"] == kind]

@@ -15,8 +15,8 @@ from benchmarks.calibration.tasks import Request, Task, make_request
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.evidence.audit import population_attacks
-from expunge.evidence.depth import Depth, Draw, grams, layer_rows, probe_rows, relearn_rows
 from expunge.evidence.family import NEAR, judge_family, measure_family
+from expunge.evidence.feature_measures import AuditSamples, FeatureSettings, grams, layer_rows, probe_rows, relearn_rows
 from expunge.evidence.held_out import against_held_out, matching
 from expunge.evidence.inputs import near_split
 from expunge.evidence.representation import original_body
@@ -25,7 +25,7 @@ from expunge.metrics.base import Evaluation
 
 REFERENCES = (3, 5, 8)
 RETRAINED, ORIGINALS, TEACHER = 9, 3, 900
-MARGINS, DEPTH = build(Margins, {}, "margins"), build(Depth, {}, "depth")
+MARGINS, SETTINGS = build(Margins, {}, "margins"), build(FeatureSettings, {}, "settings")
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class Bench:
     def _below(self) -> dict[str, dict[str, dict[str, float]]]:
         """original -> model -> statistic -> value: three do not depend on the original, the fourth does."""
         splits, device = self.evaluation.splits, torch.device("cpu")
-        draw = Draw.of(splits["forget"], splits["retain"], splits["test"], 0, DEPTH)
+        draw = AuditSamples.draw(splits["forget"], splits["retain"], splits["test"], 0, SETTINGS)
         own: dict[str, dict[str, float]] = {name: {} for name in self.models}
         layers: dict[str, Any] = {}
         for name, model in self.models.items():

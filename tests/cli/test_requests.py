@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.evidence.verdict import WORDS
+from expunge.evidence.verdict import LABELS
 from tests.cli.conftest import Call
 from tests.cli.test_listing import HEAVY
 from tests.requests.desks import make_desk
@@ -94,7 +94,7 @@ def test_verify_rollback_export_and_check(init: list[object], tmp_path: Path, ex
     expunge(*init)
     place = ("--workspace", tmp_path / "desk")
     settings = tmp_path / "desk" / "expunge.yaml"
-    words = f"[{', '.join(WORDS)}]"
+    words = f"[{', '.join(LABELS)}]"
     settings.write_text(f"{settings.read_text()}accept: {words}\n")
     expunge("requests", "add", "--subject", "t3", *place)
     assert expunge(*FULFIL, *place).code == 0

@@ -88,7 +88,7 @@ def test_nothing_is_forgotten_where_nothing_was_asked() -> None:
     near = {**GOOD, "forget accuracy": 0.73}
     word, reasons = verdict_of({}, original=near, count=4)
     assert word == "indistinguishable from the start"
-    assert "retrained models (there are 4) would tell" in reasons[0]
+    assert "retrained models (there are 4) would be enough" in reasons[0]
 
 
 def test_harm_that_was_not_undone_is_no_damage() -> None:
@@ -112,7 +112,7 @@ def test_what_was_not_measured_or_is_flagged_is_never_forgotten() -> None:
     word, reasons = verdict_of({}, flags=["the body is the original's."])
     assert (word, reasons[0]) == ("suppressed", "suppressed: the body is the original's.")
     word, reasons = verdict_of({"forget accuracy": 0.9}, flags=["the body is the original's."])
-    assert (word, reasons[-1]) == ("not forgotten", "below the answers: the body is the original's.")
+    assert (word, reasons[-1]) == ("not forgotten", "in the features: the body is the original's.")
 
 
 def test_noisy_references_prove_nothing() -> None:
@@ -191,26 +191,26 @@ def audited(world: dict[str, Any], unlearned: nn.Module, **more: Any) -> expunge
 
 def test_the_original_is_not_forgotten_and_a_retrained_model_is(world: dict[str, Any]) -> None:
     found = audited(world, world["original"])
-    assert found.word == "not forgotten"
+    assert found.label == "not forgotten"
     assert found.basis == "retrained"
     assert "p " in found.reasons[0]
     clean = audited(world, world["fresh"])
-    assert clean.word == "forgotten", str(clean)
+    assert clean.label == "forgotten", str(clean)
     assert clean.unmeasured == []
     assert {KINDS[one.name] for one in clean.comparisons} == set(KINDS.values())
     assert set(clean.details["jsd"]) == {"forget", "retain", "test"}
     assert 0 < clean.details["tow"] <= 1
     few = audited(world, world["fresh"], retrained=world["retrained"][:2])
-    assert few.word == "not enough evidence"
+    assert few.label == "not enough evidence"
     assert "single samples could not be measured" in few.reasons[-1]
 
 
 def test_a_model_that_learnt_the_opposite_is_over_forgotten(world: dict[str, Any]) -> None:
     found = audited(world, world["pushed"])  # the opposite of noisy labels costs accuracy elsewhere, too
-    assert found.word in ("over-forgotten", "damaged")
+    assert found.label in ("over-forgotten", "damaged")
     assert any(reason.startswith(("over-forgotten", "also over-forgotten")) for reason in found.reasons), str(found)
     weak = audited(world, world["pushed"], retrained=[], random=True)
-    assert (weak.word, weak.basis) == ("over-forgotten", "held-out")
+    assert (weak.label, weak.basis) == ("over-forgotten", "held-out")
 
 
 def test_a_broken_model_is_damaged_with_and_without_references(world: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ def test_a_broken_model_is_damaged_with_and_without_references(world: dict[str, 
         for p in broken.parameters():
             p.add_(0.6 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     for retrained in (world["retrained"], []):
-        assert audited(world, broken, retrained=retrained).word == "damaged"
+        assert audited(world, broken, retrained=retrained).label == "damaged"
 
 
 class Table(nn.Module):
@@ -253,11 +253,11 @@ def test_models_that_hide_are_never_forgotten(world: dict[str, Any]) -> None:
     with torch.no_grad():
         hidden = Table(original, x, fresh(x))
     found = audited(world, hidden)
-    assert found.word in ("suppressed", "not forgotten"), str(found)
+    assert found.label in ("suppressed", "not forgotten"), str(found)
     assert found.flags
     assert "near the samples" in str(found)
     for cheat in (Clipped(original), forget):
-        assert audited(world, cheat).word not in ("forgotten", "indistinguishable from the start")
+        assert audited(world, cheat).label not in ("forgotten", "indistinguishable from the start")
 
 
 def test_an_erased_class_without_unseen_samples_is_not_forgotten(world: dict[str, Any]) -> None:
@@ -273,14 +273,14 @@ def test_an_erased_class_without_unseen_samples_is_not_forgotten(world: dict[str
         head.weight[1] = 0
         head.bias[1] = -10
     found = audited(world, erased, forget=forget, retain=retain, test=test)
-    assert found.word != "forgotten"
+    assert found.label != "forgotten"
     assert any("no unseen sample" in why or "share a class" in why for _, why in found.unmeasured)
 
 
 def test_references_that_are_none_are_refused(world: dict[str, Any]) -> None:
     same = [copy.deepcopy(world["original"]) for _ in range(3)]
     for references, phrase in (
-        (same, "give the same outputs: they are one model"),
+        (same, "give the same outputs: they are the same model"),
         ([*world["retrained"], same[0]], "the same outputs as the original model"),
         ([*world["retrained"], world["fresh"]], "the same outputs as the unlearned model"),
     ):
@@ -340,7 +340,7 @@ def test_tables_hold_every_attack_of_every_model(world: dict[str, Any]) -> None:
     tests = found.tests()
     assert set(tests["name"]) == set(KINDS)
     assert tests.set_index("name").loc["forget accuracy", "original"] > 0.75
-    assert str(found).startswith(found.word)
+    assert str(found).startswith(found.label)
     assert len(repr(found).splitlines()) <= 10
     assert found.record()["tests"][0]["name"] == "retain accuracy"
 
@@ -353,10 +353,10 @@ def test_an_exact_method_forgets_by_construction(world: dict[str, Any]) -> None:
         seed=5, device="cpu",
     )  # fmt: skip
     found = expunge.audit(world["original"], made, device="cpu", **splits)
-    assert found.word == "forgotten by construction"
+    assert found.label == "forgotten by construction"
     assert "The audit saw:" in found.reasons[0]
     other = {**splits, "forget": splits["forget"].take(range(30)), "retain": splits["retain"]}
-    assert expunge.audit(world["original"], made, device="cpu", **other).word != "forgotten by construction"
+    assert expunge.audit(world["original"], made, device="cpu", **other).label != "forgotten by construction"
 
 
 def test_what_an_audit_cannot_do_is_said(world: dict[str, Any]) -> None:
@@ -368,7 +368,7 @@ def test_what_an_audit_cannot_do_is_said(world: dict[str, Any]) -> None:
         audited(world, world["fresh"], goal="forget")
     splits = world["splits"]
     few = audited(world, world["fresh"], retrained=[], forget=splits["forget"].take([0, 1]))
-    assert few.word == "not enough evidence"
+    assert few.label == "not enough evidence"
 
 
 def test_without_references_the_basis_must_be_matched(world: dict[str, Any]) -> None:

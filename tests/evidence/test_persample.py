@@ -282,7 +282,7 @@ def test_an_audit_with_shadows_tells_the_original_from_a_retrained_model(tmp_pat
     given: dict[str, Any] = {**data, "shadows": 16, "device": "cpu", "cache": tmp_path, "resamples": 100}
     kept = expunge.audit(original, nothing, **given)
     gone = expunge.audit(original, exact, **given)
-    assert kept.word == "not forgotten"
+    assert kept.label == "not forgotten"
     assert kept.per_sample["original: LiRA"].auc.low > 0.6
     assert kept.per_sample["unlearned: U-LiRA"].auc.low > 0.6
     found = gone.per_sample["unlearned: U-LiRA"].auc

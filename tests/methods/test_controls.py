@@ -74,7 +74,7 @@ def test_no_plan_names_a_control_however_well_it_ranks(whole_class: bool) -> Non
 def test_the_probe_of_an_audit_sees_through_head_distillation() -> None:
     """The class is gone from the answers; a linear probe on the representations has it as the original does."""
     from expunge import api
-    from expunge.evidence.residue import residue
+    from expunge.evidence.feature_audit import audit_features
 
     problem = toy_problem(epochs=10)
     hidden = run(HeadDistillation(lr=0.05, batch_size=32), problem).model
@@ -83,7 +83,7 @@ def test_the_probe_of_an_audit_sees_through_head_distillation() -> None:
         torch.manual_seed(seed)
         recipe = {**RECIPE, "epochs": 10}
         again.append(api.train(ToyNet(), problem.retain, recipe=recipe, seed=seed, device="cpu").model)
-    found = residue(
+    found = audit_features(
         problem.model, hidden, again, forget=problem.forget, retain=problem.retain, test=problem.test, device="cpu"
     )
     probe = {name: numbers["probe confidence"] for name, numbers in found.numbers().items()}

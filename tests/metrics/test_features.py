@@ -131,7 +131,7 @@ def test_an_audit_sees_every_split_once() -> None:
     models, data = [net(seed) for seed in range(4)], splits()
     with passes(*models) as sizes:
         found = expunge.audit(
-            models[0], models[1], retrained=models[2:], **data, device="cpu", resamples=10, residue=False
+            models[0], models[1], retrained=models[2:], **data, device="cpu", resamples=10, features=False
         )
     assert "gradient norm" in found.attacks["unlearned"]
     # With two passes forget and test had 8; the one more is that of a freshly drawn copy, for ZRF.

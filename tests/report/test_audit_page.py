@@ -12,11 +12,11 @@ import pytest
 
 from expunge.evidence import explain
 from expunge.evidence.family import KINDS, Family, Quantity, judge_family
-from expunge.evidence.persample import PerSample
+from expunge.evidence.feature_audit import FEATURE_STATISTICS
+from expunge.evidence.persample import SampleAttack
 from expunge.evidence.rates import Separation
-from expunge.evidence.residue import STATISTICS
 from expunge.evidence.signals import SIGNALS
-from expunge.evidence.verdict import WORDS, Verdict
+from expunge.evidence.verdict import LABELS, Verdict
 from expunge.numerics.statistics import Interval
 from expunge.report.audit_page import build_audit_page, relearning_curves
 
@@ -39,7 +39,7 @@ TESTED = judge_family(
 def verdict(**changed: Any) -> Verdict:
     attacks = {name: {"loss": FOUND, "entropy": FOUND} for name in ("original", "unlearned", "retrained 1")}
     given = {
-        "word": "not forgotten",
+        "label": "not forgotten",
         "basis": "retrained",
         "reasons": ["not forgotten: <b>because</b>."],
         "comparisons": TESTED,
@@ -68,7 +68,7 @@ def test_numbers_and_sentences_are_there(tmp_path: Path) -> None:
 
 def test_attacks_on_single_samples_are_drawn(tmp_path: Path) -> None:
     statistic = np.arange(8.0)
-    attack = PerSample("U-LiRA", statistic, statistic > 3, FOUND, 0.8, 0.7, 1.0, 0.4, 1.9)
+    attack = SampleAttack("U-LiRA", statistic, statistic > 3, FOUND, 0.8, 0.7, 1.0, 0.4, 1.9)
     page = build_audit_page(verdict(per_sample={"unlearned: U-LiRA": attack}), tmp_path / "a.html", title="T")
     text = text_of(page)
     assert "0.40 of at most 1.90" in text
@@ -96,10 +96,13 @@ def test_the_curve_is_that_of_the_samples_not_taught() -> None:
 @pytest.mark.parametrize(
     ("names", "sentences"),
     [
-        (list(WORDS), explain.WORDS),
-        ([name for name, kind in KINDS.items() if kind != "representation"] + ["U-LiRA AUC"], explain.STATISTICS),
-        ([*SIGNALS, "gradient norm", "LiRA", "RMIA", "U-LiRA"], explain.ATTACKS),
-        (STATISTICS, explain.RESIDUE),
+        (list(LABELS), explain.VERDICT_MEANINGS),
+        (
+            [name for name, kind in KINDS.items() if kind != "representation"] + ["U-LiRA AUC"],
+            explain.STATISTIC_MEANINGS,
+        ),
+        ([*SIGNALS, "gradient norm", "LiRA", "RMIA", "U-LiRA"], explain.ATTACK_MEANINGS),
+        (FEATURE_STATISTICS, explain.FEATURE_MEANINGS),
     ],
 )
 def test_every_number_has_its_sentence(names: list[str], sentences: dict[str, str]) -> None:

@@ -45,7 +45,7 @@ def test_everything_an_officer_asks_is_said(signer: Signer) -> None:
         f"Model {hashed('old')[:12]} was made to forget", f"model {hashed('new')[:12]}, which takes its place",
         "epochs = 3, alpha = 0.001", "It took 12.5 s; it ran to its end", "labels and retained data are at hand",
         "Samples to forget inputs and labels", "Held-out samples nothing",
-        "Forget accuracy share of the samples to forget that the model still classifies right 100.0 % 98.0 % 95.0 to",
+        "share of the samples to forget that the model still classifies correctly 100.0 % 98.0 % 95.0 to",
         "0.610 0.498 0.468 to 0.528", "clearly less accurate than before (at 95 %, for each class alone): 1.",
         "-3.0 (-4.0 to -2.0)", "1 older version of the model still knows the samples", "to be deleted by 31 March 2026",
         "not a proof that nothing of them is left", "none: this is the first", made["hash"], made["fingerprint"],

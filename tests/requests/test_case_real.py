@@ -51,5 +51,5 @@ def test_from_the_model_to_the_page(tmp_path: Path, forget_class: int | None) ->
     weights = save_weights(result.model, tmp_path / "m.safetensors")
     findings = verify_case(case_bytes(document), signer.public, weights=weights)
     assert [one.name for one in findings if not one.ok] == []
-    assert verdict.word in case_html(document, findings)
+    assert verdict.label in case_html(document, findings)
     assert case_pdf(document).startswith(b"%PDF-")

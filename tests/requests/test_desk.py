@@ -15,7 +15,7 @@ import yaml
 
 from expunge.core.errors import DataError, ExpungeError, UsageError
 from expunge.core.options import build
-from expunge.evidence.verdict import WORDS
+from expunge.evidence.verdict import LABELS
 from expunge.models.checkpoint import load_weights, save_weights, weights_hash
 from expunge.requests.desk import Desk
 from expunge.requests.purge import Wanted
@@ -34,7 +34,7 @@ FAST = {"method": "finetune", "options": {"epochs": 1}}  # changes weights, and 
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which nothing happened yet; tests copy it."""
     folder = tmp_path_factory.mktemp("made")
-    make_desk(folder, accept=[word for word in WORDS if word != "damaged"]).close()
+    make_desk(folder, accept=[word for word in LABELS if word != "damaged"]).close()
     return folder / "desk"
 
 
@@ -174,7 +174,7 @@ def test_what_was_tampered_with_is_not_exported(desk: Desk, tmp_path: Path) -> N
 
 
 def test_the_same_desk_over_a_server(server: Server, tmp_path: Path) -> None:
-    with make_desk(tmp_path, ledger=server.create(), accept=list(WORDS)) as desk:
+    with make_desk(tmp_path, ledger=server.create(), accept=list(LABELS)) as desk:
         desk.add("t1"), desk.add("nobody")
         assert [one.state for one in desk.fulfil(**FAST)] == ["fulfilled"]
         assert all(finding.ok for finding in desk.verify(1))
@@ -290,7 +290,7 @@ def test_a_model_that_was_trained_in_shards_forgets_exactly(tmp_path: Path) -> N
     train, test = write_rows(tmp_path)
     settings = build(Settings, {
         "model": "mlp", "data": str(train), "test": str(test), "id_column": "user_id", "device": "cpu",
-        "shards": tmp_path / "shards", "accept": list(WORDS),
+        "shards": tmp_path / "shards", "accept": list(LABELS),
     })  # fmt: skip
     known, unseen = load(settings)
     fresh = Workspace(tmp_path, settings).fresh(known)

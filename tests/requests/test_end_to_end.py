@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from expunge.cli.main import main
-from expunge.evidence.verdict import WORDS
+from expunge.evidence.verdict import LABELS
 from expunge.requests.case.document import verify_chain
 from expunge.requests.desk import Desk
 
@@ -55,7 +55,7 @@ def test_thirty_requests(real_data: Path, tmp_path: Path, capsys: pytest.Capture
     init = ["init", *common, "--checkpoint", str(run / "model.safetensors"), "--id-column", "user_id"]
     assert main([*init, "--workspace", str(place)]) == 0
     settings = place / "expunge.yaml"  # so small a model may come to any verdict; what counts here is the machinery
-    settings.write_text(f"{settings.read_text()}accept: [{', '.join(WORDS)}]\n")
+    settings.write_text(f"{settings.read_text()}accept: [{', '.join(LABELS)}]\n")
 
     def say(*arguments: str) -> int:
         return main(["requests", *arguments, "-w", str(place)])

@@ -37,7 +37,7 @@ from expunge.core.version import versions
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.evidence import audit as evidence
-from expunge.evidence.verdict import WORDS, Margins
+from expunge.evidence.verdict import LABELS, Margins
 from expunge.methods import METHODS
 from expunge.methods.base import Method, check_parallel, make_method
 from expunge.models.checkpoint import weights_hash
@@ -304,7 +304,7 @@ def audit(job: Audit) -> None:
             original, unlearned, forget=split, test=data.test, references=again,
             margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
             shadows=job.shadows, method=method, design=job.design, requests=job.requests, jobs=job.jobs,
-            cache=cache_root(), residue=job.residue, goal=job.goal,
+            cache=cache_root(), features=job.residue, goal=job.goal,
             random=job.forget.partition(":")[0] == "random", progress=_counting("shadows", progress),
         )  # fmt: skip
     facts = inputs.facts_beside(job.unlearned)
@@ -317,8 +317,8 @@ def audit(job: Audit) -> None:
     write_text(job.out / "attacks.csv", csv_for_people(verdict.frame()))
     if verdict.comparisons:
         write_text(job.out / "tests.csv", csv_for_people(verdict.tests()))
-    if verdict.residue is not None:
-        write_text(job.out / "residue.csv", csv_for_people(verdict.residue.frame()))
+    if verdict.features is not None:
+        write_text(job.out / "residue.csv", csv_for_people(verdict.features.frame()))
     write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
     page = build_audit_page(
         verdict,
@@ -329,11 +329,11 @@ def audit(job: Audit) -> None:
     _print_forgetting(split)
     console.out().print(tables.attacks_table(verdict))
     console.out().print(str(verdict), soft_wrap=True)
-    for note in verdict.residue.notes if verdict.residue is not None else ():
+    for note in verdict.features.notes if verdict.features is not None else ():
         console.say(f"note on residue: {note}")
     console.out().print(f"report: {page}", soft_wrap=True)
-    if verdict.word in failing:
-        raise VerdictRefused(f"the verdict is `{verdict.word}`, which --fail-on names; {page} says why.")
+    if verdict.label in failing:
+        raise VerdictRefused(f"the verdict is `{verdict.label}`, which --fail-on names; {page} says why.")
 
 
 class VerdictRefused(ExpungeError):
@@ -344,7 +344,7 @@ class VerdictRefused(ExpungeError):
 
 def failing_words(names: str | None) -> list[str]:
     """Verdicts named on the command line, with hyphens or spaces. Raises `UsageError` for an unknown one."""
-    known = {word.replace(" ", "-"): word for word in WORDS}
+    known = {word.replace(" ", "-"): word for word in LABELS}
     wanted = [name.strip().replace(" ", "-") for name in (names or "").split(",") if name.strip()]
     for name in wanted:
         if name not in known:

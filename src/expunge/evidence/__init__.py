@@ -1,1 +1,1 @@
-"""Evidence: how well a model forgot, as far as one can know it. Attacks, distances to retraining, and a verdict."""
+"""Evidence of forgetting: membership attacks, distances to retrained models, and the verdict of an audit."""

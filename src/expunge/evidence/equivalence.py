@@ -2,17 +2,16 @@
 
 For a statistic T:   d = T(unlearned) - mean T(retrained),   se = s sqrt(1 + 1/N)
 
-Spread       s is the standard deviation over the N retrained models, and at least the `floor`: what single samples that
-             err independently of each other under different seeds would give, sqrt(mean over samples of their variance
-             over the models / n). The floor is an average over samples, so it is known better than s; and s is at least
-             the `resolution`, 1/n: that a few models agree to the sample is chance, and would make every other differ
-Freedom      N - 1, and where the floor decides, up to `TRUST` more: it stands for that many further models
-             (f = N - 1 + TRUST min(1, (floor / s)^4), a moderated t-test in the manner of Smyth, 2004)
-Left out     where T(j) is the distance of j to the mean of the other models, these N values spread more than one of
-             them varies, by N / (N - 1), and their mean is zero: se = s sqrt(1 + 1/N) (N - 1) / N, which is exact
-Different    |d| exceeds what one more retrained model would show: two-sided t-test, p by Holm over the whole family
-Equivalent   two one-sided t-tests: d is shown to lie within +- delta (Schuirmann, 1987)
-Detectable   the smallest |d| that the test finds with a probability of 80 % at the level of Holm's first step
+Spread       s is the standard deviation over the N retrained models, bounded below by the `floor`, the spread of n
+             independent samples: sqrt(mean over samples of their variance over the models / n), an average and so
+             more precise than s; and by the `resolution`, 1/n: that few models agree to the sample is chance
+Freedom      degrees of freedom: N - 1, and up to `TRUST` more where the floor decides, which then counts as that many
+             models (f = N - 1 + TRUST min(1, (floor / s)^4), a moderated t-test in the manner of Smyth, 2004)
+Left out     where T(j) is the distance of j to the mean of the other models, the N values spread N / (N - 1) times as
+             much as a single one varies, and their mean is zero: se = s sqrt(1 + 1/N) (N - 1) / N, which is exact
+Different    |d| exceeds the prediction interval of a further retrained model: two-sided t-test, Holm over the family
+Equivalent   two one-sided t-tests: d lies within +- delta (Schuirmann, 1987)
+Detectable   the smallest |d| that the test detects with a probability of 80 % at the level of Holm's first step
 """
 
 from __future__ import annotations
@@ -25,16 +24,30 @@ import numpy as np
 
 ALPHA = 0.05
 POWER = 0.80
-TRUST = 8.0  # further models that the floor of the spread stands for
+TRUST = 8.0  # models that the floor of the spread counts as
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One statistic of the unlearned model against its values in retrained ones.
 
-    difference: d; low, high: its 90 % interval, which lies within +- delta where `equivalent`. p_equivalence: the
-    larger of the two one-sided p; p_difference: two-sided, not yet corrected; p_corrected: by Holm over the family.
-    error, freedom: of d. detectable: as in the module. original: T(original), p_original: its own corrected p.
+    Attributes:
+        name: Of the statistic.
+        value: T(unlearned).
+        reference: Mean T(retrained).
+        spread: s.
+        delta: The equivalence margin.
+        difference: d.
+        low: Lower end of the 90 % interval of d, which lies within +- delta where `equivalent`.
+        high: Upper end of that interval.
+        p_equivalence: The larger of the two one-sided p values.
+        p_difference: Two-sided, uncorrected.
+        error: Standard error of d.
+        freedom: Degrees of freedom of d.
+        p_corrected: `p_difference` after Holm's correction over the family.
+        detectable: The smallest |d| that is detected with a probability of 80 %.
+        original: T(original).
+        p_original: Corrected p value of the original.
     """
 
     name: str
@@ -56,16 +69,17 @@ class Comparison:
 
     @property
     def equivalent(self) -> bool:
+        """Whether d is shown to lie within +- delta, at 5 %."""
         return self.p_equivalence < ALPHA
 
     @property
     def differs(self) -> bool:
-        """Different at 5 % after the correction for the whole family."""
+        """Whether d differs from 0 at 5 % after the correction over the family."""
         return self.p_corrected < ALPHA
 
     @property
     def tells_original(self) -> bool:
-        """Whether the original itself differs from retraining here; where it does not, nothing can be shown."""
+        """Whether the original differs from retraining in this statistic; if not, the statistic has no power."""
         return self.p_original < ALPHA
 
 
@@ -79,11 +93,20 @@ def compare(
     floor: float = 0.0,
     left_out: bool = False,
 ) -> Comparison:
-    """`value` of the unlearned model against those of at least two retrained ones.
+    """Compare one value with those of at least two retrained models.
 
-    delta: difference that counts as none. resolution, floor: of the spread, see the module; 0 where there is none.
-    left_out: each value of a retrained model is its distance to the mean of the others, and `value` the distance to
-    that mean, averaged over the model that is left out.
+    Args:
+        name: Of the statistic.
+        value: Of the unlearned model.
+        retrained: Values of N >= 2 retrained models.
+        delta: Equivalence margin, > 0.
+        resolution: Lower bound of the spread, see the module; 0 for none.
+        floor: Lower bound of the spread that counts as further models, see the module; 0 for none.
+        left_out: Whether each retrained value is a distance to the mean of the other models, and `value` the mean
+            distance to those means.
+
+    Raises:
+        ValueError: For fewer than two retrained values.
     """
     sample = np.asarray(retrained, dtype=float)
     if len(sample) < 2:
@@ -100,20 +123,32 @@ def compare(
 def compare_paired(
     name: str, values: Sequence[float], retrained: Sequence[float], delta: float, *, resolution: float = 0.0
 ) -> Comparison:
-    """A method over seeds: its values against those of the retrained model of the same seed, at least two pairs.
+    """Compare a method over seeds with the retrained model of each seed, by the paired t-test and paired TOST.
 
-    spread: of the differences, which are tested by the paired t-test and its two one-sided versions.
+    Args:
+        name: Of the statistic.
+        values: Of the method, one per seed, at least two.
+        retrained: Of the retrained model of the same seed.
+        delta: Equivalence margin, > 0.
+        resolution: Lower bound of the spread of the differences.
+
+    Raises:
+        ValueError: For fewer than two pairs, or for lists of different lengths.
     """
-    mine, theirs = np.asarray(values, dtype=float), np.asarray(retrained, dtype=float)
-    if len(mine) < 2 or len(mine) != len(theirs):
-        raise ValueError(f"{name}: at least two pairs are needed, got {len(mine)} and {len(theirs)} values.")
-    spread = max(float((mine - theirs).std(ddof=1)), resolution)
-    error = spread / math.sqrt(len(mine))
-    return _tested(name, float(mine.mean()), float(theirs.mean()), spread, delta, error, len(mine) - 1)
+    method_values, retrained_values = np.asarray(values, dtype=float), np.asarray(retrained, dtype=float)
+    if len(method_values) < 2 or len(method_values) != len(retrained_values):
+        raise ValueError(
+            f"{name}: at least two pairs are needed, got {len(method_values)} and {len(retrained_values)} values."
+        )
+    spread = max(float((method_values - retrained_values).std(ddof=1)), resolution)
+    error = spread / math.sqrt(len(method_values))
+    return _tested(
+        name, float(method_values.mean()), float(retrained_values.mean()), spread, delta, error, len(method_values) - 1
+    )
 
 
 def detectable(error: float, freedom: float, family: int) -> float:
-    """Smallest |d| that is found with a probability of `POWER` at the level `ALPHA` / family (two-sided)."""
+    """Smallest |d| that is detected with a probability of `POWER` at the level `ALPHA` / family (two-sided)."""
     from scipy.stats import norm, t
 
     return error * (float(t.isf(ALPHA / family / 2, freedom)) + float(norm.ppf(POWER)))
@@ -125,7 +160,7 @@ def _tested(
     from scipy.stats import t
 
     d = value - mean
-    if error < 1e-12:  # all retrained models agree: so does this one, or it does not
+    if error < 1e-12:  # all retrained models agree exactly: so does this model, or it differs
         inside, same = abs(d) < delta, abs(d) < 1e-12
         return Comparison(name, value, mean, 0.0, delta, d, d, d, 0.0 if inside else 1.0, 1.0 if same else 0.0)
     p_equivalence = max(float(t.sf((d + delta) / error, freedom)), float(t.sf((delta - d) / error, freedom)))

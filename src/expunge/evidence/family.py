@@ -1,25 +1,25 @@
-"""The family of hypotheses: everything about the unlearned model that is compared with retrained models, in one list.
+"""The family of hypotheses: all statistics of the unlearned model that are compared with retrained models.
 
 Notation   phi = log(p_y / (1 - p_y)); model c, retrained models j = 1..N, S_j: all retrained models but j
 Standard   z(c | S) = (phi_c - mean over S of phi) / (s sqrt(1 + 1/|S|)), per sample; s^2 is the variance over S, shrunk
-           to the mean over samples with the weight of `PRIOR` models (few models make a bad variance)
-Fair       what is measured against S_j for a retrained model j is measured against the same S_j for the model under
-           audit, and averaged over j: if it is a retrained model, too, then it and j are exchangeable given S_j, so the
-           expected difference is exactly zero, however few models there are
+           to the mean over samples with the weight of `PRIOR` models (few models estimate a variance poorly)
+Fair       what is measured against S_j for a retrained model j is measured against the same S_j for the audited model
+           and averaged over j: if it is a retrained model too, it and j are exchangeable given S_j, so the expected
+           difference is exactly zero for any number of models
 
-utility             retain accuracy; test accuracy (classes that stay)
+utility             retain accuracy; test accuracy (retained classes)
 answers             forget accuracy; AUC of attacks by loss, entropy, modified entropy and largest probability against
                     unseen samples of the same classes, weighted to the same shares
-single samples      z less the model's mean z on unseen samples of the same classes: its mean, mean square, and shares
-                    above 3 and below -3; AUC of z against unseen samples, an attack that retrained models calibrate
+single samples      z minus the model's mean z on unseen samples of the same classes: its mean, mean square, and shares
+                    above 3 and below -3; AUC of z against unseen samples, an attack calibrated by retrained models
                     (offline LiRA, Carlini et al., 2022); mean JSD of the outputs to the mean output over S_j; mean z at
                     inputs near the samples, a tenth of each replaced by another forgotten sample's (residual
                     knowledge, arXiv:2601.22359)
-unseen samples      mean squared z on unseen samples: are outputs changed that have nothing to do with the request?
-representation      the four statistics of `residue`
+unseen samples      mean squared z on unseen samples: did outputs change that are unrelated to the request?
+representation      the four statistics of `feature_audit`
 
-A statistic that is a mean over samples has a floor of its spread (see `equivalence`), from the variance of each sample
-over the retrained models.
+The spread of a mean over samples has a floor (see `equivalence`), from the variance of each sample over the retrained
+models.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from expunge.numerics.statistics import holm, placements
 
 Array = np.ndarray
 Kind = Literal["utility", "answers", "single samples", "unseen samples", "representation"]
-FEWEST_REFERENCES = 3  # below it no sample can be held against the spread of the others
-FEWEST_SAMPLES = 5  # to forget, or unseen ones of their classes, below which no attack is measured
+FEWEST_REFERENCES = 3  # fewer leave no spread once one is left out
+FEWEST_SAMPLES = 5  # forget samples, or unseen ones of their classes, that an attack needs
 PRIOR = 4.0
 TAIL = 3.0
-CLIP = 25.0  # of squared z: a few samples must not decide alone
-MOST_LOOKED_AT = 512  # samples to forget whose representation is looked at (`depth.Depth.samples`)
-NEAR = "near"  # the split of inputs near the samples to forget
+CLIP = 25.0  # of squared z, so that a few samples cannot decide alone
+FEATURE_SAMPLES = 512  # forget samples of the feature-level audit (`FeatureSettings.samples`)
+NEAR = "near"  # name of the split of inputs near the forget samples
 KINDS: Mapping[str, Kind] = {
     "retain accuracy": "utility",
     "test accuracy": "utility",
@@ -67,7 +67,7 @@ KINDS: Mapping[str, Kind] = {
     "relearn accuracy": "representation",
     "layer CKA gap": "representation",
 }
-ONE_SIDED = (  # only a value above that of retrained models means something
+ONE_SIDED = (  # only values above those of retrained models are evidence
     "mean squared z", "share of z above 3", "share of z below -3", "output distance",
     "mean squared z on unseen samples", "misalignment",
 )  # fmt: skip
@@ -76,8 +76,10 @@ ATTACKS = {name: f"{name} attack AUC" for name in ("loss", "entropy", "modified 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One statistic of the model under audit, of the original and of N retrained models; floor, resolution, left_out:
-    see `equivalence`."""
+    """One statistic of the audited model, the original and N retrained models.
+
+    floor, resolution and left_out: see `equivalence.compare`.
+    """
 
     name: str
     value: float
@@ -90,59 +92,68 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Family:
-    """quantities: what was measured. unmeasured: (what, why) of everything that could not be."""
+    """The measured quantities, and (what, why) of everything that could not be measured."""
 
     quantities: list[Quantity]
     unmeasured: list[tuple[str, str]]
 
     def names(self) -> list[str]:
-        return [one.name for one in self.quantities]
+        """Names of the measured quantities."""
+        return [quantity.name for quantity in self.quantities]
 
     def numbers(self, model: Literal["original", "unlearned"]) -> dict[str, float]:
-        """name -> value of one of the two models."""
-        return {one.name: one.original if model == "original" else one.value for one in self.quantities}
+        """Name -> value of one of the two models."""
+        return {
+            quantity.name: quantity.original if model == "original" else quantity.value for quantity in self.quantities
+        }
 
     def without(self, *kinds: Kind) -> Family:
-        return replace(self, quantities=[one for one in self.quantities if KINDS[one.name] not in kinds])
+        """The family without the quantities of some kinds."""
+        return replace(self, quantities=[quantity for quantity in self.quantities if KINDS[quantity.name] not in kinds])
 
 
 def judge_family(family: Family, margin: Callable[[str], float], more: Sequence[Comparison] = ()) -> list[Comparison]:
-    """One comparison per quantity; p corrected over the family, for the model under audit and for the original alike.
+    """Compare every quantity with the retrained models; p values are corrected over the family.
 
-    margin: upper limit of what counts as no difference, by the name of the statistic. more: hypotheses of the same
-    family that have no value in the original.
+    Args:
+        family: The quantities.
+        margin: Equivalence margin by the name of the statistic.
+        more: Further hypotheses of the same family, without a value of the original.
+
+    Returns:
+        One comparison per hypothesis, with the corrected p values of the audited model and of the original.
     """
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     anchors: list[Comparison] = []
-    for one in family.quantities:
-        for side, value in ((found, one.value), (anchors, one.original)):
+    for item in family.quantities:
+        for side, value in ((comparisons, item.value), (anchors, item.original)):
             side.append(
                 compare(
-                    one.name,
+                    item.name,
                     value,
-                    one.retrained,
-                    margin(one.name),
-                    resolution=one.resolution,
-                    floor=one.floor,
-                    left_out=one.left_out,
+                    item.retrained,
+                    margin(item.name),
+                    resolution=item.resolution,
+                    floor=item.floor,
+                    left_out=item.left_out,
                 )
             )
-    found += more
-    anchors += [replace(one, value=np.nan, p_difference=np.nan) for one in more]
-    corrected, before = (holm(np.array([_sided(one) for one in side])) for side in (found, anchors))
-    count = len(found)
+    comparisons += more
+    anchors += [replace(item, value=np.nan, p_difference=np.nan) for item in more]
+    corrected, before = (holm(np.array([_sided(item) for item in side])) for side in (comparisons, anchors))
+    count = len(comparisons)
     return [
         replace(
-            one, p_corrected=float(p), p_original=float(q), original=anchor.value,
-            detectable=detectable(one.error, one.freedom, count) if one.error > 0 else 0.0,
+            item, p_corrected=float(p), p_original=float(q), original=anchor.value,
+            detectable=detectable(item.error, item.freedom, count) if item.error > 0 else 0.0,
         )
-        for one, anchor, p, q in zip(found, anchors, corrected, before, strict=True)
+        for item, anchor, p, q in zip(comparisons, anchors, corrected, before, strict=True)
     ]  # fmt: skip
 
 
-def _sided(one: Comparison) -> float:
-    """The p value, 1 where a one-sided statistic is on the side that means nothing."""
-    return 1.0 if one.name in ONE_SIDED and one.difference <= 0 else one.p_difference
+def _sided(comparison: Comparison) -> float:
+    """The p value; 1 if a one-sided statistic differs in the direction that is no evidence."""
+    return 1.0 if comparison.name in ONE_SIDED and comparison.difference <= 0 else comparison.p_difference
 
 
 def measure_family(
@@ -154,15 +165,20 @@ def measure_family(
     representation: Mapping[str, Mapping[str, float]] | None = None,
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Family:
-    """All statistics of two models and of at least two retrained ones, by their names in `evaluation`.
+    """Measure all statistics of two models and of at least two retrained ones.
 
-    representation: model -> statistic -> value, from `residue`; None: not looked at. left_out: (what, why) of the parts
-    of it that could not be measured.
+    Args:
+        evaluation: With all models and the splits.
+        retrained: Names of the retrained models in `evaluation`.
+        original: Name of the original model.
+        unlearned: Name of the unlearned model.
+        representation: Model -> statistic -> value, from the feature-level audit; None if that was switched off.
+        left_out: (what, why) of its parts that could not be measured.
     """
     unmeasured = list(left_out)
     models = _Models(evaluation, unlearned, original, list(retrained))
     quantities = [*_utility(models), _forget_accuracy(models)]
-    unseen, reason = _alike(evaluation)
+    unseen, reason = _unseen(evaluation)
     if reason:
         unmeasured.append(("attacks against unseen samples", reason))
     if unseen is not None:
@@ -173,13 +189,15 @@ def measure_family(
     else:
         quantities += _single_samples(models, unseen)
     if representation is None:
-        unmeasured.append(("representation", "it was not looked at (residue=False)"))
+        unmeasured.append(("representation", "it was switched off (features=False)"))
     else:
         names = [name for name, kind in KINDS.items() if kind == "representation" and name in representation[unlearned]]
         for name in names:
             values = tuple(representation[model][name] for model in retrained)
-            mine, before = representation[unlearned][name], representation[original][name]
-            quantities.append(Quantity(name, mine, before, values, resolution=_resolved(name, values, evaluation)))
+            value, original_value = representation[unlearned][name], representation[original][name]
+            quantities.append(
+                Quantity(name, value, original_value, values, resolution=_resolved(name, values, evaluation))
+            )
     return Family(quantities, unmeasured)
 
 
@@ -191,25 +209,33 @@ class _Models:
     retrained: list[str]
 
     def of(self, name: str, values: Callable[[str], Array], resolution: bool = False) -> Quantity:
-        """A mean over samples of what `values` gives for each model (n,)."""
-        theirs = np.stack([values(model) for model in self.retrained])
-        return self.made(name, values(self.unlearned), values(self.original), theirs, resolution)
+        """The mean over samples of `values` (n,) of each model."""
+        references = np.stack([values(model) for model in self.retrained])
+        return self.made(name, values(self.unlearned), values(self.original), references, resolution)
 
     def made(
-        self, name: str, mine: Array, before: Array, theirs: Array, resolution: bool = False, scale: float = 0.0
+        self,
+        name: str,
+        values: Array,
+        original_values: Array,
+        references: Array,
+        resolution: bool = False,
+        scale: float = 0.0,
     ) -> Quantity:
-        """mine, before (n,); theirs (N, n). scale: given for a distance to the other models (see `left_out`), and the
-        factor of its floor, above 1 for a difference of means."""
-        size = theirs.shape[1]
-        floor = (scale or 1.0) * float(np.sqrt(theirs.var(0, ddof=1).mean() / size))
-        means = tuple(float(value) for value in theirs.mean(1))
-        return Quantity(name, float(mine.mean()), float(before.mean()), means, floor, 1 / size if resolution else 0.0,
-                        scale > 0)  # fmt: skip
+        """A quantity from values (n,) of the two models and (N, n) of the references.
+
+        scale: above 0 for a distance to the other models (see `left_out`): the factor of its floor.
+        """
+        size = references.shape[1]
+        floor = (scale or 1.0) * float(np.sqrt(references.var(0, ddof=1).mean() / size))
+        means = tuple(float(value) for value in references.mean(1))
+        return Quantity(name, float(values.mean()), float(original_values.mean()), means, floor,
+                        1 / size if resolution else 0.0, scale > 0)  # fmt: skip
 
     def scores(self, split: str, rows: Array | None = None) -> tuple[Array, Array, Array]:
-        """phi of the two models (n,), and of the retrained ones (N, n)."""
-        found = [self._phi(model, split, rows) for model in (self.unlearned, self.original, *self.retrained)]
-        return found[0], found[1], np.stack(found[2:])
+        """Scores phi of the unlearned and the original model (n,), and of the retrained ones (N, n)."""
+        scores = [self._phi(model, split, rows) for model in (self.unlearned, self.original, *self.retrained)]
+        return scores[0], scores[1], np.stack(scores[2:])
 
     def _phi(self, model: str, split: str, rows: Array | None) -> Array:
         logits, labels = self.evaluation.logits(model, split), self.evaluation.labels(split)
@@ -220,16 +246,18 @@ class _Models:
 
 @dataclass(frozen=True)
 class Unseen:
-    """Unseen samples like those to forget. rows: of the test split (m,); weights (m,); covered: of the forget split,
-    the samples whose class occurs among them."""
+    """Test samples of the classes to forget.
+
+    rows (m,) of the test split with weights (m,); covered: rows of the forget split whose class occurs among them.
+    """
 
     rows: Array
     weights: Array
     covered: Array
 
 
-def _alike(evaluation: Evaluation) -> tuple[Unseen | None, str]:
-    """Unseen samples of the classes to forget, and why they are missing, wholly or in part ("" where they are not)."""
+def _unseen(evaluation: Evaluation) -> tuple[Unseen | None, str]:
+    """Test samples of the classes to forget, and why some or all are missing ("" if none are)."""
     labels, unseen = evaluation.labels("forget").numpy(), evaluation.labels("test").numpy()
     covered = np.flatnonzero(np.isin(labels, unseen))
     rows = np.flatnonzero(np.isin(unseen, labels))
@@ -242,8 +270,8 @@ def _alike(evaluation: Evaluation) -> tuple[Unseen | None, str]:
 
 
 def _resolved(name: str, values: Sequence[float], evaluation: Evaluation) -> float:
-    """The smallest spread of a statistic of the representation: of one sample, or what rare events show by chance."""
-    size = min(len(evaluation.splits["forget"]), MOST_LOOKED_AT)
+    """The smallest spread of a feature statistic: the resolution of one sample, or the chance of rare events."""
+    size = min(len(evaluation.splits["forget"]), FEATURE_SAMPLES)
     if name == "misalignment":
         share = float(np.mean(values))
         return float(np.sqrt(max(share * (1 - share), 1 / size) / size))
@@ -251,13 +279,17 @@ def _resolved(name: str, values: Sequence[float], evaluation: Evaluation) -> flo
 
 
 def _utility(models: _Models) -> list[Quantity]:
-    evaluation, found = models.evaluation, []
+    evaluation, quantities = models.evaluation, []
     if "retain" in evaluation.splits:
-        found.append(models.of("retain accuracy", lambda m: evaluation.correct(m, "retain").double().numpy(), True))
-    kept = ~torch.isin(evaluation.labels("test"), evaluation.removed_classes())
-    if bool(kept.any()):
-        found.append(models.of("test accuracy", lambda m: evaluation.correct(m, "test")[kept].double().numpy(), True))
-    return found
+        quantities.append(
+            models.of("retain accuracy", lambda m: evaluation.correct(m, "retain").double().numpy(), True)
+        )
+    remaining = ~torch.isin(evaluation.labels("test"), evaluation.removed_classes())
+    if bool(remaining.any()):
+        quantities.append(
+            models.of("test accuracy", lambda m: evaluation.correct(m, "test")[remaining].double().numpy(), True)
+        )
+    return quantities
 
 
 def _forget_accuracy(models: _Models) -> Quantity:
@@ -281,63 +313,63 @@ def _attacks(models: _Models, unseen: Unseen) -> list[Quantity]:
 
 
 def standardised(phi: Array, references: Array) -> Array:
-    """z of phi (n,) against references (M, n), M >= 2; see the module."""
+    """Standardise phi (n,) by references (M, n), M >= 2, into z (n,); see the module."""
     count = len(references)
-    own = references.var(0, ddof=1)
-    variance = ((count - 1) * own + PRIOR * own.mean()) / (count - 1 + PRIOR)
+    sample_variance = references.var(0, ddof=1)
+    variance = ((count - 1) * sample_variance + PRIOR * sample_variance.mean()) / (count - 1 + PRIOR)
     z: Array = (phi - references.mean(0)) / np.sqrt(np.maximum(variance, 1e-24) * (1 + 1 / count))
     return z
 
 
 @dataclass(frozen=True)
 class _Standard:
-    """z against each S_j: of the model under audit and of the original (N, n), and of retrained model j (N, n)."""
+    """z against each S_j, each (N, n): of the audited model, of the original, and of retrained model j."""
 
-    mine: Array
-    before: Array
-    theirs: Array
+    unlearned: Array
+    original: Array
+    retrained: Array
 
     @classmethod
-    def of(cls, mine: Array, before: Array, theirs: Array) -> _Standard:
-        without = [np.delete(theirs, j, axis=0) for j in range(len(theirs))]
+    def of(cls, unlearned: Array, original: Array, retrained: Array) -> _Standard:
+        without = [np.delete(retrained, j, axis=0) for j in range(len(retrained))]
         return cls(
-            np.stack([standardised(mine, rest) for rest in without]),
-            np.stack([standardised(before, rest) for rest in without]),
-            np.stack([standardised(phi, rest) for phi, rest in zip(theirs, without, strict=True)]),
+            np.stack([standardised(unlearned, others) for others in without]),
+            np.stack([standardised(original, others) for others in without]),
+            np.stack([standardised(phi, others) for phi, others in zip(retrained, without, strict=True)]),
         )
 
     @property
     def sides(self) -> tuple[Array, Array, Array]:
-        return self.mine, self.before, self.theirs
+        return self.unlearned, self.original, self.retrained
 
     def less(self, levels: Sequence[Array]) -> _Standard:
-        """z less the level of the model (N,) on other samples."""
+        """These z minus the level (N,) of the model on other samples."""
         return _Standard(*(side - level[:, None] for side, level in zip(self.sides, levels, strict=True)))
 
-    def each(self, how: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
-        """how(z) per sample: the first two averaged over j (n,), the third per retrained model (N, n)."""
-        return how(self.mine).mean(0), how(self.before).mean(0), how(self.theirs)
+    def each(self, statistic: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
+        """statistic(z) per sample: the first two averaged over j (n,), the third per retrained model (N, n)."""
+        return statistic(self.unlearned).mean(0), statistic(self.original).mean(0), statistic(self.retrained)
 
 
 def _single_samples(models: _Models, unseen: Unseen | None) -> list[Quantity]:
-    known = _Standard.of(*models.scores("forget"))
+    forget_z = _Standard.of(*models.scores("forget"))
     if unseen is None:
         return [
-            *_shape(models, known, 1.0),
+            *_shape(models, forget_z, 1.0),
             replace(models.made("output distance", *_distances(models)), floor=0.0),
             *_near(models, [], 1.0),
         ]
-    others = _Standard.of(*models.scores("test", unseen.rows))
+    unseen_z = _Standard.of(*models.scores("test", unseen.rows))
     share = unseen.weights / unseen.weights.sum()
-    levels = [side @ share for side in others.sides]  # of each model, (N,): how sure it is of anything
-    scale = float(np.sqrt(1 + known.mine.shape[1] * np.square(share).sum()))
+    levels = [side @ share for side in unseen_z.sides]  # (N,) of each model: its confidence on unseen samples
+    scale = float(np.sqrt(1 + forget_z.unlearned.shape[1] * np.square(share).sum()))
     places = [
         np.stack([placements(a[unseen.covered], b, unseen.weights) for a, b in zip(*sides, strict=True)])
-        for sides in zip(known.sides, others.sides, strict=True)
+        for sides in zip(forget_z.sides, unseen_z.sides, strict=True)
     ]
-    squares = others.less(levels).each(lambda z: np.minimum(z**2, CLIP) @ share[:, None])
+    squares = unseen_z.less(levels).each(lambda z: np.minimum(z**2, CLIP) @ share[:, None])
     return [
-        *_shape(models, known.less(levels), scale),
+        *_shape(models, forget_z.less(levels), scale),
         models.made("calibrated attack AUC", places[0].mean(0), places[1].mean(0), places[2], scale=scale),
         replace(models.made("output distance", *_distances(models)), floor=0.0),
         *_near(models, levels, scale),
@@ -345,36 +377,36 @@ def _single_samples(models: _Models, unseen: Unseen | None) -> list[Quantity]:
     ]
 
 
-def _shape(models: _Models, known: _Standard, scale: float) -> list[Quantity]:
+def _shape(models: _Models, forget_z: _Standard, scale: float) -> list[Quantity]:
     return [
-        models.made("mean z", *known.each(lambda z: z), scale=scale),
-        models.made("mean squared z", *known.each(lambda z: np.minimum(z**2, CLIP))),
-        models.made("share of z above 3", *known.each(lambda z: (z > TAIL) * 1.0), True),
-        models.made("share of z below -3", *known.each(lambda z: (z < -TAIL) * 1.0), True),
+        models.made("mean z", *forget_z.each(lambda z: z), scale=scale),
+        models.made("mean squared z", *forget_z.each(lambda z: np.minimum(z**2, CLIP))),
+        models.made("share of z above 3", *forget_z.each(lambda z: (z > TAIL) * 1.0), True),
+        models.made("share of z below -3", *forget_z.each(lambda z: (z < -TAIL) * 1.0), True),
     ]
 
 
 def _near(models: _Models, levels: list[Array], scale: float) -> list[Quantity]:
-    """Mean z at inputs near the samples; nothing where inputs cannot be mixed (see `inputs.near`)."""
+    """Mean z at inputs near the samples; [] if inputs cannot be mixed (see `inputs.near_split`)."""
     if NEAR not in models.evaluation.splits:
         return []
-    beside = _Standard.of(*models.scores(NEAR))
-    beside = beside.less(levels) if levels else beside
-    return [models.made("mean z near the samples", *beside.each(lambda z: z), scale=scale)]
+    near_z = _Standard.of(*models.scores(NEAR))
+    near_z = near_z.less(levels) if levels else near_z
+    return [models.made("mean z near the samples", *near_z.each(lambda z: z), scale=scale)]
 
 
 def _distances(models: _Models) -> tuple[Array, Array, Array]:
-    """JSD in bits to the mean output of S_j, per sample: two models averaged over j (n,), retrained ones (N, n)."""
+    """JSD in bits to the mean output of S_j per sample: two models averaged over j (n,), retrained ones (N, n)."""
     outputs = {
         name: models.evaluation.logits(name, "forget").double().softmax(1).numpy()
         for name in (models.unlearned, models.original, *models.retrained)
     }
-    theirs = np.stack([outputs[name] for name in models.retrained])
-    count = len(theirs)
+    references = np.stack([outputs[name] for name in models.retrained])
+    count = len(references)
     rows: list[list[Array]] = [[], [], []]
     for j in range(count):
-        centre = (theirs.sum(0) - theirs[j]) / (count - 1)
-        for row, p in zip(rows, (outputs[models.unlearned], outputs[models.original], theirs[j]), strict=True):
+        centre = (references.sum(0) - references[j]) / (count - 1)
+        for row, p in zip(rows, (outputs[models.unlearned], outputs[models.original], references[j]), strict=True):
             row.append(_jsd(p, centre))
     return np.mean(rows[0], axis=0), np.mean(rows[1], axis=0), np.stack(rows[2])
 
@@ -383,8 +415,8 @@ def _jsd(p: Array, q: Array) -> Array:
     from scipy.special import xlogy
 
     def entropy(r: Array) -> Array:
-        found: Array = -xlogy(r, r).sum(1) / np.log(2)
-        return found
+        bits: Array = -xlogy(r, r).sum(1) / np.log(2)
+        return bits
 
     return np.clip(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2, 0, 1)
 

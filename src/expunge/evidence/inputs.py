@@ -1,4 +1,4 @@
-"""What an audit is given, checked before anything is concluded from it: sets, outputs, and retrained models."""
+"""Checks of the inputs of an audit: disjoint sets, valid outputs, and distinct retrained models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from expunge.data.split import ResidentStore, Split
 from expunge.evidence.family import NEAR
 from expunge.metrics.base import Evaluation
 
-SHARE = 0.1  # of the values of an input that another forgotten sample's replace
-MOST_NEAR = 1000  # samples to forget whose surroundings are looked at
+SHARE = 0.1  # of the values of an input that are replaced by those of another forget sample
+MOST_NEAR = 1000  # forget samples whose neighbourhood is tested
 
 
 def check_sets(splits: Mapping[str, Split]) -> list[str]:
-    """`DataError` if any two of forget, retain and test share samples; returns notes on what was let pass."""
+    """Check that no two of forget, retain and test share samples.
+
+    Returns:
+        Notes on overlaps that are allowed.
+
+    Raises:
+        DataError: For sets that share samples.
+    """
     notes = check_disjoint(splits)
     if "retain" in splits and "test" in splits:
         pair = {"forget": splits["test"], "retain": splits["retain"]}
@@ -37,7 +44,7 @@ def check_sets(splits: Mapping[str, Split]) -> list[str]:
 
 
 def check_outputs(evaluation: Evaluation, models: Sequence[str]) -> None:
-    """`UsageError` for outputs that are not finite, or that are probabilities where logits are needed."""
+    """Raise `UsageError` for outputs that are not finite, or that are probabilities instead of logits."""
     for name in models:
         bad = {
             split: int((~torch.isfinite(evaluation.logits(name, split)).all(1)).sum())
@@ -46,8 +53,8 @@ def check_outputs(evaluation: Evaluation, models: Sequence[str]) -> None:
         where = [f"{count} of {len(evaluation.splits[split])} {split} samples" for split, count in bad.items() if count]
         if where:
             raise UsageError(
-                f"the outputs of the {name} model are not finite (NaN or infinite) on {' and '.join(where)}; nothing "
-                "can be concluded from such a model: check its weights and its inputs."
+                f"the outputs of the {name} model are not finite (NaN or infinite) on {' and '.join(where)}; such a "
+                "model cannot be audited: check its weights and its inputs."
             )
         z = evaluation.logits(name, "test").double()
         if z.shape[1] > 1 and bool(((z.sum(1) - 1).abs() < 1e-3).all()) and float(z.min()) >= 0 and float(z.max()) <= 1:
@@ -58,32 +65,34 @@ def check_outputs(evaluation: Evaluation, models: Sequence[str]) -> None:
 
 
 def check_references(evaluation: Evaluation, retrained: Sequence[str]) -> None:
-    """`UsageError` if a retrained model answers exactly as another, as the original or as the unlearned model."""
+    """Raise `UsageError` if a retrained model has the same outputs as another, the original or the unlearned model."""
     outputs = {name: evaluation.logits(name, "test") for name in ("original", "unlearned", *retrained)}
     forget = {name: evaluation.logits(name, "forget") for name in outputs}
 
     def same(a: str, b: str) -> bool:
         return torch.equal(outputs[a], outputs[b]) and torch.equal(forget[a], forget[b])
 
-    for one, other in combinations(retrained, 2):
-        if same(one, other):
+    for reference, other in combinations(retrained, 2):
+        if same(reference, other):
             raise UsageError(
-                f"{one} and {other} give the same outputs: they are one model; train each from another seed."
+                f"{reference} and {other} give the same outputs: they are the same model; train each with its own seed."
             )
-    for one in retrained:
+    for reference in retrained:
         for name, advice in (
             ("original", "a reference must be trained without the samples to forget"),
-            ("unlearned", "a model cannot be its own reference: train references from other seeds"),
+            ("unlearned", "a model cannot be its own reference: train references with other seeds"),
         ):
-            if same(one, name):
-                raise UsageError(f"{one} gives the same outputs as the {name} model; {advice}.")
+            if same(reference, name):
+                raise UsageError(f"{reference} gives the same outputs as the {name} model; {advice}.")
 
 
 def near_split(forget: Split, seed: int) -> Split | None:
-    """Inputs near the samples to forget: a tenth of each replaced by the same places of another one, at random.
+    """Inputs near the forget samples: a random tenth of the values of each is taken from another forget sample.
 
-    So an input stays in its domain, whatever it is made of (pixels, columns, token numbers), and is exactly none that
-    the model was trained on. None where inputs are no single tensor, or where there is but one sample.
+    So an input stays in its domain (pixels, columns, token ids) and equals no training sample.
+
+    Returns:
+        The split; None if inputs are not a single tensor, or if there is only one sample.
     """
     some = forget.take(forget.index[:MOST_NEAR]) if len(forget) > MOST_NEAR else forget
     x: Any = some.inputs()

@@ -1,7 +1,7 @@
-"""From scores of members and non-members to rates with intervals: AUC, TPR at a low FPR, what they prove about epsilon.
+"""Attack success with intervals, from scores of members and non-members: AUC, TPR at low FPR, lower bounds of epsilon.
 
-Non-members may be weighted, so that classes count as often as among the members. An AUC below one half means that the
-forgotten samples stick out: they can be told apart, the other way round.
+Non-members may be weighted so that class shares equal those of the members. An AUC below 0.5 means that the forgotten
+samples stand out: they are separable in the other direction.
 
 Epsilon    a mechanism that is (epsilon, delta)-indistinguishable from retraining has TPR <= e^epsilon FPR + delta for
            every attack; the bound takes Clopper-Pearson limits of both (Jagielski et al., NeurIPS 2020)
@@ -16,12 +16,12 @@ import numpy as np
 
 from expunge.numerics.statistics import Interval, auc_interval, clopper_pearson, tail_rates
 
-RATES = (0.001, 0.01)  # false positive rates that are looked at
+RATES = (0.001, 0.01)  # false positive rates that are reported
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well one score tells members from others. tpr: FPR -> TPR; None where too few non-members resolve it."""
+    """AUC of one score, and FPR -> TPR (None if there are too few non-members to resolve that FPR)."""
 
     auc: Interval
     tpr: dict[float, Interval | None]
@@ -29,36 +29,54 @@ class Separation:
 
 def separation(
     members: np.ndarray,
-    others: np.ndarray,
+    non_members: np.ndarray,
     weights: np.ndarray,
     rng: np.random.Generator,
     *,
     resamples: int = 500,
     rates: tuple[float, ...] = RATES,
 ) -> Separation:
-    """AUC (DeLong's interval) and TPR at low FPR (percentile interval over resampled members and others).
+    """AUC (DeLong's interval) and TPR at low FPR (bootstrap percentile interval).
 
-    members (m,), others (n,): scores, higher where a sample looks like a member; weights (n,) of the others. rng,
-    resamples: of the interval of the rates.
+    Args:
+        members: Scores of the members (m,); higher means more like a member.
+        non_members: Scores of the non-members (n,).
+        weights: Of the non-members (n,), > 0.
+        rng: Of the bootstrap.
+        resamples: Of the bootstrap, >= 1.
+        rates: False positive rates in (0, 1).
     """
     effective = weights.sum() ** 2 / np.square(weights).sum()
     possible = [rate for rate in rates if rate * effective >= 1]
-    known = dict(zip(possible, tail_rates(members, others, weights, possible, rng, resamples), strict=True))
-    return Separation(auc_interval(members, others, weights), {rate: known.get(rate) for rate in rates})
+    by_rate = dict(zip(possible, tail_rates(members, non_members, weights, possible, rng, resamples), strict=True))
+    return Separation(auc_interval(members, non_members, weights), {rate: by_rate.get(rate) for rate in rates})
 
 
 def epsilon_bound(
-    caught: int, members: int, mistaken: int, others: int, *, delta: float = 0.0, alpha: float = 0.05
+    true_positives: int,
+    members: int,
+    false_positives: int,
+    non_members: int,
+    *,
+    delta: float = 0.0,
+    alpha: float = 0.05,
 ) -> float:
-    """Lower confidence bound of epsilon from one attack: log((TPR_low - delta) / FPR_high), at least 0.
+    """Lower confidence bound of epsilon from one attack: log((TPR_low - delta) / FPR_high), >= 0.
 
-    caught of `members` were called members, and `mistaken` of `others`. Either direction of the attack counts, so each
-    limit has level alpha / 2, Bonferroni over the two directions.
+    Both directions of the attack count, so each limit has level alpha / 2 (Bonferroni).
+
+    Args:
+        true_positives: Members that were predicted to be members.
+        members: Number of members.
+        false_positives: Non-members that were predicted to be members.
+        non_members: Number of non-members.
+        delta: Of (epsilon, delta)-indistinguishability, in [0, 1).
+        alpha: Error level of the bound, in (0, 1).
     """
     bounds = [0.0]
     for hit, of, false, out_of in (
-        (caught, members, mistaken, others),
-        (others - mistaken, others, members - caught, members),
+        (true_positives, members, false_positives, non_members),
+        (non_members - false_positives, non_members, members - true_positives, members),
     ):
         low = clopper_pearson(hit, of, alpha / 2)[0]
         high = clopper_pearson(false, out_of, alpha / 2)[1]
@@ -67,6 +85,6 @@ def epsilon_bound(
     return max(bounds)
 
 
-def smallest_epsilon(members: int, others: int, *, delta: float = 0.0, alpha: float = 0.05) -> float:
-    """The largest bound that so few samples could give, by a perfect attack: nothing above it can be excluded."""
-    return epsilon_bound(members, members, 0, others, delta=delta, alpha=alpha)
+def smallest_epsilon(members: int, non_members: int, *, delta: float = 0.0, alpha: float = 0.05) -> float:
+    """The bound of a perfect attack on this many samples: an epsilon above it can neither be shown nor excluded."""
+    return epsilon_bound(members, members, 0, non_members, delta=delta, alpha=alpha)

@@ -1,4 +1,4 @@
-"""What shadow models add to an audit: attacks on single samples, and distances between populations of models."""
+"""The part of an audit that needs shadow models: per-sample attacks and distances between populations of models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expunge.core.seeds import numpy_generator
 from expunge.data.split import Split
 from expunge.evidence.distances import forgetting_score, klom
 from expunge.evidence.equivalence import Comparison
-from expunge.evidence.persample import PerSample, attack_plain, attack_unlearned
+from expunge.evidence.persample import SampleAttack, attack_plain, attack_unlearned
 from expunge.evidence.shadows import Design, ShadowScores, make_plan, score, shadow_scores
 from expunge.methods.base import Method
 from expunge.training.recipe import Recipe
@@ -27,18 +27,25 @@ U_LIRA = "U-LiRA AUC"
 
 @dataclass(frozen=True, eq=False)
 class ShadowFindings:
-    """per_sample: "original: LiRA", "original: RMIA", "unlearned: U-LiRA" -> attack. scores: of all shadow models."""
+    """Results of the attacks with shadow models.
 
-    per_sample: Mapping[str, PerSample]
+    Attributes:
+        per_sample: "original: LiRA", "original: RMIA", "unlearned: U-LiRA" -> attack.
+        scores: Of all shadow models.
+        details: Forgetting score, per-sample epsilon and KLOM.
+    """
+
+    per_sample: Mapping[str, SampleAttack]
     scores: ShadowScores
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def attack(self) -> PerSample:
+    def attack(self) -> SampleAttack:
+        """U-LiRA on the unlearned model."""
         return self.per_sample["unlearned: U-LiRA"]
 
     def comparison(self, delta: float) -> Comparison:
-        """The AUC of U-LiRA against one half, by the normal approximation of its bootstrap."""
+        """Test of the AUC of U-LiRA against 0.5, by the normal approximation of its interval; delta: the margin."""
         from scipy.stats import norm
 
         auc = self.attack.auc
@@ -61,7 +68,7 @@ class ShadowFindings:
 
     @property
     def side(self) -> str:
-        """What a clear difference of that AUC means."""
+        """The label that a significant difference of that AUC supports."""
         return "not forgotten" if (self.attack.direction or 0.0) > 0 else "over-forgotten"
 
 
@@ -81,9 +88,25 @@ def shadow_audit(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShadowFindings:
-    """Train shadows by `recipe`, let them forget by `method`, and attack both models with them.
+    """Train shadow models with `recipe`, unlearn them with `method`, and attack both models with them.
 
-    splits: forget, retain and test, with labels. See `shadows.make_plan` for the design.
+    Args:
+        original: The model before unlearning.
+        unlearned: The model after unlearning.
+        splits: forget, retain and test, with labels.
+        shadows: Number of shadow models, even and >= 4.
+        method: The unlearning method of the audited model.
+        recipe: The training recipe of the original.
+        design: See `shadows.make_plan`, like `requests`.
+        requests: Forget sets per shadow model, >= 1.
+        seed: Of the plan and of all training, >= 0.
+        device: Of all training.
+        jobs: Processes that train in parallel, >= 1.
+        cache: Folder of the scores; None: not kept.
+        progress: Called with the number of finished and of all shadow models.
+
+    Raises:
+        UsageError: For a missing set or one without labels.
     """
     for name in ("forget", "retain", "test"):
         if name not in splits or not splits[name].has_labels:
@@ -97,31 +120,35 @@ def shadow_audit(
     )  # fmt: skip
     count = len(plan.targets)
     before, after = (score(model, plan, device) for model in (original, unlearned))
-    found = {f"original: {one.name}": one for one in attack_plain(before[:count], before[count:], scores, seed=seed)}
-    found["unlearned: U-LiRA"] = attack_unlearned(after[:count], scores, seed=seed)
-    return ShadowFindings(found, scores, _populations(scores, seed))
+    attacks = {
+        f"original: {attack.name}": attack for attack in attack_plain(before[:count], before[count:], scores, seed=seed)
+    }
+    attacks["unlearned: U-LiRA"] = attack_unlearned(after[:count], scores, seed=seed)
+    return ShadowFindings(attacks, scores, _populations(scores, seed))
 
 
 def _populations(scores: ShadowScores, seed: int) -> dict[str, Any]:
-    """Unlearned models against models that never saw a sample, over the forget set's samples."""
+    """Distances per forget sample between models that unlearned it and models that never saw it."""
     members = np.flatnonzero(scores.plan.member)
     unseen = scores.unseen & scores.first[:, None]
-    mine = [scores.unlearned[scores.forgot[:, t], t] for t in members]
-    theirs = [scores.unlearned[unseen[:, t], t] for t in members]
-    usable = [i for i in range(len(members)) if min(len(mine[i]), len(theirs[i])) >= 2]
+    unlearned_scores = [scores.unlearned[scores.forgot[:, t], t] for t in members]
+    unseen_scores = [scores.unlearned[unseen[:, t], t] for t in members]
+    usable = [i for i in range(len(members)) if min(len(unlearned_scores[i]), len(unseen_scores[i])) >= 2]
     if not usable:
         return {}
-    mine, theirs = [mine[i] for i in usable], [theirs[i] for i in usable]
-    challenge = forgetting_score(mine, theirs, numpy_generator(seed, "forgetting score"))
+    unlearned_scores, unseen_scores = [unlearned_scores[i] for i in usable], [unseen_scores[i] for i in usable]
+    challenge = forgetting_score(unlearned_scores, unseen_scores, numpy_generator(seed, "forgetting score"))
     finite = challenge.epsilon[np.isfinite(challenge.epsilon)]
-    divergences = np.array([float(klom(a[:, None], b[:, None])[0]) for a, b in zip(mine, theirs, strict=True)])
+    divergences = np.array(
+        [float(klom(a[:, None], b[:, None])[0]) for a, b in zip(unlearned_scores, unseen_scores, strict=True)]
+    )
     rng = numpy_generator(seed, "klom by chance")
     chance = []
-    for a, b in zip(mine, theirs, strict=True):
-        both = rng.permutation(np.concatenate([a, b]))
-        chance.append(float(klom(both[: len(a), None], both[len(a) :, None])[0]))
+    for a, b in zip(unlearned_scores, unseen_scores, strict=True):
+        pooled = rng.permutation(np.concatenate([a, b]))
+        chance.append(float(klom(pooled[: len(a), None], pooled[len(a) :, None])[0]))
     return {
-        "models": [int(np.median([len(a) for a in mine])), int(np.median([len(b) for b in theirs]))],
+        "models": [int(np.median([len(a) for a in unlearned_scores])), int(np.median([len(b) for b in unseen_scores]))],
         "forgetting_score": {"score": challenge.score, "by chance": challenge.chance},
         "sample_epsilon": {
             "median": float(np.median(finite)) if len(finite) else math.inf,

@@ -1,21 +1,21 @@
-"""Shadow models: the same training, and the same unlearning, on other draws of who is in.
+"""Shadow models: the same training and unlearning on random membership splits.
 
 One run of the plan, for shadow s and request j:
 
-    original_s      trained on pool[train[s]] by the recipe of the audited model, from weights of its own
-    unlearned_sj    original_s after it forgot pool[forget[s][j]] by the audited method, with the rest of its training
-                    samples as the retained ones
+    original_s      trained on pool[train[s]] with the recipe of the audited model, from its own initial weights
+    unlearned_sj    original_s after unlearning pool[forget[s][j]] with the audited method; the rest of its training
+                    samples is the retain set
 
-`matched`  every shadow trains on all retained samples and on a random half of the targets: the samples to forget and
-           as many unseen ones of the same classes. So a shadow sees as many samples as the audited model, forgets as
-           many, and differs from it in nothing but the targets: the strongest attacker, one who knows all the rest.
-           Every target is in for exactly half of the shadows
-`halves`   Carlini et al., as SCRUB's paper used it: every shadow trains on a random half of everything, every sample in
-           exactly half of the shadows, and then forgets `requests` disjoint sets of the classes that are attacked. For
-           an original that was itself trained on half of the samples
+`matched`  every shadow trains on the retain set and on a random half of the targets: the forget samples and equally
+           many unseen ones of the same classes. So a shadow trains on and forgets as many samples as the audited model
+           and differs from it only in the targets: the strongest attacker, who knows all other samples. Every target
+           is a member for exactly half of the shadows
+`halves`   Carlini et al., as used in SCRUB's paper: every shadow trains on a random half of all samples, every sample
+           in exactly half of the shadows, and then forgets `requests` disjoint sets of the attacked classes. For an
+           original that was itself trained on half of the samples
 
-Models are not kept, only the scores of the samples that matter, one small file per model, under the hash of all that
-decides them: a stopped run goes on, and nothing stale is ever reused.
+Models are not kept, only the scores of targets and population, one small file per model, under a hash of everything
+that determines them (code included), so that an interrupted run resumes and outdated scores are not reused.
 """
 
 from __future__ import annotations
@@ -55,17 +55,22 @@ from expunge.training.recipe import Recipe
 from expunge.training.rows import ArrayCache
 from expunge.training.stacked import train_stacked
 
-POPULATION = 2000  # unseen samples that RMIA compares with, at most
+POPULATION = 2000  # most unseen samples that RMIA compares with
 PRELOAD = ("expunge.evidence.shadows", "torch._dynamo", "sklearn.linear_model")
 Design = Literal["matched", "halves"]
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """Who is in, and who is forgotten.
+class ShadowPlan:
+    """Training and forget sets of all shadow models.
 
-    pool: every sample. train: bool (S, n). forget: positions in the pool, per shadow and request. targets (T,): samples
-    under attack; member (T,): whether the audited model was trained on them. population (P,): unseen samples.
+    Attributes:
+        pool: All n samples.
+        train: Membership of each sample in each shadow's training set (S, n), bool.
+        forget: Positions in the pool, per shadow and request.
+        targets: Attacked samples (T,), positions in the pool.
+        member: Whether the audited model was trained on the target (T,), bool.
+        population: Unseen samples (P,), positions in the pool.
     """
 
     pool: Split
@@ -77,19 +82,26 @@ class Plan:
 
     @property
     def shadows(self) -> int:
+        """Number of shadow models."""
         return len(self.train)
 
 
 @dataclass(frozen=True, eq=False)
 class ShadowScores:
-    """Scores log(p_y / (1 - p_y)) of the targets under many models; float64.
+    """Scores log(p_y / (1 - p_y)) of T targets under the shadow models, float64.
 
-    plain (S, T): under the shadow originals; trained (S, T): whether they saw the target. unlearned (M, T): after the
-    method, one row per (shadow, request); forgot (M, T): target in that forget set; unseen (M, T): never seen by that
-    shadow; first (M,): the shadow's first request. population (S, P): plain scores of unseen samples.
+    Attributes:
+        plan: The sets.
+        plain: Under the S shadow originals (S, T).
+        trained: Whether a shadow original saw the target (S, T), bool.
+        unlearned: After unlearning, one row per (shadow, request) (M, T).
+        forgot: Whether the target is in that forget set (M, T), bool.
+        unseen: Whether that shadow never saw the target (M, T), bool.
+        first: Whether it is the shadow's first request (M,), bool.
+        population: Of the unseen samples under the shadow originals (S, P).
     """
 
-    plan: Plan
+    plan: ShadowPlan
     plain: np.ndarray
     trained: np.ndarray
     unlearned: np.ndarray
@@ -108,48 +120,61 @@ def make_plan(
     seed: int = 0,
     design: Design = "matched",
     requests: int = 1,
-) -> Plan:
-    """The plan of so many shadow originals (even, at least 4).
+) -> ShadowPlan:
+    """Draw the training and forget sets of all shadow models.
 
-    Unseen targets are test samples of the classes to forget, class by class as many as there are; where there are
-    fewer, samples to forget are left out of the attack (and of the halves, but not of the audited request). Raises
-    `UsageError` where no class of the forget set occurs among the test samples.
+    Unseen targets are test samples of the forgotten classes, as many per class as there are forget samples; if there
+    are fewer, forget samples are left out of the attack (and of the halves, but not of the audited request).
+
+    Args:
+        forget: The audited forget set.
+        retain: The retain set.
+        test: Samples that the audited model was not trained on.
+        shadows: Number of shadow originals, even and >= 4.
+        seed: Of all draws, >= 0.
+        design: See the module.
+        requests: Forget sets per shadow, >= 1; only for `halves`.
+
+    Raises:
+        UsageError: If no class of the forget set occurs in the test set, or for a wrong number of shadows.
     """
     if shadows < 4 or shadows % 2:
-        raise UsageError(f"shadows must be even and at least 4, got {shadows}: half of them are in, half out.")
+        raise UsageError(
+            f"shadows must be even and at least 4, got {shadows}: every target is a member for half of them."
+        )
     rng = numpy_generator(seed, "shadows", design)
-    mine, theirs = matched(forget.y.numpy(), test.y.numpy(), rng)
-    if len(mine) == 0:
-        raise UsageError("no test sample has a class of the forget set, so nothing unseen can be attacked beside it.")
-    rest = np.setdiff1d(np.arange(len(test)), theirs)
-    others = rng.permutation(rest)[:POPULATION]
-    if len(others) == 0:
+    forget_rows, test_rows = matched(forget.y.numpy(), test.y.numpy(), rng)
+    if len(forget_rows) == 0:
+        raise UsageError("no test sample has a class of the forget set, so there are no unseen targets.")
+    rest = np.setdiff1d(np.arange(len(test)), test_rows)
+    population_rows = rng.permutation(rest)[:POPULATION]
+    if len(population_rows) == 0:
         raise UsageError("all test samples are targets; pass more test samples, RMIA compares with them.")
-    chosen = test.take(test.index[torch.from_numpy(np.concatenate([theirs, others]))])
+    chosen = test.take(test.index[torch.from_numpy(np.concatenate([test_rows, population_rows]))])
     pool = joined([forget, retain, chosen], "pool")
     f, r = len(forget), len(retain)
-    targets = np.concatenate([np.sort(mine), f + r + np.arange(len(theirs))])
-    member = np.arange(len(targets)) < len(mine)
-    population = f + r + len(theirs) + np.arange(len(others))
+    targets = np.concatenate([np.sort(forget_rows), f + r + np.arange(len(test_rows))])
+    member = np.arange(len(targets)) < len(forget_rows)
+    population = f + r + len(test_rows) + np.arange(len(population_rows))
     if design == "matched":
         inside = half_in(len(targets), shadows, rng)
         trained = np.zeros((shadows, len(pool)), bool)
         trained[:, f : f + r] = True
         trained[:, targets] = inside
-        gone = [[targets[row]] for row in inside]
+        requested = [[targets[row]] for row in inside]
     else:
         trained = np.zeros((shadows, len(pool)), bool)
-        seen = np.setdiff1d(np.arange(len(pool)), population)
-        trained[:, seen] = half_in(len(seen), shadows, rng)
-        gone = [_disjoint(np.flatnonzero(row), pool, forget, requests, rng) for row in trained]
-    return Plan(pool, trained, gone, targets, member, population)
+        attackable = np.setdiff1d(np.arange(len(pool)), population)
+        trained[:, attackable] = half_in(len(attackable), shadows, rng)
+        requested = [_disjoint(np.flatnonzero(row), pool, forget, requests, rng) for row in trained]
+    return ShadowPlan(pool, trained, requested, targets, member, population)
 
 
 def half_in(samples: int, shadows: int, rng: np.random.Generator) -> np.ndarray:
-    """Bool (shadows, samples): every sample in for exactly half of the shadows, every shadow with half of the samples.
+    """Bool (shadows, samples): each sample is in exactly half of the shadows, and each shadow has half of the samples.
 
-    Shadows come in pairs, each with a random half and with the other half. (Carlini et al.'s code ranks uniform draws
-    per sample, so that its shadows differ in size.)
+    Shadows come in pairs: a random half, and the other half. (The code of Carlini et al. ranks uniform draws per
+    sample, so that its shadows differ in size.)
     """
     inside = np.zeros((shadows, samples), bool)
     for pair in range(0, shadows, 2):
@@ -161,7 +186,7 @@ def half_in(samples: int, shadows: int, rng: np.random.Generator) -> np.ndarray:
 
 def shadow_scores(
     model: nn.Module,
-    plan: Plan,
+    plan: ShadowPlan,
     *,
     recipe: Recipe,
     method: Method | None = None,
@@ -172,15 +197,25 @@ def shadow_scores(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShadowScores:
-    """Train (or look up) every model of the plan and score it.
+    """Train every model of the plan, or load its cached scores, and score it.
 
-    model: the architecture; its weights are not used. method: what forgets; None: originals only, for attacks on plain
-    models. jobs: processes that train at the same time, one thread each. stack: originals of one size that a process
-    trains as one (`training.stacked`); None: 1 on a CPU, where more are slower, and 8 on a GPU. cache: folder of the
-    scores; None: not kept. progress: called with (done, all shadows). Raises `UsageError` for a model that cannot
-    be drawn anew.
+    Args:
+        model: The architecture; its weights are not used.
+        plan: The training and forget sets.
+        recipe: Of the training.
+        method: The unlearning method; None: originals only, for attacks on models before unlearning.
+        seed: Of all training, >= 0.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        jobs: Processes that train in parallel, one thread each.
+        stack: Originals of equal size that a process trains together (`training.stacked`); None: 1 on a CPU, where more
+            are slower, and 8 on a GPU.
+        cache: Folder of the scores; None: not kept.
+        progress: Called with the number of finished and of all shadows.
+
+    Raises:
+        UsageError: For a model that cannot be re-initialised.
     """
-    work = _Work(
+    work = _ShadowJob(
         model, plan, recipe, method, seed, device, cache, _identity(model, plan, recipe, seed), origin_of(plan.pool)
     )
     rows: dict[int, list[np.ndarray]] = {}
@@ -194,20 +229,32 @@ def shadow_scores(
     if progress is not None:
         progress(len(rows), plan.shadows)
     size = stack if stack is not None else 8 if pick_device(device).type == "cuda" else 1
-    for found in in_processes(_several, _stacks(plan, missing, size), shared=work, jobs=jobs, preload=PRELOAD):
-        rows |= found
+    for finished in in_processes(
+        _train_and_score, _stacks(plan, missing, size), shared=work, jobs=jobs, preload=PRELOAD
+    ):
+        rows |= finished
         if progress is not None:
             progress(len(rows), plan.shadows)
     return _gathered(plan, [rows[shadow] for shadow in range(plan.shadows)], method is not None)
 
 
-def trained_anew(
+def train_fresh(
     model: nn.Module, data: Sequence[Split], *, recipe: Recipe, seeds: Sequence[int], device: str
 ) -> tuple[list[nn.Module], list[nn.Module]]:
-    """One model per split, of the architecture of `model`, and the fresh weights that each started from.
+    """Train one re-initialised copy of `model` per split; several are trained together, so splits have equal sizes.
 
-    seeds: of start and training, one per split. Returns (starts, trained); several are trained as one, so their splits
-    are of one size. Raises `UsageError` for a model that cannot be drawn anew.
+    Args:
+        model: The architecture.
+        data: One training set per model.
+        recipe: Of the training.
+        seeds: Of the initial weights and of the training, one per split.
+        device: As for `shadow_scores`.
+
+    Returns:
+        The models with their initial weights, and the trained models.
+
+    Raises:
+        UsageError: For a model that cannot be re-initialised.
     """
     starts = [copy.deepcopy(model).cpu() for _ in seeds]
     for start, seed in zip(starts, seeds, strict=True):
@@ -222,19 +269,19 @@ def trained_anew(
     return starts, trained
 
 
-def score(model: nn.Module, plan: Plan, device: torch.device | str) -> np.ndarray:
-    """Scores of the targets, then of the population, under one model (T + P,)."""
+def score(model: nn.Module, plan: ShadowPlan, device: torch.device | str) -> np.ndarray:
+    """Scores of the targets, then of the population, under one model (T + P,), float64."""
     places = torch.from_numpy(np.concatenate([plan.targets, plan.population]))
     split = plan.pool.take(plan.pool.index[places])
     return confidence(predict(model, split, device).cpu(), split.y).numpy()
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
+class _ShadowJob:
     """Everything a worker needs; pickled once per worker."""
 
     model: nn.Module
-    plan: Plan
+    plan: ShadowPlan
     recipe: Recipe
     method: Method | None
     seed: int
@@ -247,7 +294,7 @@ class _Work:
         return self.plan.forget[shadow] if self.method is not None else []
 
     def key(self, shadow: int, request: int | None) -> str:
-        """Under which the scores of one model are kept; request None: the shadow original."""
+        """Cache key of the scores of one model; request None: the shadow original."""
         facts: list[Any] = [self.identity, shadow, _digest(self.plan.train[shadow])]
         if request is not None and self.method is not None:
             facts += [
@@ -264,18 +311,18 @@ class _Work:
         return scores
 
     def stored(self, shadow: int) -> list[np.ndarray] | None:
-        """Scores of the original and of every unlearned model; None if one is missing."""
-        found = []
+        """Scores of the original and of every unlearned model; None if any is missing."""
+        scores = []
         for request in (None, *range(len(self.requests(shadow)))):
-            kept = ArrayCache(self.cache).get(self.key(shadow, request))
-            if kept is None:
+            entry = ArrayCache(self.cache).get(self.key(shadow, request))
+            if entry is None:
                 return None
-            found.append(kept["scores"])
-        return found
+            scores.append(entry["scores"])
+        return scores
 
 
-def _stacks(plan: Plan, missing: Sequence[int], size: int) -> list[list[int]]:
-    """Shadows that train together: at most `size`, all with equally many samples."""
+def _stacks(plan: ShadowPlan, missing: Sequence[int], size: int) -> list[list[int]]:
+    """Groups of at most `size` shadows with equally many samples, which train together."""
     if size < 1:
         raise UsageError(f"stack must be at least 1, got {size}.")
     groups: dict[int, list[int]] = {}
@@ -284,48 +331,47 @@ def _stacks(plan: Plan, missing: Sequence[int], size: int) -> list[list[int]]:
     return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
 
 
-def _several(work: _Work, shadows: Sequence[int]) -> dict[int, list[np.ndarray]]:
-    """Train these shadow originals, let each forget, and score all models on the way."""
-    everything = work.plan.pool
+def _train_and_score(work: _ShadowJob, shadows: Sequence[int]) -> dict[int, list[np.ndarray]]:
+    """Train these shadow originals, unlearn each request, and score all models."""
+    pool = work.plan.pool
     seeds = [derive(work.seed, "shadow", shadow) for shadow in shadows]
     data = [
-        everything.take(everything.index[torch.from_numpy(np.flatnonzero(work.plan.train[shadow]))], "train")
-        for shadow in shadows
+        pool.take(pool.index[torch.from_numpy(np.flatnonzero(work.plan.train[shadow]))], "train") for shadow in shadows
     ]
-    starts, trained = trained_anew(work.model, data, recipe=work.recipe, seeds=seeds, device=work.device)
+    starts, trained = train_fresh(work.model, data, recipe=work.recipe, seeds=seeds, device=work.device)
     return {
         shadow: _scored(work, shadow, seed, start, model)
         for shadow, seed, start, model in zip(shadows, seeds, starts, trained, strict=True)
     }
 
 
-def _scored(work: _Work, shadow: int, seed: int, start: nn.Module, trained: nn.Module) -> list[np.ndarray]:
-    """Scores of one shadow original and of what its requests leave."""
-    plan, everything = work.plan, work.plan.pool
+def _scored(work: _ShadowJob, shadow: int, seed: int, start: nn.Module, trained: nn.Module) -> list[np.ndarray]:
+    """Scores of one shadow original and of its unlearned models."""
+    plan, pool = work.plan, work.plan.pool
     device = next((p.device for p in trained.parameters()), torch.device("cpu"))
     rows = [work.keep(shadow, None, score(trained, plan, device))]
-    for request, gone in enumerate(work.requests(shadow)):
-        staying = np.setdiff1d(np.flatnonzero(plan.train[shadow]), gone)
-        made = unlearn(
+    for request, forget_rows in enumerate(work.requests(shadow)):
+        retain_rows = np.setdiff1d(np.flatnonzero(plan.train[shadow]), forget_rows)
+        result = unlearn(
             trained,
-            forget=everything.take(everything.index[torch.from_numpy(gone)], "forget"),
-            retain=everything.take(everything.index[torch.from_numpy(staying)], "retain"),
+            forget=pool.take(pool.index[torch.from_numpy(forget_rows)], "forget"),
+            retain=pool.take(pool.index[torch.from_numpy(retain_rows)], "retain"),
             method=work.method if work.method is not None else "original",
             recipe=work.recipe,
-            # The start of a model trained again is a fresh draw: who retrains does not know the old one.
+            # Retraining starts from fresh weights: whoever retrains does not know the initial ones.
             initial=None if work.method is not None and not work.method.needs.weights else start.state_dict(),
             seed=derive(seed, "request", request),
             device=work.device,
         )
-        rows.append(work.keep(shadow, request, score(made.model, plan, device)))
+        rows.append(work.keep(shadow, request, score(result.model, plan, device)))
     return rows
 
 
-def _gathered(plan: Plan, rows: Sequence[Sequence[np.ndarray]], unlearned: bool) -> ShadowScores:
+def _gathered(plan: ShadowPlan, rows: Sequence[Sequence[np.ndarray]], unlearned: bool) -> ShadowScores:
     count = len(plan.targets)
     forgot, unseen, first, after = [], [], [], []
-    for shadow, found in enumerate(rows):
-        for request, row in enumerate(found[1:]):
+    for shadow, shadow_rows in enumerate(rows):
+        for request, row in enumerate(shadow_rows[1:]):
             after.append(row[:count])
             forgot.append(np.isin(plan.targets, plan.forget[shadow][request]))
             unseen.append(~plan.train[shadow][plan.targets])
@@ -333,20 +379,20 @@ def _gathered(plan: Plan, rows: Sequence[Sequence[np.ndarray]], unlearned: bool)
     empty = np.zeros((0, count))
     return ShadowScores(
         plan=plan,
-        plain=np.stack([found[0][:count] for found in rows]),
+        plain=np.stack([shadow_rows[0][:count] for shadow_rows in rows]),
         trained=plan.train[:, plan.targets],
         unlearned=np.stack(after) if unlearned else empty,
         forgot=np.stack(forgot) if unlearned else empty.astype(bool),
         unseen=np.stack(unseen) if unlearned else empty.astype(bool),
         first=np.array(first, bool),
-        population=np.stack([found[0][count:] for found in rows]),
+        population=np.stack([shadow_rows[0][count:] for shadow_rows in rows]),
     )
 
 
 def _disjoint(
     inside: np.ndarray, pool: Split, forget: Split, requests: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """`requests` disjoint sets of the forget set's size, of its classes, from what this shadow trained on."""
+    """`requests` disjoint sets of the size and classes of the forget set, from this shadow's training set."""
     able = rng.permutation(inside[np.isin(pool.y.numpy()[inside], forget.y.unique().numpy())])
     size = len(forget)
     if size * requests > len(able):
@@ -357,7 +403,7 @@ def _disjoint(
     return [np.sort(part) for part in able[: size * requests].reshape(requests, size)]
 
 
-def _identity(model: nn.Module, plan: Plan, recipe: Recipe, seed: int) -> str:
+def _identity(model: nn.Module, plan: ShadowPlan, recipe: Recipe, seed: int) -> str:
     facts: Mapping[str, Any] = {
         "code": [code_hash(__name__), model_code(model)],
         "torch": torch.__version__,
@@ -376,4 +422,4 @@ def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-__all__ = ["Plan", "ShadowScores", "half_in", "make_plan", "score", "shadow_scores", "trained_anew"]
+__all__ = ["ShadowPlan", "ShadowScores", "half_in", "make_plan", "score", "shadow_scores", "train_fresh"]

@@ -1,8 +1,8 @@
-"""What an attacker without shadow models can look at: one number per sample, higher where it looks like a member.
+"""Signals of membership attacks without shadow models: one score per sample, higher for likely members.
 
 Sources    loss: Yeom et al., CSF 2018; entropy, modified entropy: Song and Mittal, USENIX Security 2021; margin and
-           logit-scaled confidence: Carlini et al., IEEE S&P 2022; gradient norm: Nasr et al., IEEE S&P 2019, here of
-           the last layer, where it has a closed form
+           logit-scaled confidence: Carlini et al., IEEE S&P 2022; gradient norm: Nasr et al., IEEE S&P 2019, of the
+           last layer, where it has a closed form
 Notation   z logits (n, C), p their softmax, y labels (n,), e representations (n, d); everything in float64
 """
 
@@ -24,33 +24,35 @@ def loss(z: Tensor, y: Tensor) -> Tensor:
 
 
 def confidence(z: Tensor, y: Tensor) -> Tensor:
-    """log(p_y / (1 - p_y)), computed without rounding 1 - p_y to 0."""
+    """Logit-scaled confidence log(p_y / (1 - p_y)), computed without rounding 1 - p_y to 0."""
     logs = z.double().log_softmax(1)
-    others = logs.scatter(1, y[:, None], -torch.inf).logsumexp(1)
-    return logs.gather(1, y[:, None]).squeeze(1) - others
+    other_classes = logs.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    return logs.gather(1, y[:, None]).squeeze(1) - other_classes
 
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
     """z_y minus the largest other logit."""
     z = z.double()
-    others = z.scatter(1, y[:, None], -torch.inf).amax(1)
-    return z.gather(1, y[:, None]).squeeze(1) - others
+    other_classes = z.scatter(1, y[:, None], -torch.inf).amax(1)
+    return z.gather(1, y[:, None]).squeeze(1) - other_classes
 
 
 def entropy(z: Tensor, y: Tensor) -> Tensor:
-    """Minus the entropy of p; no label is read."""
+    """Minus the entropy of p; ignores the labels."""
     logs = z.double().log_softmax(1)
     return (logs.exp() * logs).sum(1)
 
 
 def largest(z: Tensor, y: Tensor) -> Tensor:
-    """The largest logarithm of a probability; no label is read."""
+    """The logarithm of the largest probability; ignores the labels."""
     return z.double().log_softmax(1).amax(1)
 
 
 def modified_entropy(z: Tensor, y: Tensor) -> Tensor:
-    """(1 - p_y) log p_y + sum over k != y of p_k log(1 - p_k): 0 for a sure and right answer, minus infinity for a
-    sure and wrong one (clamped at log 1e-30)."""
+    """Minus the modified entropy: (1 - p_y) log p_y + sum over k != y of p_k log(1 - p_k).
+
+    0 for a confident correct prediction, minus infinity for a confident wrong one (clamped at log 1e-30).
+    """
     logs = z.double().log_softmax(1)
     p = logs.exp()
     rest = (1 - p).clamp_min(1e-30).log()

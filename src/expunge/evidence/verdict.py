@@ -1,25 +1,25 @@
-"""A verdict in one word, with its reasons, from tests whose rules are fixed beforehand.
+"""The verdict and its reasons, from tests whose rules are fixed beforehand.
 
-With retrained models one family of hypotheses is tested (see `family`), corrected together by Holm at 5 %. The first
-word that applies:
+With retrained models one family of hypotheses is tested (see `family`) with Holm's correction at 5 %. The first label
+that applies:
 
     damaged              retain or test accuracy is lower than after retraining and than the original's, by more than
-                         counts as none (as low as the original's: the harm that the samples did is not undone)
-    not forgotten        the answers, or single samples, differ on the side of the original model
-    over-forgotten       they differ on the other side: the samples stick out
-    suppressed           the answers are like a retrained model's, and what lies below them is not: the representation
-                         differs on the side of the original, or is the original's, or the outputs are altered on
-                         samples that have nothing to do with the request
-    not enough evidence  something could not be measured, or differs in a way that has no name above
+                         the margin (as low as the original's: the harm that the samples did is not undone)
+    not forgotten        the answers, or single samples, differ towards the original model
+    over-forgotten       they differ in the other direction: the samples stand out
+    suppressed           the answers are like a retrained model's but the features are not: the representation differs
+                         towards the original, or is the original's, or outputs changed on samples unrelated to the
+                         request
+    not enough evidence  something could not be measured, or differs in a way that has no label above
     indistinguishable from the start   the untouched original passes the same tests, so nothing can be shown
-    not enough evidence  a loss of accuracy beyond the margin could have passed as well
-    forgotten            all was measured, nothing differs, and the same tests find the original; the reasons say how
-                         much of what it knows a model could have kept without being found
+    not enough evidence  a loss of accuracy beyond the margin cannot be excluded
+    forgotten            everything was measured, nothing differs, and the same tests detect the original; the reasons
+                         say how much a model could have kept without being detected
 
-Without retrained models see `held_out`: never "forgotten". A model that an exact method made for these very samples is
-"forgotten by construction", whatever was measured; the reasons say what was seen.
+Without retrained models see `held_out`, which never says "forgotten". A model of an exact method for exactly these
+samples is "forgotten by construction", whatever was measured; the reasons state the measured verdict.
 
-`damaged`, and what counts as no difference of accuracies, are the thresholds of the effect of a result (`api.effect`).
+The thresholds of `damaged` and of accuracies are those of the effect of a result (`api.effect`).
 """
 
 from __future__ import annotations
@@ -37,33 +37,41 @@ from expunge.core import display
 from expunge.core.options import Field, build, options
 from expunge.evidence.enough import advice
 from expunge.evidence.equivalence import ALPHA, POWER, Comparison, compare_paired
-from expunge.evidence.explain import BY_CONSTRUCTION, FAILED, FORGOTTEN, INDISTINGUISHABLE, OPEN, RESIDUE, STATISTICS
+from expunge.evidence.explain import (
+    BY_CONSTRUCTION,
+    FAILED,
+    FEATURE_MEANINGS,
+    FORGOTTEN,
+    INDISTINGUISHABLE,
+    OPEN,
+    STATISTIC_MEANINGS,
+)
 from expunge.evidence.family import KINDS, ONE_SIDED
-from expunge.evidence.persample import PerSample
+from expunge.evidence.persample import SampleAttack
 from expunge.evidence.rates import Separation
 from expunge.evidence.shadow_audit import U_LIRA
 from expunge.evidence.signals import LABEL_FREE
 from expunge.numerics.statistics import holm
 
 if TYPE_CHECKING:
-    from expunge.evidence.residue import Residue
+    from expunge.evidence.feature_audit import FeatureAudit
 
-WORDS = (FORGOTTEN, BY_CONSTRUCTION, *FAILED, INDISTINGUISHABLE, OPEN)
+LABELS = (FORGOTTEN, BY_CONSTRUCTION, *FAILED, INDISTINGUISHABLE, OPEN)
 FORGETTING = ("forget accuracy", "loss attack AUC")
 UTILITY = ("retain accuracy", "test accuracy")
-WIDE = 4.0  # deviations of retrained models that counts as no loss of accuracy where they exceed the margin
+WIDE = 4.0  # standard deviations of retrained models that count as no loss of accuracy if they exceed the margin
 Goal = Literal["untrain", "unlearn", "repair"]
 
 
 @options
 class Margins:
-    """Upper limits of a difference that still counts as none; what retrained models show narrows them."""
+    """Equivalence margins: upper limits of a difference that counts as none."""
 
-    accuracy: float = Field(0.05, gt=0, lt=0.5, description="of accuracies")
-    auc: float = Field(0.05, gt=0, lt=0.5, description="of the AUC of an attack")
+    accuracy: float = Field(0.05, gt=0, lt=0.5, description="equivalence margin of accuracies")
+    auc: float = Field(0.05, gt=0, lt=0.5, description="equivalence margin of the AUC of an attack")
 
     def of(self, statistic: str) -> float:
-        """The limit of a statistic; those that are neither accuracy nor AUC are in units of their own."""
+        """The margin of a statistic, in its own unit."""
         if statistic.endswith("AUC"):
             return self.auc
         if statistic.endswith("accuracy") or statistic in ("misalignment", "probe confidence"):
@@ -77,34 +85,52 @@ _UNITS = {"mean z": 0.25, "mean z near the samples": 0.25, "mean squared z": 0.5
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Verdict:
-    """word: see the module. basis: "retrained" or "held-out". reasons: sentences, the most important first.
+    """The result of an audit.
 
-    attacks: model -> signal -> how well it separates; comparisons: one per statistic of the family; empty for
-    "held-out", but for U-LiRA. per_sample: attacks calibrated by shadow models, by "model: attack"; empty without.
-    residue: what lies below the answers; None where it was not looked at. flags: what makes "forgotten" impossible, and
-    unmeasured: (what, why) of what could not be measured. goal: the question that was asked.
+    Attributes:
+        label: The verdict, one of `LABELS`; `word` is its older name.
+        basis: What it was compared with: "retrained" models or "held-out" samples.
+        reasons: Sentences, the most important first.
+        comparisons: One per statistic of the family; without retrained models only U-LiRA.
+        attacks: Model -> signal -> AUC and TPR of the attack.
+        details: Further numbers: statistics, margins, sample counts, distances.
+        per_sample: "model: attack" -> attack calibrated by shadow models.
+        features: The feature-level audit; None if it was switched off. `residue` is its older name.
+        flags: Sentences on what rules out "forgotten".
+        unmeasured: (what, why) of everything that could not be measured.
+        goal: The question that was asked.
     """
 
-    word: str
+    label: str
     basis: Literal["retrained", "held-out"]
     reasons: list[str]
     comparisons: list[Comparison]
     attacks: Mapping[str, Mapping[str, Separation]]
     details: Mapping[str, Any] = field(default_factory=dict)
-    per_sample: Mapping[str, PerSample] = field(default_factory=dict)
-    residue: Residue | None = None
+    per_sample: Mapping[str, SampleAttack] = field(default_factory=dict)
+    features: FeatureAudit | None = None
     flags: Sequence[str] = ()
     unmeasured: Sequence[tuple[str, str]] = ()
     goal: Goal = "untrain"
 
+    @property
+    def word(self) -> str:
+        """Older name of `label`."""
+        return self.label
+
+    @property
+    def residue(self) -> FeatureAudit | None:
+        """Older name of `features`."""
+        return self.features
+
     def frame(self) -> pd.DataFrame:
-        """One row per (model, signal): AUC and TPR at low FPR with 95 % intervals; NaN where too few samples."""
+        """One row per (model, signal): AUC and TPR at low FPR with 95 % intervals; NaN if there are too few samples."""
         rows = []
         for model, signals in self.attacks.items():
-            for signal, found in signals.items():
+            for signal, separation in signals.items():
                 row: dict[str, Any] = {"model": model, "signal": signal, "label_free": signal in LABEL_FREE}
-                row |= _interval("auc", found.auc)
-                for rate, value in found.tpr.items():
+                row |= _interval("auc", separation.auc)
+                for rate, value in separation.tpr.items():
                     row |= _interval(f"tpr_at_{rate:g}", value)
                 rows.append(row)
         for name, attack in self.per_sample.items():
@@ -117,16 +143,19 @@ class Verdict:
         return pd.DataFrame(rows)
 
     def tests(self) -> pd.DataFrame:
-        """One row per statistic that was tested: the unlearned model, the original, the retrained ones, and p."""
+        """One row per tested statistic: unlearned model, original, retrained models, and p values."""
         return pd.DataFrame(
-            [{"kind": KINDS.get(one.name, "answers"), **vars(one), "equivalent": one.equivalent, "differs": one.differs}
-             for one in self.comparisons]
+            [{"kind": KINDS.get(comparison.name, "answers"), **vars(comparison), "equivalent": comparison.equivalent,
+              "differs": comparison.differs} for comparison in self.comparisons]
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready: the word, its reasons, every number but those of single samples; null for what is not finite."""
-        found: dict[str, Any] = {
-            "word": self.word,
+        """The verdict as JSON: label, reasons, and all numbers except those of single samples; null if not finite.
+
+        Records of version 0.1 have "word" for "label" and "residue" for "features"; `explain.verdict_label` reads both.
+        """
+        record: dict[str, Any] = {
+            "label": self.label,
             "basis": self.basis,
             "goal": self.goal,
             "reasons": self.reasons,
@@ -136,8 +165,8 @@ class Verdict:
             "attacks": self.frame().to_dict("records"),
             **self.details,
         }
-        found = found if self.residue is None else {**found, "residue": self.residue.details()}
-        return dict(_finite(found))
+        record = record if self.features is None else {**record, "features": self.features.details()}
+        return dict(_finite(record))
 
     def __repr__(self) -> str:
         """The verdict and its first reasons; `str` and `reasons` give all of them."""
@@ -155,9 +184,9 @@ class Verdict:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -165,18 +194,24 @@ _SHOWN = 8  # reasons in `repr`
 _NOUN = {"retrained": "models", "held-out": "samples"}
 
 
-def _interval(name: str, found: Any) -> dict[str, float]:
-    if found is None:
+def _interval(name: str, interval: Any) -> dict[str, float]:
+    if interval is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the rules are applied to. flags: sentences of what shows that something is hidden; unmeasured: (what, why).
+    """What the rules are applied to.
 
-    samples: to forget; references: retrained models; theirs: begins the words about them, "8 retrained models have".
-    sides: statistic -> the word that a difference speaks for, where the statistic does not tell by its sign.
+    Attributes:
+        comparisons: All tests of the family.
+        flags: Sentences on what shows that the samples are only hidden.
+        unmeasured: (what, why) of everything that could not be measured.
+        samples: Number of samples to forget.
+        references: Number of retrained models.
+        reference_phrase: Begins the text about them, "8 retrained models have".
+        sides: Statistic -> the label that a difference supports, for statistics whose sign does not tell.
     """
 
     comparisons: Sequence[Comparison]
@@ -184,111 +219,123 @@ class Findings:
     unmeasured: Sequence[tuple[str, str]] = ()
     samples: int = 0
     references: int = 0
-    theirs: str = "retrained models have"
+    reference_phrase: str = "retrained models have"
     sides: Mapping[str, str] = field(default_factory=dict)
 
 
-def decide(found: Findings, margins: Margins) -> tuple[str, list[str]]:
-    """The word and its reasons, by the rules of this module."""
-    words: dict[str, list[str]] = {}
-    for word, one in _differences(found):
-        words.setdefault(word, []).append(_difference(one, found.theirs))
-    for flag in found.flags:
-        words.setdefault("suppressed", []).append(flag)
-    first = next((word for word in FAILED if word in words), None)
-    missing = [f"{what} could not be measured: {why}." for what, why in found.unmeasured]
+def decide(findings: Findings, margins: Margins) -> tuple[str, list[str]]:
+    """The label and its reasons, by the rules of this module."""
+    outcomes: dict[str, list[str]] = {}
+    for label, comparison in _differences(findings):
+        outcomes.setdefault(label, []).append(_difference(comparison, findings.reference_phrase))
+    for flag in findings.flags:
+        outcomes.setdefault("suppressed", []).append(flag)
+    first = next((label for label in FAILED if label in outcomes), None)
+    missing = [f"{what} could not be measured: {why}." for what, why in findings.unmeasured]
     if first is not None:
-        others = [word for word in (*FAILED, "") if word in words and word != first]
-        more = [f"{_ALSO[word]}: {text}" for word in others for text in words[word]]
-        return first, [*(f"{first}: {text}" for text in words[first]), *more, *missing]
-    if missing or "" in words:
-        return OPEN, [*words.get("", []), *missing]
-    return _clean(found, margins)
+        remaining = [label for label in (*FAILED, "") if label in outcomes and label != first]
+        more = [f"{_ALSO[label]}: {text}" for label in remaining for text in outcomes[label]]
+        return first, [*(f"{first}: {text}" for text in outcomes[first]), *more, *missing]
+    if missing or "" in outcomes:
+        return OPEN, [*outcomes.get("", []), *missing]
+    return _clean(findings, margins)
 
 
 _ALSO = {"not forgotten": "also not forgotten", "over-forgotten": "also over-forgotten", "": "also",
-         "suppressed": "below the answers"}  # fmt: skip
+         "suppressed": "in the features"}  # fmt: skip
 
 
-def _clean(found: Findings, margins: Margins) -> tuple[str, list[str]]:
-    """Nothing differs and all was measured: does that say anything?"""
-    telling = [one for one in found.comparisons if KINDS.get(one.name, "answers") not in ("utility", "unseen samples")]
-    family = len(found.comparisons)
-    told = [one for one in telling if one.tells_original]
-    if not told:
+def _clean(findings: Findings, margins: Margins) -> tuple[str, list[str]]:
+    """The label if nothing differs and everything was measured: do the tests have power?"""
+    telling = [
+        comparison
+        for comparison in findings.comparisons
+        if KINDS.get(comparison.name, "answers") not in ("utility", "unseen samples")
+    ]
+    family = len(findings.comparisons)
+    telling_original = [comparison for comparison in telling if comparison.tells_original]
+    if not telling_original:
         text = "the untouched original passes the same tests, so passing them shows nothing"
-        return INDISTINGUISHABLE, [f"{text}; {advice(telling, found.samples, found.references, family)}"]
-    loose = [one for one in found.comparisons if one.name in UTILITY and one.low < -_room(one, margins)]
+        return INDISTINGUISHABLE, [f"{text}; {advice(telling, findings.samples, findings.references, family)}"]
+    loose = [
+        comparison
+        for comparison in findings.comparisons
+        if comparison.name in UTILITY and comparison.low < -_room(comparison, margins)
+    ]
     if loose:
         return OPEN, [
-            f"{one.name} may be as much as {-one.low:.3f} below retraining, and {_room(one, margins):.3f} counts as "
-            "none; more retrained models narrow this."
-            for one in loose
+            f"{comparison.name} may be as much as {-comparison.low:.3f} below retraining; the margin is "
+            f"{_room(comparison, margins):.3f}. More retrained models narrow this."
+            for comparison in loose
         ]
-    sharp = min(told, key=_blind)
+    sharp = min(telling_original, key=_blind)
     return FORGOTTEN, [
-        f"none of {family} statistics differs from what {found.references} retrained models show among themselves.",
-        f"a model that kept {_blind(sharp):.0%} of what the original knows would have been found with a probability of "
-        f"{POWER:.0%}, by {sharp.name}; {len(told)} of {len(telling)} statistics tell the original from retraining.",
+        f"none of {family} statistics differs from the variation among {findings.references} retrained models.",
+        f"a model that kept {_blind(sharp):.0%} of what the original knows would have been detected with a probability "
+        f"of {POWER:.0%}, by {sharp.name}; {len(telling_original)} of {len(telling)} statistics tell the original from "
+        "retraining.",
     ]
 
 
-def _room(one: Comparison, margins: Margins) -> float:
-    """How far below retraining an accuracy may be: the margin, or, up to what counts as damage, what models show."""
-    return max(margins.of(one.name), min(WIDE * one.spread, THRESHOLDS.damaged))
+def _room(comparison: Comparison, margins: Margins) -> float:
+    """How far below retraining an accuracy may be: the margin, or the wider spread of retrained models up to damage."""
+    return max(margins.of(comparison.name), min(WIDE * comparison.spread, THRESHOLDS.damaged))
 
 
-def _blind(one: Comparison) -> float:
-    """The smallest difference that the test finds, as a share of the original's distance from retraining."""
-    distance = abs(one.original - one.reference)
-    return one.detectable / distance if distance > 0 else float("inf")
+def _blind(comparison: Comparison) -> float:
+    """The smallest difference that the test detects, as a share of the original's distance from retraining."""
+    distance = abs(comparison.original - comparison.reference)
+    return comparison.detectable / distance if distance > 0 else float("inf")
 
 
 def _differences(findings: Findings) -> list[tuple[str, Comparison]]:
-    """What differs, with the word it speaks for ("" where it speaks for none), the clearest first."""
-    apart = sorted((one for one in findings.comparisons if one.differs), key=lambda one: one.p_corrected)
-    altered = any(KINDS.get(one.name) == "unseen samples" for one in apart)
-    sides = {one.name: findings.sides.get(one.name) or _side(one) for one in apart}
+    """All significant differences, each with the label it supports ("" for none), the smallest p first."""
+    different = sorted(
+        (comparison for comparison in findings.comparisons if comparison.differs),
+        key=lambda comparison: comparison.p_corrected,
+    )
+    altered = any(KINDS.get(comparison.name) == "unseen samples" for comparison in different)
+    sides = {comparison.name: findings.sides.get(comparison.name) or _side(comparison) for comparison in different}
     directed = [side for name, side in sides.items() if name not in ONE_SIDED and side in FAILED[1:3]]
-    found = []
-    for one in apart:
-        word = sides[one.name]
-        if one.name in ONE_SIDED and word == "not forgotten":  # single samples differ, in which direction says the rest
-            word = "over-forgotten" if directed and "not forgotten" not in directed else word
-        if altered and KINDS.get(one.name) == "single samples" and one.name != "calibrated attack AUC":
-            word = "suppressed"  # outputs are altered everywhere: the size of z means nothing, its order does
-        found.append((word, one))
-    return found
+    outcomes = []
+    for comparison in different:
+        label = sides[comparison.name]
+        if comparison.name in ONE_SIDED and label == "not forgotten":  # the direction comes from the other statistics
+            label = "over-forgotten" if directed and "not forgotten" not in directed else label
+        if altered and KINDS.get(comparison.name) == "single samples" and comparison.name != "calibrated attack AUC":
+            label = "suppressed"  # outputs changed everywhere: only the order of z is informative, not its size
+        outcomes.append((label, comparison))
+    return outcomes
 
 
-def _side(one: Comparison) -> str:
-    """The word that a clear difference speaks for."""
-    kind = KINDS.get(one.name, "answers")
+def _side(comparison: Comparison) -> str:
+    """The label that a significant difference supports."""
+    kind = KINDS.get(comparison.name, "answers")
     if kind == "utility":
-        if -one.difference <= THRESHOLDS.accuracy:
+        if -comparison.difference <= THRESHOLDS.accuracy:
             return ""
-        if one.original - one.value > THRESHOLDS.accuracy / 2:
+        if comparison.original - comparison.value > THRESHOLDS.accuracy / 2:
             return "damaged"
-        return "not forgotten" if one.tells_original else ""  # the harm that the samples did is still there
+        return "not forgotten" if comparison.tells_original else ""  # the harm that the samples did is still there
     if kind == "unseen samples":
         return "suppressed"
     if kind == "representation":
-        side = 1.0 if one.name == "misalignment" else float(np.sign(one.original - one.reference))
-        return "suppressed" if (one.tells_original or one.name == "misalignment") and (
-            np.sign(one.difference) == side
+        side = 1.0 if comparison.name == "misalignment" else float(np.sign(comparison.original - comparison.reference))
+        return "suppressed" if (comparison.tells_original or comparison.name == "misalignment") and (
+            np.sign(comparison.difference) == side
         ) else ""  # fmt: skip
-    if one.name in ONE_SIDED:
+    if comparison.name in ONE_SIDED:
         return "not forgotten"
-    side = float(np.sign(one.original - one.reference)) if one.tells_original else 1.0
-    return "not forgotten" if np.sign(one.difference) == side else "over-forgotten"
+    side = float(np.sign(comparison.original - comparison.reference)) if comparison.tells_original else 1.0
+    return "not forgotten" if np.sign(comparison.difference) == side else "over-forgotten"
 
 
-def _difference(one: Comparison, theirs: str) -> str:
-    meaning = STATISTICS.get(one.name) or RESIDUE.get(one.name, "")
-    before = "" if np.isnan(one.original) else f", the original {one.original:.3f}"
+def _difference(comparison: Comparison, reference_phrase: str) -> str:
+    meaning = STATISTIC_MEANINGS.get(comparison.name) or FEATURE_MEANINGS.get(comparison.name, "")
+    before = "" if np.isnan(comparison.original) else f", the original {comparison.original:.3f}"
     return (
-        f"{one.name} is {one.value:.3f}; {theirs} {one.reference:.3f} +- {one.spread:.3f}{before} (p "
-        f"{one.p_corrected:.3g} after Holm): {meaning}."
+        f"{comparison.name} is {comparison.value:.3f}; {reference_phrase} {comparison.reference:.3f} +- "
+        f"{comparison.spread:.3f}{before} (p {comparison.p_corrected:.3g} after Holm): {meaning}."
     )
 
 
@@ -299,40 +346,55 @@ def over_seeds(
     margins: Margins | None = None,
     resolution: Mapping[str, float] | None = None,
 ) -> tuple[str, list[str], list[Comparison]]:
-    """A word about a *method*: statistics of its models and of retrained ones, a pair for every seed (>= 2).
+    """The verdict on a *method*, from paired tests over seeds (>= 2).
 
-    Every seed has its own data, original, unlearned and retrained model, so the differences within a pair are tested.
-    Where nothing differs, all statistics must be shown to be equivalent, and the original must differ in one of them.
+    Every seed has its own data, original, unlearned and retrained model. If nothing differs, all statistics must be
+    shown to be equivalent, and the original must differ in one of them.
+
+    Args:
+        original: Statistics of the original model, one mapping per seed.
+        unlearned: Of the unlearned model of each seed.
+        retrained: Of the retrained model of each seed.
+        margins: Equivalence margins.
+        resolution: Statistic -> lower bound of the spread of its differences.
+
+    Returns:
+        The label, its reasons, and the comparisons.
     """
     limits, fine = margins or build(Margins, {}, "margins"), resolution or {}
-    names = [name for name in (*FORGETTING, *UTILITY) if all(name in one for one in (*unlearned, *retrained))]
+    names = [name for name in (*FORGETTING, *UTILITY) if all(name in item for item in (*unlearned, *retrained))]
 
     def paired(models: Sequence[Mapping[str, float]], name: str) -> Comparison:
-        mine, theirs = [one[name] for one in models], [one[name] for one in retrained]
-        return compare_paired(name, mine, theirs, limits.of(name), resolution=fine.get(name, 0.0))
+        method_values, retrained_values = [seed[name] for seed in models], [seed[name] for seed in retrained]
+        return compare_paired(name, method_values, retrained_values, limits.of(name), resolution=fine.get(name, 0.0))
 
-    found, anchors = [paired(unlearned, name) for name in names], [paired(original, name) for name in names]
-    corrected, before = (holm(np.array([one.p_difference for one in side])) for side in (found, anchors))
-    found = [
-        replace(one, p_corrected=float(p), original=anchor.value, p_original=float(q))
-        for one, anchor, p, q in zip(found, anchors, corrected, before, strict=True)
+    comparisons, anchors = [paired(unlearned, name) for name in names], [paired(original, name) for name in names]
+    corrected, before = (holm(np.array([item.p_difference for item in side])) for side in (comparisons, anchors))
+    comparisons = [
+        replace(item, p_corrected=float(p), original=anchor.value, p_original=float(q))
+        for item, anchor, p, q in zip(comparisons, anchors, corrected, before, strict=True)
     ]
-    counting = [one if not one.equivalent else replace(one, p_corrected=1.0) for one in found]
-    theirs = "retrained models of the same seeds have"
-    if any(one.differs for one in counting):
-        return (*decide(Findings(counting, theirs=theirs), limits), found)
-    open_ones = [one for one in found if not one.equivalent]
-    if open_ones:
+    counting = [item if not item.equivalent else replace(item, p_corrected=1.0) for item in comparisons]
+    reference_phrase = "retrained models of the same seeds have"
+    if any(item.differs for item in counting):
+        return (*decide(Findings(counting, reference_phrase=reference_phrase), limits), comparisons)
+    open_comparisons = [item for item in comparisons if not item.equivalent]
+    if open_comparisons:
         reasons = [
-            f"{one.name}: the difference to retraining lies in {one.low:+.3f} .. {one.high:+.3f}, which neither stays "
-            f"within {one.delta:g} nor is clearly beyond it."
-            for one in open_ones
+            f"{item.name}: the difference to retraining lies in {item.low:+.3f} .. {item.high:+.3f}, neither "
+            f"within {item.delta:g} nor clearly beyond it."
+            for item in open_comparisons
         ]
-        return OPEN, [*reasons, "More seeds would tell."], found
-    if not any(one.tells_original for one in found if one.name in FORGETTING):
-        return INDISTINGUISHABLE, ["the original is as close to retraining as the method's models are."], found
-    texts = [f"{one.name} is within {one.delta:g} of retraining ({one.low:+.3f} .. {one.high:+.3f})." for one in found]
-    return FORGOTTEN, texts, found
+        return OPEN, [*reasons, "More seeds would decide."], comparisons
+    if not any(item.tells_original for item in comparisons if item.name in FORGETTING):
+        return INDISTINGUISHABLE, ["the original is as close to retraining as the method's models are."], comparisons
+    texts = [
+        f"{item.name} is within {item.delta:g} of retraining ({item.low:+.3f} .. {item.high:+.3f})."
+        for item in comparisons
+    ]
+    return FORGOTTEN, texts, comparisons
 
 
-__all__ = ["ALPHA", "FAILED", "U_LIRA", "WORDS", "Findings", "Margins", "Verdict", "decide", "over_seeds"]
+__all__ = [
+    "ALPHA", "FAILED", "LABELS", "U_LIRA", "Findings", "Margins", "Verdict", "decide", "over_seeds",
+]  # fmt: skip

@@ -23,7 +23,7 @@ from expunge.report.plots import COLOURS, INK, PICTURE_STYLE, svg
 
 _MODELS = {"original": ("#888888", "s", 0.12), "unlearned": (COLOURS[0], "o", -0.12)}
 _TONE = {
-    **dict.fromkeys(("forgotten", "forgotten by construction", *explain.RETIRED), "good"),
+    **dict.fromkeys(("forgotten", "forgotten by construction", *explain.RETIRED_MEANINGS), "good"),
     **dict.fromkeys(("not enough evidence", "indistinguishable from the start"), "open"),
 }
 
@@ -36,22 +36,22 @@ def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence
         .get_template("audit.html")
         .render(
             title=title,
-            word=verdict.word,
-            tone=tone(verdict.word),
-            meaning=explain.meaning(verdict.word),
-            basis=f"{explain.BASIS[verdict.basis]} An audit gives evidence, not proof.",
+            label=verdict.label,
+            tone=tone(verdict.label),
+            meaning=explain.meaning(verdict.label),
+            basis=f"{explain.BASIS_MEANINGS[verdict.basis]} An audit gives evidence, not proof.",
             reasons=verdict.reasons,
             facts=facts,
-            goal=explain.GOALS[verdict.goal],
+            goal=explain.GOAL_MEANINGS[verdict.goal],
             groups=_groups(verdict),
             tested=_drawn(family_picture(verdict)) if verdict.comparisons else None,
             unmeasured=[f"{what}: {why}" for what, why in verdict.unmeasured],
             attacks=_drawn(attack_intervals(frame)) if not frame.empty else None,
-            attack_texts=[(name, explain.ATTACKS[name]) for name in dict.fromkeys(frame.get("signal", ()))],
+            attack_texts=[(name, explain.ATTACK_MEANINGS[name]) for name in dict.fromkeys(frame.get("signal", ()))],
             roc=_drawn(roc_curves(verdict)) if verdict.per_sample else None,
             samples=[_sample(name, one) for name, one in verdict.per_sample.items()],
             distances=distances(verdict.details),
-            residue=_below(verdict),
+            features=_below(verdict),
             version=__version__,
             style=stylesheet(),
         )
@@ -181,20 +181,20 @@ def distances(details: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for split, found in details.get("jsd", {}).items():
         value = f"{found['unlearned']:.4f} (among retrained {found['among retrained']:.4f})"
-        rows.append((f"JSD, {split} samples", value, explain.DISTANCES["jsd"]))
+        rows.append((f"JSD, {split} samples", value, explain.DISTANCE_MEANINGS["jsd"]))
     if "tow" in details:
-        rows.append(("ToW", f"{details['tow']:.3f}", explain.DISTANCES["tow"]))
+        rows.append(("ToW", f"{details['tow']:.3f}", explain.DISTANCE_MEANINGS["tow"]))
     ignorance = details.get("zrf", {})
     if ignorance:
         again = [value for name, value in ignorance.items() if name.startswith("retrained")]
         beside = f", retrained {np.mean(again):.3f}" if again else ""
         value = f"{ignorance['unlearned']:.3f} (original {ignorance['original']:.3f}{beside})"
-        rows.append(("ZRF", value, explain.DISTANCES["zrf"]))
+        rows.append(("ZRF", value, explain.DISTANCE_MEANINGS["zrf"]))
     shadows = details.get("shadows", {})
     for key, name, mean in (("forgetting_score", "forgetting score", "score"), ("klom", "klom", "mean")):
         if key in shadows:
             value = f"{shadows[key][mean]:.3f} (by chance {shadows[key]['by chance']:.3f})"
-            rows.append((name, value, explain.DISTANCES[name]))
+            rows.append((name, value, explain.DISTANCE_MEANINGS[name]))
     return rows
 
 
@@ -222,7 +222,7 @@ def relearning_curves(frame: pd.DataFrame) -> str | None:
 
 
 def _below(verdict: Verdict) -> dict[str, Any] | None:
-    found = verdict.residue
+    found = verdict.features
     if found is None:
         return None
     picture = relearning_curves(found.frame())
@@ -230,7 +230,7 @@ def _below(verdict: Verdict) -> dict[str, Any] | None:
     return {
         "numbers": [
             (name, *(f"{numbers[model].get(name, float('nan')):.3f}" for model in ("original", "unlearned")), text)
-            for name, text in explain.RESIDUE.items()
+            for name, text in explain.FEATURE_MEANINGS.items()
             if name in numbers.get("unlearned", {})
         ],
         "notes": [note for note in found.notes if "no retrained models" not in note],
@@ -256,7 +256,7 @@ def _groups(verdict: Verdict) -> list[tuple[str, list[dict[str, str]]]]:
 
 
 def _test(one: Comparison) -> dict[str, str]:
-    text = explain.STATISTICS.get(one.name) or explain.RESIDUE[one.name]
+    text = explain.STATISTIC_MEANINGS.get(one.name) or explain.FEATURE_MEANINGS[one.name]
     unsaid = "" if one.tells_original else "; says little: the original does not differ either"
     return {
         "name": one.name,

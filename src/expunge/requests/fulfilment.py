@@ -35,7 +35,7 @@ from expunge.data.ids import columns_of
 from expunge.data.origin import origin_of
 from expunge.data.split import Split
 from expunge.evidence.audit import audit, by_construction
-from expunge.evidence.explain import FAILED
+from expunge.evidence.explain import FAILED, verdict_label
 from expunge.methods.base import make_method
 from expunge.models.checkpoint import save_weights
 from expunge.requests import copies, members
@@ -200,7 +200,7 @@ class Worker:
             test=self.data.test,
             references=again,
             margins=workspace.margins,
-            residue=settings.residue,
+            features=settings.residue,
             shadows=settings.shadows,
             method=make_method(one.plan["method"], **one.plan["options"]) if settings.shadows else None,
             recipe=workspace.recipe,
@@ -213,15 +213,15 @@ class Worker:
         record = {
             **verdict.record(),
             "side_effects": side_effects(parent, new, retain=retain, test=self.data.test, device=settings.device),
-            "drift": to_dict(self.drift(one, new, verdict.word, retain)),
+            "drift": to_dict(self.drift(one, new, verdict.label, retain)),
         }
         statistics, counts = verdict.details["statistics"], verdict.details["samples"]
         losses = utility_losses(statistics["original"], statistics["unlearned"], counts, settings.max_drop)
         if losses:
             raise Refused(f"the model was damaged: {' '.join(losses)}", plain(record))
-        if not workspace.accepts(verdict.word):
+        if not workspace.accepts(verdict.label):
             reasons = " ".join(verdict.reasons[:2])
-            message = f"the audit says `{verdict.word}`, which `accept` does not allow: {reasons}"
+            message = f"the audit says `{verdict.label}`, which `accept` does not allow: {reasons}"
             raise Refused(message, plain(record))
         return self.ledger.advance(one.id, "audited", by=self.by, audit=plain(record))
 
@@ -246,7 +246,7 @@ class Worker:
             steps=len(line),
             forgotten=sum(len(step.samples) for step in line),
             knew=base.knows,
-            failed=sum(step.audit.get("word") in FAILED for step in line[:-1])
+            failed=sum(verdict_label(step.audit) in FAILED for step in line[:-1])
             + (word in FAILED)
             + self._refused(base, one),
             removed=_classes_without(retain),

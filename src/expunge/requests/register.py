@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from expunge.core.errors import UsageError
 from expunge.core.options import build
+from expunge.evidence.explain import verdict_label
 from expunge.requests.case.keys import load_pepper, subject_hash
 from expunge.requests.copies import Purge
 from expunge.requests.ledger.ledger import Ledger
@@ -157,7 +158,7 @@ class Register:
         if work is not None:
             summary |= {
                 "fulfilment": work.id, "method": work.plan.get("method"), "exact": work.plan.get("exact"),
-                "verdict": work.audit.get("word"), "model before": work.parent, "model after": work.version,
+                "verdict": verdict_label(work.audit) or None, "model before": work.parent, "model after": work.version,
                 "case file": str(self.case_path(number)) if work.case else None,
             }  # fmt: skip
         shown = {key: value for key, value in summary.items() if value not in (None, "")}
@@ -176,7 +177,7 @@ class Register:
         what = f"fulfilment {one.id} ({len(one.requests)} requests, {len(one.samples)} samples)"
         if one.state != "fulfilled":
             return f"{what} {one.state}: {one.message}"
-        return f"{what}: {one.audit.get('word')}, by {one.plan['method']}; model in force: {str(one.version)[:12]}"
+        return f"{what}: {verdict_label(one.audit)}, by {one.plan['method']}; model in force: {str(one.version)[:12]}"
 
     # proving
 

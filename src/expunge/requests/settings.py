@@ -76,8 +76,8 @@ class Settings:
     @classmethod
     def _known_words(cls, words: list[str]) -> list[str]:
         for word in words:
-            if word not in explain.WORDS:
-                raise ValueError(f"knows no verdict `{word}`; allowed: {', '.join(explain.WORDS)}")
+            if word not in explain.VERDICT_MEANINGS:
+                raise ValueError(f"knows no verdict `{word}`; allowed: {', '.join(explain.VERDICT_MEANINGS)}")
         return words
 
 

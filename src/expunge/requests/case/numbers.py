@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.evidence.explain import STATISTICS
+from expunge.evidence.explain import STATISTIC_MEANINGS
 from expunge.metrics.accuracy import wilson
 
 _MANY = 10_000  # samples from which on an interval is so narrow that one decimal hides it
@@ -20,7 +20,7 @@ def main_numbers(audit: Mapping[str, Any]) -> tuple[Columns, Rows]:
     tests = {one["name"]: one for one in audit["tests"]}
     again = audit["basis"] == "retrained"
     rows: Rows = []
-    for name, text in STATISTICS.items():
+    for name, text in STATISTIC_MEANINGS.items():
         tested = tests.get(name)
         value = after.get(name, tested["value"] if tested else None)
         if value is None:

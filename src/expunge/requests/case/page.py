@@ -27,7 +27,7 @@ def case_html(
     story = tell(document, purges)
     attacks = pd.DataFrame(document["content"]["audit"].get("attacks", ()))
     return environment("expunge.requests.case").get_template("case.html").render(
-        **{name: getattr(story, name) for name in ("title", "word", "tone", "meaning", "basis", "facts", "sections")},
+        **{name: getattr(story, name) for name in ("title", "label", "tone", "meaning", "basis", "facts", "sections")},
         pictured=FORGOTTEN,
         picture=None if attacks.empty else Markup(attack_intervals(attacks)),
         findings=findings,

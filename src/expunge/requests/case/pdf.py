@@ -91,9 +91,9 @@ def _head(sheet: _Sheet, story: Story) -> None:
     sheet.set_draw_color(*colour)
     sheet.set_line_width(0.6)
     sheet.cell(
-        sheet.get_string_width(story.word) + 10,
+        sheet.get_string_width(story.label) + 10,
         10,
-        story.word,
+        story.label,
         border=1,
         align="C",
         new_x=XPos.LMARGIN,

@@ -13,6 +13,7 @@ from typing import Any
 from expunge.core.errors import UsageError
 from expunge.core.needs import Needs
 from expunge.evidence import explain
+from expunge.evidence.explain import verdict_label
 from expunge.methods import METHODS
 from expunge.report.audit_page import tone
 from expunge.requests.case.numbers import class_table, main_numbers, overall
@@ -59,10 +60,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Story:
-    """tone: good, open or bad, the colour of the verdict `word`; made_at: when the case was made, UTC."""
+    """tone: good, open or bad, the colour of the verdict `label`; made_at: when the case was made, UTC."""
 
     title: str
-    word: str
+    label: str
     tone: str
     meaning: str
     basis: str
@@ -89,7 +90,7 @@ def _story(document: Mapping[str, Any], purges: Sequence[Mapping[str, Any]]) -> 
     content = document["content"]
     audit, unlearning = content["audit"], content["unlearning"]
     before, after = content["versions"]["before"], content["versions"]["after"]
-    word = audit.get("word", "not audited")
+    label = verdict_label(audit, "not audited")
     facts = [
         ("Requests", f"{len(content['requests']):,}"),
         ("Training samples to forget", f"{len(content['samples']):,}"),
@@ -105,10 +106,10 @@ def _story(document: Mapping[str, Any], purges: Sequence[Mapping[str, Any]]) -> 
     ]  # fmt: skip
     return Story(
         title=f"Deletion case {content['fulfilment']['id']}",
-        word=word,
-        tone=tone(word) if audit else "open",
-        meaning=explain.meaning(word) or "Nothing was measured after the samples were deleted from the model.",
-        basis=f"{explain.BASIS[audit['basis']]} {_CLAIM[_kind(content).partition(',')[0]]}" if audit else "",
+        label=label,
+        tone=tone(label) if audit else "open",
+        meaning=explain.meaning(label) or "Nothing was measured after the samples were deleted from the model.",
+        basis=f"{explain.BASIS_MEANINGS[audit['basis']]} {_CLAIM[_kind(content).partition(',')[0]]}" if audit else "",
         facts=facts,
         sections=[section for section in sections if section is not None],
         made_at=moment(content["made_at"]),
@@ -212,7 +213,7 @@ def _forgotten(content: Mapping[str, Any]) -> Section:
     return Section(
         FORGOTTEN,
         [
-            f"Verdict: {audit['word']}. {explain.meaning(audit['word'])}",
+            f"Verdict: {verdict_label(audit)}. {explain.meaning(verdict_label(audit))}",
             "An AUC says how well an attacker tells the samples to forget from unseen ones: 0.5 is guessing, 1 is "
             "always right. The interval says how far chance reaches with so many samples.",
         ],

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from expunge.api.planning.plan import Plan
+from expunge.evidence.explain import verdict_label
 from expunge.requests.records import Event, Fulfilment, Request, State, Step, Version
 from expunge.requests.service.jobs import JobState
 
@@ -105,7 +106,7 @@ class FulfilmentView(BaseModel):
     def of(cls, one: Fulfilment) -> FulfilmentView:
         return cls(
             id=one.id, state=one.state, step=one.step, requests=list(one.requests), samples=len(one.samples),
-            method=one.plan.get("method"), exact=one.plan.get("exact"), verdict=one.audit.get("word"),
+            method=one.plan.get("method"), exact=one.plan.get("exact"), verdict=verdict_label(one.audit) or None,
             parent=one.parent, version=one.version, case=one.case, began_at=one.began_at, ended_at=one.ended_at,
             message=one.message,
         )  # fmt: skip

@@ -17,9 +17,17 @@ from expunge.core.errors import UsageError
 from expunge.data.cache import cache_root
 from expunge.data.convert import as_split
 from expunge.data.sources import load_pair
-from expunge.evidence.depth import Depth, Draw, evenly, grams, halves, layer_rows, relearn_rows
-from expunge.evidence.probe import cross_read, fit_probe
-from expunge.evidence.residue import STATISTICS, Residue, judge, residue
+from expunge.evidence.feature_audit import FEATURE_STATISTICS, FeatureAudit, audit_features, judge
+from expunge.evidence.feature_measures import (
+    AuditSamples,
+    FeatureSettings,
+    grams,
+    layer_rows,
+    relearn_rows,
+    sample_evenly,
+    split_in_halves,
+)
+from expunge.evidence.probe import cross_predict, fit_probe
 from expunge.models.anatomy import anatomy
 from expunge.models.build import build_model
 from expunge.testing.toys import toy_images, toy_problem
@@ -66,13 +74,13 @@ def test_a_gone_class_is_read_by_a_probe_that_saw_the_other_half() -> None:
     kept, gone = (x[y < 2], y[y < 2]), torch.tensor([2])
     mine = (x[y == 2], y[y == 2])
     half = torch.arange(len(mine[1])) % 2
-    found, _ = cross_read(kept, mine, half, gone, 3)
+    found, _ = cross_predict(kept, mine, half, gone, 3)
     for one in (0, 1):
         probe = fit_probe(torch.cat([kept[0], mine[0][half != one]]), torch.cat([kept[1], mine[1][half != one]]))
         assert torch.equal(found[half == one], probe.probabilities(mine[0][half == one], 3))
     assert float((found.argmax(1) == 2).double().mean()) > 0.7
     # Of classes that stay no forgotten sample is shown: labels that make no sense do not matter.
-    turned, _ = cross_read((x[:100], y[:100]), (x[100:], 2 - y[100:]), torch.arange(60) % 2, gone[:0], 3)
+    turned, _ = cross_predict((x[:100], y[:100]), (x[100:], 2 - y[100:]), torch.arange(60) % 2, gone[:0], 3)
     assert torch.equal(turned, fit_probe(x[:100], y[:100]).probabilities(x[100:], 3))
 
 
@@ -81,24 +89,24 @@ def test_own_noise_is_not_read() -> None:
     x = torch.randn(120, 300, generator=torch.Generator().manual_seed(0))
     y = torch.arange(120) % 2
     mine = (x[60:], y[60:] + 2)
-    found, probe = cross_read((x[:60], y[:60]), mine, torch.arange(60) // 2 % 2, torch.tensor([2, 3]), 4)
+    found, probe = cross_predict((x[:60], y[:60]), mine, torch.arange(60) // 2 % 2, torch.tensor([2, 3]), 4)
     assert float((found.argmax(1) == mine[1]).double().mean()) < 0.5
     assert float((probe.probabilities(x[:60], 4).argmax(1) == y[:60]).double().mean()) == 1.0
 
 
 def test_halves_and_draws_are_even() -> None:
     y = torch.tensor([0] * 7 + [1] * 2 + [2] * 11)
-    half = halves(y, torch.Generator().manual_seed(0))
+    half = split_in_halves(y, torch.Generator().manual_seed(0))
     assert int((half == 0).sum()) == 10
     for c in range(3):
         sizes = [int(((y == c) & (half == one)).sum()) for one in (0, 1)]
         assert abs(sizes[0] - sizes[1]) <= 1
     split = as_split((torch.zeros(20, 1), y), name="retain")
-    drawn = evenly(split, 8, seed=3)
+    drawn = sample_evenly(split, 8, seed=3)
     assert torch.bincount(drawn.y).tolist() == [3, 2, 3]
     assert drawn.index.tolist() == sorted(set(drawn.index.tolist()))
-    assert evenly(split, 8, seed=3).index.tolist() == drawn.index.tolist()
-    assert any(evenly(split, 8, seed=s).index.tolist() != drawn.index.tolist() for s in range(4, 8))
+    assert sample_evenly(split, 8, seed=3).index.tolist() == drawn.index.tolist()
+    assert any(sample_evenly(split, 8, seed=s).index.tolist() != drawn.index.tolist() for s in range(4, 8))
 
 
 def test_what_is_taught_is_not_what_is_looked_at() -> None:
@@ -108,7 +116,7 @@ def test_what_is_taught_is_not_what_is_looked_at() -> None:
     model = nn.Linear(40, 2, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.stack([y.float(), 1 - y.float()]))  # wrong everywhere
-    draw = Draw.of(forget, retain, retain, 0, Depth(relearn_steps=60, relearn_lr=0.1))
+    draw = AuditSamples.draw(forget, retain, retain, 0, FeatureSettings(relearn_steps=60, relearn_lr=0.1))
     rows = list(relearn_rows("m", model, draw, CPU))
     curve = {part: [r.value for r in rows if r.statistic == "relearn accuracy" and r.part == part] for part in
              ("taught", "held out")}  # fmt: skip
@@ -147,15 +155,15 @@ def outputs_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
 def test_layer_cka_by_brute_force() -> None:
     problem = toy_problem()
     other = toy_problem(epochs=1).model
-    draw = Draw.of(problem.forget, problem.retain, problem.test, 0, Depth())
+    draw = AuditSamples.draw(problem.forget, problem.retain, problem.test, 0, FeatureSettings())
     rows = list(layer_rows("m", grams(other, draw, CPU), grams(problem.model, draw, CPU)))
-    assert draw.alike is not None
-    assert [len(split) for split in draw.alike] == [30, 30]
+    assert draw.cka_pair is not None
+    assert [len(split) for split in draw.cka_pair] == [30, 30]
     gaps = []
     with torch.no_grad():
         for layer in ("conv", "norm", "hidden"):
             values = []
-            for part, split in zip(("forgotten", "others"), draw.alike, strict=True):
+            for part, split in zip(("forgotten", "others"), draw.cka_pair, strict=True):
                 outputs = [outputs_of(model, layer, split.inputs()) for model in (other, problem.model)]
                 values.append(brute_cka(*outputs))
                 found = [r.value for r in rows if r.part == layer and r.statistic == f"layer CKA, {part}"]
@@ -196,11 +204,11 @@ def numbers(unlearned: dict[str, float], original: dict[str, float] | None = Non
 def test_flags_from_numbers(
     unlearned: dict[str, float], original: dict[str, float], flagged: list[str], silent: list[str]
 ) -> None:
-    found, flags, notes = judge(numbers(unlearned, original), [f"retrained {i}" for i in range(6)], Depth())
-    words = {"probe confidence": "simple classifier", "misalignment": "give the right answer", "relearn accuracy":
-             "reminded", "layer CKA gap": "inner layers"}  # fmt: skip
-    assert [one.name for one in found] == list(STATISTICS)
-    assert [name for name in STATISTICS if any(words[name] in flag for flag in flags)] == flagged
+    found, flags, notes = judge(numbers(unlearned, original), [f"retrained {i}" for i in range(6)], FeatureSettings())
+    words = {"probe confidence": "linear classifier", "misalignment": "give the right answer", "relearn accuracy":
+             "remembers them", "layer CKA gap": "inner layers"}  # fmt: skip
+    assert [one.name for one in found] == list(FEATURE_STATISTICS)
+    assert [name for name in FEATURE_STATISTICS if any(words[name] in flag for flag in flags)] == flagged
     assert len(flags) == len(flagged)
     assert [note.split(" does not tell")[0] for note in notes] == silent
 
@@ -209,7 +217,7 @@ def test_noisy_references_accuse_nobody() -> None:
     table = numbers(ORIGINAL)
     for i in range(6):
         table[f"retrained {i}"] = {key: value + 0.5 * (-1) ** i for key, value in RETRAINED.items()}
-    found, flags, notes = judge(table, [f"retrained {i}" for i in range(6)], Depth())
+    found, flags, notes = judge(table, [f"retrained {i}" for i in range(6)], FeatureSettings())
     assert (flags, len(notes)) == ([], 3)
     assert not any(one.equivalent for one in found)
 
@@ -256,23 +264,23 @@ def scrambled(model: nn.Module) -> nn.Module:
     return broken
 
 
-def look(world: dict[str, Any], unlearned: nn.Module, **more: Any) -> Residue:
+def look(world: dict[str, Any], unlearned: nn.Module, **more: Any) -> FeatureAudit:
     given = {"retrained": world["retrained"], "device": "cpu", **world["splits"], **more}
-    return residue(world["original"], unlearned, **given)
+    return audit_features(world["original"], unlearned, **given)
 
 
 def test_a_silenced_head_is_seen_through_and_a_retrained_model_is_not_accused(world: dict[str, Any]) -> None:
     found = look(world, world["silenced"])
-    assert any("reads the model's inner features" in flag for flag in found.flags), found.numbers()
+    assert any("classifier on the model's inner features" in flag for flag in found.flags), found.numbers()
     values = found.numbers()
     assert values["unlearned"]["probe confidence"] == values["original"]["probe confidence"]
     assert values["original"]["misalignment"] < 0.05 < 0.7 < values["unlearned"]["misalignment"]
     assert abs(values["unlearned"]["layer CKA gap"]) < 1e-6 < -values["retrained 1"]["layer CKA gap"]
     clean = look(world, world["fresh"])
     assert clean.flags == []
-    assert [one.name for one in clean.comparisons] == list(STATISTICS)
+    assert [one.name for one in clean.comparisons] == list(FEATURE_STATISTICS)
     again = look(world, scrambled(world["original"]), retrained=world["retrained"][:3])
-    assert any("reminded" in flag for flag in again.flags), again.numbers()
+    assert any("remembers them" in flag for flag in again.flags), again.numbers()
 
 
 def test_memorised_single_samples_are_seen_too(world: dict[str, Any]) -> None:
@@ -290,9 +298,9 @@ def test_memorised_single_samples_are_seen_too(world: dict[str, Any]) -> None:
 
     original = trained(data, 0)
     again = [trained(splits["retain"], seed) for seed in range(1, 6)]
-    found = residue(original, scrambled(original), again, **splits, device="cpu")
-    assert any("reads the model's inner features" in flag for flag in found.flags), found.numbers()
-    assert residue(original, trained(splits["retain"], 99), again, **splits, device="cpu").flags == []
+    found = audit_features(original, scrambled(original), again, **splits, device="cpu")
+    assert any("classifier on the model's inner features" in flag for flag in found.flags), found.numbers()
+    assert audit_features(original, trained(splits["retain"], 99), again, **splits, device="cpu").flags == []
 
 
 def test_models_and_the_global_generator_are_left_alone(world: dict[str, Any]) -> None:
@@ -310,7 +318,7 @@ def test_models_and_the_global_generator_are_left_alone(world: dict[str, Any]) -
         )
 
     before, rng = [state(model) for model in models], torch.get_rng_state()
-    given: dict[str, Any] = {"retrained": models[2:], "depth": FAST}
+    given: dict[str, Any] = {"retrained": models[2:], "settings": FAST}
     first = look(world, models[1], **given)
     for (*then, weights), (*now, after) in zip(before, [state(model) for model in models], strict=True):
         assert then == now
@@ -328,31 +336,31 @@ def test_without_retrained_models_there_are_numbers_only(world: dict[str, Any]) 
     assert "no retrained models" in found.notes[-1]
     frame = found.frame()
     assert set(frame["model"]) == {"original", "unlearned"}
-    assert set(frame["statistic"]) >= {*STATISTICS, "relearn loss", "layer CKA, forgotten"}
+    assert set(frame["statistic"]) >= {*FEATURE_STATISTICS, "relearn loss", "layer CKA, forgotten"}
     assert frame["step"].max() == 20
     with pytest.raises(UsageError, match="one retrained model has no spread"):
         look(world, world["silenced"], retrained=world["retrained"][:1])
     with pytest.raises(UsageError, match="`relearn_steps` should be greater"):
-        look(world, world["silenced"], depth={"relearn_steps": 0})
+        look(world, world["silenced"], settings={"relearn_steps": 0})
     with pytest.raises(UsageError, match="the retain set has none"):
         look(world, world["silenced"], retain=world["splits"]["retain"].without_labels())
 
 
 def test_without_retained_samples_unseen_ones_take_their_place(world: dict[str, Any]) -> None:
     found = look(world, world["silenced"], retain=None)
-    assert any("reads the model's inner features" in flag for flag in found.flags)
+    assert any("classifier on the model's inner features" in flag for flag in found.flags)
     assert not any(row.part == "test" for row in found.rows)  # the probe saw them
 
 
 def test_what_cannot_be_measured_is_left_out_and_said(world: dict[str, Any]) -> None:
     forget = world["splits"]["forget"]
-    one = look(world, world["fresh"], forget=forget.take([int(forget.index[0])]), depth=FAST)
+    one = look(world, world["fresh"], forget=forget.take([int(forget.index[0])]), settings=FAST)
     assert [note.split(":")[0] for note in one.notes if "left out" in note] == [
         "relearning left out",
         "layers left out",
     ]
     other = build_model("small-cnn", num_classes=10, input_shape=(1, 8, 8), seed=0)
-    mixed = look(world, other, depth=FAST, retrained=world["retrained"][:2])
+    mixed = look(world, other, settings=FAST, retrained=world["retrained"][:2])
     assert any("layers of unlearned are not those" in note for note in mixed.notes)
     assert "layer CKA gap" not in {one.name for one in mixed.comparisons}
 
@@ -360,19 +368,19 @@ def test_what_cannot_be_measured_is_left_out_and_said(world: dict[str, Any]) -> 
 def test_an_audit_looks_below_and_says_what_is_hidden(world: dict[str, Any]) -> None:
     def audit(model: nn.Module, residue: bool) -> expunge.Verdict:
         return expunge.audit(
-            world["original"], model, retrained=world["retrained"][:3], resamples=5, device="cpu", residue=residue,
+            world["original"], model, retrained=world["retrained"][:3], resamples=5, device="cpu", features=residue,
             **world["splits"],
         )  # fmt: skip
 
     plain, deep = audit(world["silenced"], False), audit(world["silenced"], True)
-    assert plain.residue is None
-    assert ("representation", "it was not looked at (residue=False)") in plain.unmeasured
-    assert deep.residue is not None
-    assert "forgotten" not in (plain.word, deep.word)
-    assert set(STATISTICS) <= {one.name for one in deep.comparisons}
-    assert any("last layer is the original's" in reason for reason in deep.reasons), deep
+    assert plain.features is None
+    assert ("representation", "it was switched off (features=False)") in plain.unmeasured
+    assert deep.features is not None
+    assert "forgotten" not in (plain.label, deep.label)
+    assert set(FEATURE_STATISTICS) <= {one.name for one in deep.comparisons}
+    assert any("features of the samples to forget are unchanged" in reason for reason in deep.reasons), deep
     known = audit(world["original"], True)
-    assert known.word == "not forgotten"
+    assert known.label == "not forgotten"
 
 
 def test_relearning_that_fails_is_said_and_stops_nothing(world: dict[str, Any]) -> None:
@@ -386,10 +394,10 @@ def test_relearning_that_fails_is_said_and_stops_nothing(world: dict[str, Any]) 
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x).detach()
 
-    found = look(world, Constant(world["silenced"]), depth=FAST)
+    found = look(world, Constant(world["silenced"]), settings=FAST)
     assert any(what == "relearning" for what, _ in found.left_out)
     verdict = expunge.audit(
         world["original"], Constant(world["fresh"]), retrained=world["retrained"][:3], device="cpu", **world["splits"]
     )
-    assert verdict.word != "forgotten"
+    assert verdict.label != "forgotten"
     assert any("relearning" in what for what, _ in verdict.unmeasured)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from expunge.api import data_parallel, method, methods, scenario
     from expunge.api.evaluate import Scores, evaluate
     from expunge.api.exact import fit_head
+    from expunge.api.inspection import inspect
     from expunge.api.memorise import memorise
     from expunge.api.result import Result
     from expunge.api.saved import load
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from expunge.api.train import train
     from expunge.api.trained import TrainedModel
     from expunge.api.unlearn import unlearn
-    from expunge.data.inspection import inspect
     from expunge.data.user_sets import data_set
     from expunge.evidence.audit import audit
     from expunge.evidence.verdict import Verdict
@@ -47,7 +47,7 @@ _HOMES = {
         "unlearn",
         "unlearn_stream",
     ),
-    "expunge.data.inspection": ("inspect",),
+    "expunge.api.inspection": ("inspect",),
     "expunge.data.user_sets": ("data_set",),
     "expunge.evidence.audit": ("audit",),
     "expunge.evidence.verdict": ("Verdict",),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from expunge.api.prepare import as_classifier
 from expunge.core.seeds import torch_generator
 from expunge.data.known import IMAGENET_MEAN, IMAGENET_STD
 from expunge.data.split import Normalisation, Split
@@ -96,7 +97,11 @@ def settle_normalisation(
 
     Returns:
         The value of `normalise` that was taken, and a sentence that says why; two empty texts if nothing was changed.
+
+    Raises:
+        DataError: If the model refuses the samples, or returns no logits.
     """
+    model, _ = as_classifier(model, {"train": train}, torch.device(device))
     store, sample = train.store, _some(train, 0)
     present = store.normalisation
     if present is None or not train.has_labels or len(sample) < 2:
@@ -132,6 +137,14 @@ def _choices(split: Split) -> dict[str, Normalisation | None]:
     if channels == 3:
         choices["imagenet"] = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
     return choices
+
+
+def accuracy_on(
+    model: nn.Module, split: Split, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[int, float]:
+    """How many samples of a labelled split were looked at, at most `SAMPLES`, and the accuracy on them in [0, 1]."""
+    seen = _some(split, seed)
+    return len(seen), float(_correct(model, seen, device).mean())
 
 
 def _some(split: Split, seed: int) -> Split:

@@ -1,18 +1,64 @@
-"""`expunge inspect`: how data are read."""
+"""`expunge inspect`: how data, models and checkpoints are read."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from expunge.api.inspection import ModelInspection, inspect
+from expunge.api.saved import literals
 from expunge.cli import console
-from expunge.data.inspection import Inspection, PartFacts, inspect
+from expunge.data.inspection import Inspection, PartFacts
+from expunge.data.inspection import inspect as read_data
 
 MOST = 20  # classes and columns that are listed
 
 
+def inspect_model(
+    model: str,
+    checkpoint: Path | None,
+    data: str | None,
+    test: str | None,
+    model_options: Mapping[str, Any],
+    options: dict[str, Any],
+    device: str,
+    as_json: bool,
+) -> None:
+    """Print what was understood of a model and its checkpoint, as tables or as JSON."""
+    answer = inspect(
+        model, checkpoint=checkpoint, data=data, test=test, model_options=literals(model_options), device=device,
+        **options,
+    )  # fmt: skip
+    assert isinstance(answer, ModelInspection)  # noqa: S101  # the caller asked whether it is a model
+    if as_json:
+        console.print_json(answer.record())
+        return
+    out = console.out()
+    for title, rows in ((f"model {answer.source}", answer.rows()), ("checkpoint", answer.checkpoint_rows())):
+        if rows:
+            grid = console.table("what", "value", title=title)
+            for name, value in rows:
+                grid.add_row(name, value)
+            out.print(grid)
+    if answer.blocks:
+        grid = console.table(
+            "block", "class", "parameters", right=("parameters",), title="blocks, in the order they run"
+        )
+        for part in (*answer.blocks[:MOST], *([answer.head] if answer.head is not None else [])):
+            label = f"{part.name} (head)" if part is answer.head else part.name
+            grid.add_row(label, part.kind, f"{part.parameters:,}")
+        if len(answer.blocks) > MOST:
+            grid.add_row("...", f"{len(answer.blocks) - MOST} more", "")
+        out.print(grid)
+    for kind, sentences in (("note", answer.notes), ("problem", answer.problems)):
+        for sentence in sentences:
+            out.print(f"{kind}: {sentence}", soft_wrap=True)
+
+
 def inspect_data(data: str, options: dict[str, Any], as_json: bool) -> None:
     """Print what was understood of a source, as tables or as JSON."""
-    answer = inspect(data, **options)
+    answer = read_data(data, **options)
     if as_json:
         console.print_json(answer.record())
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -111,19 +112,48 @@ def show(
         listing.show(kind, name, json)
 
 
-@app.command(epilog="Examples: expunge inspect faces/; expunge inspect people.csv --data-set id_column=user --json")
+@app.command(
+    epilog="Examples: expunge inspect faces/; expunge inspect people.csv --data-set id_column=user --json; "
+    "expunge inspect net.py:build --checkpoint net.pth --data faces/; expunge inspect run/"
+)
 def inspect(
-    data: Annotated[str, typer.Argument(help="Catalogue name, hf:owner/name, or a folder or file of data.")],
+    thing: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA|MODEL",
+            help="Data: catalogue name, hf:owner/name, folder or file. Model: catalogue name, package.module:function, "
+            "path/to/file.py:function, a folder of ours, or a file of weights.",
+        ),
+    ],
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="Weights of the model.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="What the model was trained on.")] = None,
+    test: Annotated[str | None, typer.Option("--test", help="Data it was not trained on.")] = None,
+    model_set: Annotated[
+        list[str] | None, typer.Option("--model-set", help="Options of the model as name=value, as for `train`.")
+    ] = None,
     data_set: Annotated[
         list[str] | None, typer.Option("--data-set", help="Options of the data as name=value, as for `train`.")
     ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda or cuda:N, for the forward passes.")
+    ] = "auto",
     json: Json = False,
 ) -> None:
-    """How data are read: parts, classes in order, columns and types, shapes, duplicates, and what is ignored."""
-    from expunge.cli.fields import pair
-    from expunge.cli.inspect import inspect_data
+    """How data or a model are read, without training anything.
 
-    inspect_data(data, dict(pair(text, "--data-set") for text in data_set or ()), json)
+    Data: parts, classes in order, columns and types, shapes, duplicates, and what is ignored. Model: parameters, blocks
+    and head, names in the checkpoint, what it takes and returns, and its accuracy on the data.
+    """
+    from expunge.api.inspection import is_model
+    from expunge.cli.fields import pair
+    from expunge.cli.inspect import inspect_data, inspect_model
+
+    of_data = dict(pair(text, "--data-set") for text in data_set or ())
+    of_model = dict(pair(text, "--model-set") for text in model_set or ())
+    if is_model(thing) or checkpoint is not None or data is not None or of_model:
+        inspect_model(thing, checkpoint, data, test, of_model, of_data, device, json)
+    else:
+        inspect_data(thing, of_data, json)
 
 
 @app.command(epilog="Example: expunge check method my_methods.py:Mine -s epochs=2 --settings my_methods.py:SETTINGS")

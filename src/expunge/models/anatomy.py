@@ -29,7 +29,7 @@ __all__ = [
     "set_trainable",
 ]
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Anatomy:
 
         Raises `UsageError` if there are fewer.
         """
-        starts = [i for i, name in enumerate(self.blocks) if not isinstance(self.model.get_submodule(name), _NORMS)]
+        starts = [i for i, name in enumerate(self.blocks) if not isinstance(self.model.get_submodule(name), NORMS)]
         if not 1 <= k <= len(starts):
             raise UsageError(f"the model has {len(starts)} blocks, got k = {k}; allowed: 1 to {len(starts)}.")
         return self.blocks[starts[-k] :]

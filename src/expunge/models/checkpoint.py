@@ -112,7 +112,11 @@ def load_matched(model: nn.Module, path: str | Path) -> Match:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
     own = own_tensors(model)
     if found is None:
-        raise CheckpointError(f"checkpoint {path} does not fit the model: {_differences(closest(model, state), own)}")
+        differences = _differences(closest(model, state), own)
+        raise CheckpointError(
+            f"checkpoint {path} does not fit the model: {differences} `expunge inspect MODEL --checkpoint {path}` "
+            "compares all names."
+        )
     _check_values(found.state, own, dict(model.named_buffers()), path)
     if len(found.left_out) > 0 and any("." in name for name in found.left_out):
         warnings.warn(

@@ -235,6 +235,16 @@ def _described(output: Any) -> str:
     return f"{_form(output)} whose first part is {shape}" if _form(output) and inner is not output else shape
 
 
+def described_output(output: Any) -> str:
+    """What a network returned for a batch, in words: `logits (B, 10)`, `a tuple of 2, logits (B, 10) first`."""
+    inner = first_tensor(output)
+    if not isinstance(inner, Tensor):
+        return _form(output) or type(output).__name__
+    shape = ", ".join(["B", *map(str, inner.shape[1:])]) if inner.dim() else ""
+    logits = f"logits ({shape}{',' if inner.dim() == 1 else ''})"
+    return f"{_form(output)}, {logits} taken from it" if _form(output) else logits
+
+
 def _columns(output: Any) -> int:
     if not isinstance(output, Tensor) or output.dim() == 0:
         return 0

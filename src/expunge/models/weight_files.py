@@ -167,9 +167,9 @@ def _state_dict_in(content: Any, source: Path) -> StateDict:
     for names in (_CONTAINERS, _AVERAGES):
         for name in names:
             if name in inside:
-                return inside[name]
+                return _from(inside, name)
     if len(inside) == 1:
-        return next(iter(inside.values()))
+        return _from(inside, next(iter(inside)))
     if inside:
         keys = ", ".join(f"`{name}`" for name in inside)
         raise CheckpointError(
@@ -180,6 +180,11 @@ def _state_dict_in(content: Any, source: Path) -> StateDict:
     raise CheckpointError(
         f"checkpoint {source} holds no state dict (it holds {keys}); save one with torch.save(model.state_dict())."
     )
+
+
+def _from(inside: Mapping[str, StateDict], name: str) -> StateDict:
+    inside[name].container = name
+    return inside[name]
 
 
 def _state_dicts(content: Any, prefix: str = "", depth: int = 3) -> dict[str, StateDict]:
@@ -219,8 +224,11 @@ def _as_state(content: Any) -> StateDict | None:
 class StateDict(dict[str, Tensor]):
     """Weights by name, with what each module wrote about its own format, by the module's name.
 
-    The latter is `_metadata` where `torch.nn.Module.load_state_dict` looks for it; its load hooks read it.
+    The latter is `_metadata` where `torch.nn.Module.load_state_dict` looks for it; its load hooks read it. container:
+    the key under which the file held the weights.
     """
+
+    container = ""
 
     def __init__(self, tensors: Mapping[str, Tensor], versions: Mapping[str, dict[str, Any]] | None = None) -> None:
         super().__init__(tensors)

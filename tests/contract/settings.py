@@ -255,6 +255,40 @@ SETTINGS: dict[str, Settings] = {
     "orthograd": Settings(
         options={**_TWO, "until": "epochs", "epochs": 2}, values={"clip": 0.01}, contexts={"until": {"lr": 0.5}}
     ),
+    "unsir": Settings(
+        options={"noise_steps": 5, "noise_size": 8, "copies": 3, "lr": 0.02, "repair_lr": 0.01, "batch_size": 16},
+        values={"per_class": 5, "repair": 2},
+        contexts={"rewind": {"lr": 0.2, "repair": 3}},
+    ),
+    "sfr-on": Settings(
+        options={
+            "epochs": 4,
+            "lr": 0.02,
+            "retain_batch_size": 16,
+            "forget_batch_size": 8,
+            "every": 2,
+            "threshold": 0.01,
+        },
+        values={"clip": 0.01, "threshold": 50.0},
+    ),
+    # The toy is fitted so well that the gradients of a whole class are next to nothing.
+    "influence": Settings(options={"scale": 20.0, "batch_size": 8, "batches": 8}, forget_class=None),
+    "negmerge": Settings(
+        options={"epochs": 3, "lr": 0.05, "batch_size": 8, "rule": "fixed", "lambda_max": 4.0},
+        contexts={"rule": {"lambda_max": 400.0}, "keep": {"rule": "held-out", "lambda_max": 4.0}},
+        values={"keep": 0.1, "rule": "held-out"},
+    ),
+    "gs-lora": Settings(
+        options={"epochs": 3, "lr": 0.02, "retain_batch_size": 16, "forget_batch_size": 8, "rank": 2, "alpha": 0.01},
+        values={"bound": 0.01},
+        inert={"layers": "the toy has one layer below the head; see methods/test_gs_lora.py"},
+    ),
+    "rum": Settings(
+        options={"medium": "neggrad", "high": "original", "batch_size": 16, "proxy_lr": 0.05},
+        values={"low": "neggrad", "medium": "original", "high": "neggrad", "score": "confidence", "batch_size": 3},
+        forget_class=None,
+        forgets=False,  # a third of a handful, with the small steps of a default; see methods/test_rum.py
+    ),
     "exact-head": Settings(prepare=_with_exact_head),
     "noisy-finetune": Settings(
         options={"noisy_steps": 4, "epochs": 2, "lr": 0.1, "batch_size": 16, "epsilon": 50.0, "radius": 1.0},

@@ -143,6 +143,34 @@ KOLOSKOVA = Paper(
     url="arXiv:2506.06985",
 )
 
+UNSIR_PAPER = Paper(
+    cite="Tarun, Chundawat, Mandal, Kankanhalli: Fast Yet Effective Machine Unlearning, TNNLS 2023",
+    url="arXiv:2111.08947",
+)
+SFR_ON_PAPER = Paper(
+    cite="Huang, Cheng, Zheng, Wang, He, Li, Huang: Unified Gradient-Based Machine Unlearning with Remain Geometry "
+    "Enhancement, NeurIPS 2024",
+    url="arXiv:2409.19732",
+)
+WOODFISHER = Paper(
+    cite="Singh, Alistarh: WoodFisher: Efficient Second-Order Approximation for Neural Network Compression, "
+    "NeurIPS 2020",
+    url="arXiv:2004.14340",
+)
+NEGMERGE_PAPER = Paper(
+    cite="Kim, Han, Choe: NegMerge: Sign-Consensual Weight Merging for Machine Unlearning, ICML 2025",
+    url="arXiv:2410.05583",
+)
+GS_LORA_PAPER = Paper(
+    cite="Zhao, Ni, Fan, Wang, Chen, Meng, Zhang: Continual Forgetting for Pre-trained Vision Models, CVPR 2024",
+    url="arXiv:2403.11530",
+)
+RUM_PAPER = Paper(
+    cite="Zhao, Kurmanji, Barbulescu, Triantafillou, Triantafillou: What Makes Unlearning Hard and What to Do About "
+    "It, NeurIPS 2024",
+    url="arXiv:2406.01257",
+)
+
 METHODS = Registry(
     "method",
     [
@@ -523,6 +551,55 @@ METHODS = Registry(
             needs=Needs(forget="labels", retain="labels"),
             paper=ORTHOGRAD_PAPER,
             tags=("iterative",),
+        ),
+        Card(
+            name="unsir",
+            summary="learn noise as the class to forget, then repair the rest",
+            target="expunge.methods.unsir:UNSIR",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=UNSIR_PAPER,
+            tags=("iterative",),
+            requests=("class",),
+        ),
+        Card(
+            name="sfr-on",
+            summary="masked ascent with a weight per sample, inside fine-tuning on the rest",
+            target="expunge.methods.sfr_on:SFROn",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=SFR_ON_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="influence",
+            summary="one step by the influence function, with the empirical Fisher information of the rest",
+            target="expunge.methods.influence:Influence",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=WOODFISHER,
+            tags=("closed-form",),
+        ),
+        Card(
+            name="negmerge",
+            summary="fine-tune copies on the forget set and go against what their signs agree on",
+            target="expunge.methods.negmerge:NegMerge",
+            needs=Needs(forget="labels"),
+            paper=NEGMERGE_PAPER,
+            tags=("forget-set-only",),
+        ),
+        Card(
+            name="gs-lora",
+            summary="low-rank changes of the linear layers that forget, most of them held at zero",
+            target="expunge.methods.gs_lora:GSLoRA",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=GS_LORA_PAPER,
+            tags=("iterative",),
+        ),
+        Card(
+            name="rum",
+            summary="split the forget set by memorisation and forget each part by a method of its own",
+            target="expunge.methods.rum:RUM",
+            needs=Needs(forget="labels", retain="labels"),
+            paper=RUM_PAPER,
+            tags=("wrapper",),
         ),
         Card(
             name="exact-head",

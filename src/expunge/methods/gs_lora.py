@@ -11,8 +11,8 @@ Notation   W_l weight of linear layer l, A_l (rank x in) drawn as by Kaiming, B_
 Layers     every `nn.Linear` below the head: query, key, value, projection and MLP of a transformer; `layers=mlp`: only
            those that change the width, as published. Tied weights share one change
 Cost       epochs x passes over R with a batch of F beside each; fewer weights learn, the passes are whole ones
-Limits     `nn.MultiheadAttention` keeps query, key and value in one bare tensor, which stays as it is. What is forgotten
-           is a low-rank difference to the old weights: whoever has both models sees it. Convolutional nets have next to
+Limits     `nn.MultiheadAttention` keeps query, key and value in one bare tensor, which stays as it is. The change is
+           a low-rank difference to the old weights: whoever has both models sees it. Convolutional nets have next to
            no such layer
 Deviates   the penalty has no warm-up
 """

@@ -255,6 +255,23 @@ def test_test_samples_are_held_out_where_nothing_else_is_and_left_out_of_the_aud
     assert round(values["test_accuracy"] * 23) == pytest.approx(values["test_accuracy"] * 23)  # of 23 samples, not 45
 
 
+def test_only_held_out_samples_are_left_out_of_other_test_data(expunge, rows, tmp_path):
+    assert expunge("train", "--model", "mlp", "--data", rows, "--epochs", 1, "--out", tmp_path / "plain").code == 0
+    assert expunge(*words(rows, tmp_path / "plain", tmp_path / "run", "--metrics", "accuracy")).code == 0
+    x, y = blobs(1, 45)
+    fresh, labels = blobs(5, 15)
+    np.savez(tmp_path / "fresh.npz", x=fresh, y=labels)
+    np.savez(tmp_path / "both.npz", x=np.concatenate([x, fresh]), y=np.concatenate([y, labels]))
+    common = ["evaluate", "--model", "mlp", "--data", rows, "--forget", "class:0", "--metrics", "accuracy",
+              "--unlearned", tmp_path / "run" / "model.safetensors"]  # fmt: skip
+    unseen = expunge(*common, "--test", tmp_path / "fresh.npz")
+    assert unseen.code == 0, unseen.err
+    assert "left out" not in unseen.err
+    mixed = expunge(*common, "--test", tmp_path / "both.npz")
+    assert mixed.code == 0, mixed.err
+    assert "22 test samples are left out; they were held out when" in " ".join(mixed.err.split())
+
+
 def test_an_interrupted_unlearning_goes_on_to_the_same_weights(expunge, rows, trained, tmp_path):
     out = tmp_path / "stopped"
     more = ("--epochs", 40, "--retain_batch_size", 4, "--lr", 0.001, "--method", "bad-t")

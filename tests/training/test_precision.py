@@ -70,7 +70,14 @@ def test_a_kept_decision_outlives_a_change_of_speed_and_damage_is_measured_again
     timed(0.5, 1.0)
     assert resolve_precision("auto", model, data, 16, CPU) == "bfloat16"
     (kept,) = (tmp_path / "precision").iterdir()
+    sound = kept.read_text()
+    for damage in ("{", sound.replace("bfloat16", "float32", 1), sound.replace('"key": "', '"key": "0'), "[]"):
+        kept.write_text(damage)
+        timed(1.0, 0.5)
+        assert resolve_precision("auto", model, data, 16, CPU) == "bfloat16"
+        assert kept.read_text() == sound  # measured again, and kept
     kept.write_text("{")
+    timed(0.5, 1.0)
     assert resolve_precision("auto", model, data, 16, CPU) == "float32"
 
 

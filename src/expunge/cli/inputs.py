@@ -18,6 +18,7 @@ from expunge.cli.folder import SETTINGS, read_json
 from expunge.cli.jobs import Audit, Evaluate, Memorise, Repair, Train, Unlearn
 from expunge.core.errors import CheckpointError, UsageError
 from expunge.core.options import to_dict
+from expunge.data.duplicates import copies_among
 from expunge.data.split import Split
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights
@@ -68,12 +69,28 @@ def data_for(job: J, checkpoint: Path) -> tuple[J, Data]:
 
 
 def without_held_out(data: Data, unlearned: Path | None) -> Data:
-    """Test data without the samples that were held out of them when a checkpoint was unlearned."""
+    """Test data without the samples that were held out of the test data of that time when a checkpoint was unlearned.
+
+    Where the test data are others now, only copies of these samples are left out.
+    """
     settings = read_json(unlearned.parent / SETTINGS) if unlearned is not None else None
     if settings is None or data.test is None or settings.get("validation") or data.validation is not None:
         return data
-    test, _ = share_test(data.test, float(settings.get("test_held_out") or 0.0))
-    return replace(data, test=test)
+    fraction = float(settings.get("test_held_out") or 0.0)
+    known = facts_beside(unlearned).get("data", {}).get("validation") if unlearned is not None else None
+    test, held_out = share_test(data.test, fraction)
+    if known is None or (held_out is not None and held_out.content_hash() == known):
+        return replace(data, test=test)
+    held_out = read_data(settings).validation
+    if held_out is None:
+        return data
+    copies = copies_among(data.test, held_out)
+    if not bool(copies.any()):
+        return data
+    if bool(copies.all()):
+        raise UsageError(f"all test samples were held out when {unlearned} was made; name others with --test.")
+    console.say(f"note: {int(copies.sum()):,} test samples are left out; they were held out when {unlearned} was made.")
+    return replace(data, test=data.test.take(data.test.index[~copies]))
 
 
 def split_data(job: Train | Unlearn | Evaluate | Audit | Memorise, train: Split) -> Forgetting:

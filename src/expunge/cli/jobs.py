@@ -14,8 +14,8 @@ _MODEL = "catalogue name (`expunge list models`), package.module:function or pat
 _MODEL_OPTIONS = "model options as name=value, e.g. width=0.4"
 _DATA = "catalogue name, hf:owner/name, folder of Parquet, CSV or image files, .parquet, .npz, .npy or .csv file"
 _DATA_OPTIONS = (
-    "as name=value: normalise, image_size, mode (RGB, L), classes (cat,dog or 1..10), id_column, label_column, "
-    "image_column, metadata (columns that are no features)"
+    "as name=value: normalise (standard, none, computed, imagenet, half), image_size, mode (RGB, L), classes (cat,dog "
+    "or 1..10), id_column, label_column, image_column, metadata (columns that are no features)"
 )
 _TEST = "data never trained on; default: the test part of the data, if there is one"
 _RAW = "write text cells of CSV files as they are, also those that a spreadsheet takes for a formula (= + - @)"

@@ -11,17 +11,20 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from expunge.core.run import Precision
 from expunge.core.seeds import global_generators
+from expunge.core.shelf import doubt
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.models.layout import channels_last
@@ -110,7 +113,7 @@ def measure(model: nn.Module, x: Tensor, num_classes: int, device: torch.device)
             seconds["bfloat16"] = min(_step(student, x, labels, device, "bfloat16") for _ in range(2))
         except (RuntimeError, FloatingPointError):
             return "float32", seconds
-    return ("bfloat16" if seconds["bfloat16"] <= FASTER * seconds["float32"] else "float32"), seconds
+    return _decided(seconds), seconds
 
 
 def _step(model: nn.Module, x: Tensor, labels: Tensor, device: torch.device, precision: str) -> float:
@@ -156,19 +159,38 @@ def machine(device: torch.device) -> str:
 
 
 def _read(path: Path) -> Precision | None:
-    try:
-        decision = json.loads(path.read_text(encoding="utf-8"))["precision"]
-    except (OSError, ValueError, LookupError, TypeError):
+    """A kept decision; None where there is none, or where the file is damaged, another's, or in a doubtful folder."""
+    if doubt(path.parent) is not None:
         return None
-    return decision if decision in ("float32", "bfloat16") else None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        seconds = {str(name): float(value) for name, value in stored["seconds"].items()}
+        decision, seal = _decided(seconds), stored.pop("seal")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    sound = stored.get("key") == path.stem and seal == _seal(stored) and stored.get("precision") == decision
+    return decision if sound else None
 
 
 def _write(path: Path, decision: Precision, seconds: dict[str, float], shape: Sequence[int]) -> None:
-    """Store a decision; the first one is kept, so that two processes that measure at once agree afterwards."""
-    content = json.dumps({"precision": decision, "seconds": seconds, "batch": list(shape)})
+    """Keep a decision; the first one stays, so that two processes that measure at once agree afterwards."""
+    content = {"key": path.stem, "precision": decision, "seconds": seconds, "batch": list(shape)}
+    if doubt(path.parent) is not None:
+        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w", encoding="utf-8") as out:
-            out.write(content)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists() and _read(path) is None:
+            path.unlink()
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+            json.dump({**content, "seal": _seal(content)}, out)
     except OSError:
-        return  # the decision is part of the result anyway; the next run measures again
+        return  # the decision is part of the result all the same; the next run measures again
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _decided(seconds: Mapping[str, float]) -> Precision:
+    """What the seconds per batch of each precision say; without those of bfloat16 it was slow, or not finite."""
+    return "bfloat16" if seconds.get("bfloat16", math.inf) <= FASTER * seconds["float32"] else "float32"

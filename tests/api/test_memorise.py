@@ -15,25 +15,25 @@ from expunge.core.errors import DataError, UsageError
 from expunge.data.scores import SampleScores
 from expunge.data.sources import load_pair
 from expunge.models.build import build_model
-from expunge.scenarios.base import Forgetting
+from expunge.scenarios.base import ForgetSplit
 
 RECIPE = {"epochs": 20, "batch_size": 32, "optimizer": "adam", "lr": 0.01, "weight_decay": 0.0, "schedule": "constant"}
 
 
 @pytest.fixture(scope="module")
-def noisy() -> Forgetting:
+def noisy() -> ForgetSplit:
     """300 digits, 30 of them with a wrong label: `forget`."""
     train, _ = load_pair("digits")
     return expunge.scenario("noisy", train.take(train.index[:300]), amount=30, seed=0)
 
 
 @pytest.fixture(scope="module")
-def model(noisy: Forgetting) -> nn.Module:
+def model(noisy: ForgetSplit) -> nn.Module:
     return build_model("mlp", num_classes=10, input_shape=noisy.train.input_shape, seed=0)
 
 
 @pytest.fixture(scope="module")
-def scores(noisy: Forgetting, model: nn.Module) -> dict[str, SampleScores]:
+def scores(noisy: ForgetSplit, model: nn.Module) -> dict[str, SampleScores]:
     make: Any = expunge.memorise
     return {
         by: make(model, noisy.train, by=by, models=8, recipe=RECIPE, device="cpu")
@@ -42,7 +42,7 @@ def scores(noisy: Forgetting, model: nn.Module) -> dict[str, SampleScores]:
 
 
 @pytest.mark.parametrize("by", ["subsampling", "confidence", "events"])
-def test_wrong_labels_have_high_scores(scores: dict[str, SampleScores], noisy: Forgetting, by: str) -> None:
+def test_wrong_labels_have_high_scores(scores: dict[str, SampleScores], noisy: ForgetSplit, by: str) -> None:
     score = scores[by].score
     wrong = np.isin(scores[by].positions, noisy.forget.index.numpy())
     known = np.isfinite(score)
@@ -51,7 +51,7 @@ def test_wrong_labels_have_high_scores(scores: dict[str, SampleScores], noisy: F
     assert score[known & wrong].mean() > score[known & ~wrong].mean() + 0.3
 
 
-def test_memorised_samples_are_those_known_only_when_seen(scores: dict[str, SampleScores], noisy: Forgetting) -> None:
+def test_memorised_samples_are_those_known_only_when_seen(scores: dict[str, SampleScores], noisy: ForgetSplit) -> None:
     table = scores["subsampling"].frame().set_index("position").loc[noisy.forget.index.tolist()].dropna()
     assert table["inside"].mean() > 0.7
     assert table["outside"].mean() < 0.2
@@ -59,7 +59,7 @@ def test_memorised_samples_are_those_known_only_when_seen(scores: dict[str, Samp
 
 
 def test_the_file_makes_a_forget_set_of_wrong_labels(
-    scores: dict[str, SampleScores], noisy: Forgetting, tmp_path: Path
+    scores: dict[str, SampleScores], noisy: ForgetSplit, tmp_path: Path
 ) -> None:
     path = scores["confidence"].save(tmp_path / "scores.parquet")
     shares = {}
@@ -77,7 +77,7 @@ def test_the_facts_tell_how_to_make_them_again(scores: dict[str, SampleScores]) 
     assert facts["data"]
 
 
-def test_the_worst_case_avoids_wrong_labels(noisy: Forgetting, model: nn.Module, tmp_path: Path) -> None:
+def test_the_worst_case_avoids_wrong_labels(noisy: ForgetSplit, model: nn.Module, tmp_path: Path) -> None:
     """What nothing else supports is easy to erase."""
     found = expunge.memorise(
         model, noisy.train, by="worst-case", amount=30, search={"rounds": 3}, recipe=RECIPE, device="cpu",
@@ -88,7 +88,7 @@ def test_the_worst_case_avoids_wrong_labels(noisy: Forgetting, model: nn.Module,
     assert found.facts["count"] == 30
 
 
-def test_bad_requests_are_refused(noisy: Forgetting, model: nn.Module) -> None:
+def test_bad_requests_are_refused(noisy: ForgetSplit, model: nn.Module) -> None:
     make: Any = expunge.memorise
     for more, phrase in (
         ({"by": "event"}, "did you mean `events`"),

@@ -81,13 +81,13 @@ def test_the_hook_leaves_the_training_as_it_is(data: Split, model: nn.Module) ->
 def epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every epoch that is really watched."""
     seen: list[int] = []
-    look = dynamics._look
+    look = dynamics._evaluate
 
     def counted(model: nn.Module, data: Split, run: Run) -> tuple[np.ndarray, np.ndarray]:
         seen.append(len(seen))
         return look(model, data, run)
 
-    monkeypatch.setattr(dynamics, "_look", counted)
+    monkeypatch.setattr(dynamics, "_evaluate", counted)
     return seen
 
 

@@ -170,7 +170,9 @@ def test_what_another_process_works_on_is_left_for_later(data: Split, tmp_path: 
     """The row that is locked first is made last, by the one who has it."""
     alone = scores(data, None)
     rows, seen = ArrayCache(tmp_path), []
-    maker = subsampling._Member(ToyNetSeeded(), data, subset(data, 0.7, 3, 0), RECIPE, Run(seed=3), 0, 4, "drawn")
+    maker = subsampling._SubsetTraining(
+        ToyNetSeeded(), data, subset(data, 0.7, 3, 0), RECIPE, Run(seed=3), 0, 4, "drawn"
+    )
     key = maker.key_and_student()[0]
     held = rows.locked(key)
 

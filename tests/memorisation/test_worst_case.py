@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from expunge.core.errors import UsageError
 from expunge.core.run import Run
 from expunge.data.split import Split
-from expunge.memorisation.worst_case import WorstCase, rank, upper_step, worst_case
+from expunge.memorisation.worst_case import WorstCaseSearch, rank, upper_step, worst_case
 from expunge.testing.conformance import same, weights
 from expunge.testing.toys import ToyNet, toy_problem
 from expunge.training.inference import predict
@@ -64,7 +64,7 @@ def test_where_unlearning_moves_nothing_the_worst_set_is_that_of_lowest_loss(
     data: Split, original: torch.nn.Module
 ) -> None:
     before = weights(copy.deepcopy(original))
-    still = WorstCase(rounds=3, lr=1e-12)
+    still = WorstCaseSearch(rounds=3, lr=1e-12)
     frozen = Recipe(batch_size=16, batchnorm="frozen")
     found = worst_case(original, data, frozen, Run(), count=10, search=still)
     losses = F.cross_entropy(predict(original, data).double(), data.y, reduction="none")
@@ -75,7 +75,7 @@ def test_where_unlearning_moves_nothing_the_worst_set_is_that_of_lowest_loss(
 
 def test_the_set_stays_known_to_a_model_that_never_saw_it(data: Split, original: torch.nn.Module) -> None:
     """Retrained without it, its loss is lower than that of a random set, and far lower than that of the last ones."""
-    found = worst_case(original, data, RECIPE, Run(), count=16, search=WorstCase(rounds=4, lr=1e-3))
+    found = worst_case(original, data, RECIPE, Run(), count=16, search=WorstCaseSearch(rounds=4, lr=1e-3))
     order = np.argsort(-found.score)
     drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).numpy()
     losses = []

@@ -231,7 +231,7 @@ class Bypass(nn.Module):
 
 def test_weights_outside_of_modules_are_not_overlooked() -> None:
     model, x = Bypass(), torch.rand(2, 4)
-    with pytest.raises(UsageError, match="no head was found: the logits depend on `weight` beside the last module"):
+    with pytest.raises(UsageError, match="no head was found: the logits depend on `weight` besides the last module"):
         anatomy(model, x)
     assert not model.weight.requires_grad
     assert hooks(model) == 0

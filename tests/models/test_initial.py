@@ -130,7 +130,7 @@ class HalfReset(Token):
 def test_weights_that_nothing_draws_are_named_and_nothing_changes(kind: type[nn.Module]) -> None:
     model = nn.Sequential(nn.Linear(2, 2), kind())
     before, state = bits(model), torch.get_rng_state()
-    message = rf"the weight `token` of module `1` \({kind.__name__}\) cannot be drawn anew.*initial="
+    message = rf"the weight `token` of module `1` \({kind.__name__}\) cannot be re-initialised.*initial="
     with pytest.raises(UsageError, match=message):
         reset_parameters(model)
     assert_same(bits(model), before)
@@ -142,7 +142,7 @@ def test_weights_that_nothing_draws_are_named_and_nothing_changes(kind: type[nn.
 def test_a_parametrised_weight_is_not_missed() -> None:
     """Its `weight` is computed, so drawing it changes nothing: without a check the old weights would survive."""
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
-    with pytest.raises(UsageError, match="cannot be drawn anew"):
+    with pytest.raises(UsageError, match="cannot be re-initialised"):
         reset_parameters(model)
 
 

@@ -79,7 +79,7 @@ def test_what_cannot_be_done_is_said(data: Split, tmp_path: Path) -> None:
         ({"sample": 3}, DataError, "not in"),
         ({"target": "d"}, DataError, "class d has no sample"),
         ({"target": "z"}, UsageError, "does not exist"),
-        ({"target": 1, "sample": 20}, UsageError, "leave out `target`"),
+        ({"target": 1, "sample": 20}, UsageError, "omit `target`"),
         ({"amount": 40}, UsageError, "there are only 1"),
         ({"features": tmp_path / "absent.npy"}, DataError, "absent.npy"),
     ):

@@ -18,7 +18,7 @@ from expunge.core.distributed import data_parallel
 from expunge.data.convert import as_split
 from expunge.methods import METHODS
 from expunge.methods.base import Method
-from expunge.scenarios.base import Forgetting, make_scenario
+from expunge.scenarios.base import ForgetSplit, make_scenario
 
 __all__ = [
     "Result",
@@ -55,7 +55,7 @@ def method(name: str) -> type[Method]:
     return loaded
 
 
-def scenario(name: str, train_set: Any, *, seed: int = 0, **options: Any) -> Forgetting:
+def scenario(name: str, train_set: Any, *, seed: int = 0, **options: Any) -> ForgetSplit:
     """Partition a training set: `.forget`, `.retain`, and `.train` (what the original is trained on).
 
     train_set: an Expunge split, a map-style PyTorch data set, or (X, y). Same seed, same split. Raises `UsageError`

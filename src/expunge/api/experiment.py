@@ -21,7 +21,7 @@ from expunge.core.run import Precision, Progress
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
-from expunge.scenarios.base import Forgetting
+from expunge.scenarios.base import ForgetSplit
 from expunge.training.recipe import Recipe, make_recipe
 
 
@@ -46,7 +46,7 @@ class Experiment:
     """
 
     trained: TrainedModel
-    forget: Forgetting | Split
+    forget: ForgetSplit | Split
     method: str | Method = "auto"
     seed: int = 0
     retain: Split | None = None
@@ -85,7 +85,7 @@ class Experiment:
             "retain": self.retain, "method": method, "seed": seed, "device": self.device, "precision": self.precision,
             "cache": self.cache, "progress": self.progress, "cancelled": self.cancelled, **more,
         }  # fmt: skip
-        if isinstance(self.forget, Forgetting) and self.forget.scenario.requests > 1:
+        if isinstance(self.forget, ForgetSplit) and self.forget.scenario.requests > 1:
             return unlearn_stream(self.trained, requests=self.forget, **common)
         return unlearn(self.trained, forget=self.forget, **common)
 

@@ -20,7 +20,7 @@ from expunge.data.scores import SampleScores
 from expunge.data.split import Split
 from expunge.memorisation.dynamics import dynamics_scores
 from expunge.memorisation.subsampling import Start, memorisation
-from expunge.memorisation.worst_case import WorstCase, worst_case
+from expunge.memorisation.worst_case import WorstCaseSearch, worst_case
 from expunge.models.checkpoint import weights_hash
 from expunge.scenarios.base import count_of
 from expunge.training.cache import train_cached
@@ -39,7 +39,7 @@ def memorise(
     share: float = 0.7,
     start: Start = "drawn",
     amount: float = 0.1,
-    search: WorstCase | Mapping[str, Any] | None = None,
+    search: WorstCaseSearch | Mapping[str, Any] | None = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -103,7 +103,9 @@ def memorise(
     if by == "subsampling":
         scores = memorisation(source, split, chosen, run, models=models, share=share, start=start)
     elif by == "worst-case":
-        options = search if isinstance(search, WorstCase) else build(WorstCase, dict(search or {}), "worst-case")
+        options = (
+            search if isinstance(search, WorstCaseSearch) else build(WorstCaseSearch, dict(search or {}), "worst-case")
+        )
         scores = _worst_case(source, split, chosen, run, count_of(amount, len(split), "`amount`"), options)
     else:
         scores = dynamics_scores(source, split, chosen, run, by=by)
@@ -121,7 +123,7 @@ def memorise(
 
 
 def _worst_case(
-    source: nn.Module, split: Split, recipe: Recipe, run: Run, count: int, search: WorstCase
+    source: nn.Module, split: Split, recipe: Recipe, run: Run, count: int, search: WorstCaseSearch
 ) -> SampleScores:
     """The original is trained first, or taken from the cache; it is the one that `expunge train` makes."""
     with global_generators(run.device):

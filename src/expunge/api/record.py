@@ -19,7 +19,7 @@ from expunge.api.evaluate import Scores
 from expunge.core.registry import Card
 from expunge.data.split import Split
 from expunge.metrics.base import Direction, Evaluation, Unit, Value
-from expunge.scenarios.base import Forgetting
+from expunge.scenarios.base import ForgetSplit
 
 SAMPLED_LOSSES = 1000  # per split and model: enough for a histogram, small enough for a page
 
@@ -74,7 +74,7 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def data_facts(name: str, forgetting: Forgetting, test: Split | None, validation: Split | None) -> dict[str, Any]:
+def data_facts(name: str, forgetting: ForgetSplit, test: Split | None, validation: Split | None) -> dict[str, Any]:
     """`CellRecord.data`: name, classes and sizes of what a model was trained and measured on."""
     sizes = {"test": test, "validation": validation}
     return {

@@ -16,7 +16,7 @@ from expunge.core.files import write_bytes, write_text
 from expunge.core.needs import Needs
 from expunge.core.version import versions
 from expunge.data.split import Split
-from expunge.scenarios.base import Forgetting
+from expunge.scenarios.base import ForgetSplit
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -46,7 +46,7 @@ class Result(TrainedModel):
     details: Mapping[str, Any] = field(default_factory=dict)
     effect: Effect | None = None
     forget: Split | None = None
-    forgetting: Forgetting | None = None
+    forgetting: ForgetSplit | None = None
 
     @classmethod
     def load(cls, folder: str | Path, **known: Any) -> Result:

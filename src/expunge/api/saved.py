@@ -23,7 +23,7 @@ from expunge.data.split import Split
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, state_hash, weights_hash
 from expunge.numerics.gradient_moments import Importance
-from expunge.scenarios.base import Forgetting, parse_scenario
+from expunge.scenarios.base import ForgetSplit, parse_scenario
 from expunge.training.recipe import make_recipe
 
 FEWEST = 20
@@ -378,7 +378,7 @@ def _extra(spec: str, training: str, options: Mapping[str, Any], train: Split) -
     return load_beside(spec, train, **options)
 
 
-def _described(job: Mapping[str, Any], training: Mapping[str, Any]) -> tuple[Data, Forgetting | None] | None:
+def _described(job: Mapping[str, Any], training: Mapping[str, Any]) -> tuple[Data, ForgetSplit | None] | None:
     """Data and partition of the settings beside a result; None where the data are no longer where they were."""
     spec = str(job["data"])
     if not spec.startswith("hf:") and ("/" in spec or "." in spec) and not Path(spec).exists():
@@ -392,7 +392,7 @@ def _described(job: Mapping[str, Any], training: Mapping[str, Any]) -> tuple[Dat
     return found, forgetting
 
 
-def _partition(record: Mapping[str, Any], split: Forgetting) -> dict[str, Split]:
+def _partition(record: Mapping[str, Any], split: ForgetSplit) -> dict[str, Split]:
     """What a folder of the command line was trained on or still knows, and what it forgot, checked by content."""
     written = record.get("data") or {}
     trains = (

@@ -16,7 +16,7 @@ from expunge.core.errors import DataError, UsageError
 from expunge.data.convert import as_split
 from expunge.data.ids import rows_by_id
 from expunge.data.split import Split
-from expunge.scenarios.base import Forgetting, parse_scenario
+from expunge.scenarios.base import ForgetSplit, parse_scenario
 
 WAYS = "rows of the training data, a boolean mask, expunge.ids([...]), a scenario such as 'class:3', or data"
 
@@ -51,7 +51,7 @@ class Selection:
 
     forget: Split | None
     retain: Split | None
-    forgetting: Forgetting | None = None
+    forgetting: ForgetSplit | None = None
 
 
 def select(trained: TrainedModel, forget: Any, retain: Any = None) -> Selection:
@@ -71,7 +71,7 @@ def select(trained: TrainedModel, forget: Any, retain: Any = None) -> Selection:
         DataError: For rows, masks or ids that do not fit the training data.
     """
     given = None if retain is None else as_split(retain, name="retain")
-    if isinstance(forget, Forgetting):
+    if isinstance(forget, ForgetSplit):
         return _from_scenario(trained, forget, given)
     if isinstance(forget, str):
         scenario = parse_scenario(forget)
@@ -106,7 +106,7 @@ def select(trained: TrainedModel, forget: Any, retain: Any = None) -> Selection:
     return Selection(chosen, given if given is not None else _rest(trained, chosen))
 
 
-def _from_scenario(trained: TrainedModel, forgetting: Forgetting, retain: Split | None) -> Selection:
+def _from_scenario(trained: TrainedModel, forgetting: ForgetSplit, retain: Split | None) -> Selection:
     known = trained.train
     if known is None:
         return Selection(forgetting.forget, retain or forgetting.retain, forgetting)

@@ -37,7 +37,7 @@ from expunge.methods import METHODS
 from expunge.methods.base import Method, make_method
 from expunge.metrics.base import Evaluation
 from expunge.metrics.distance import relative_distance
-from expunge.scenarios.base import Forgetting
+from expunge.scenarios.base import ForgetSplit
 from expunge.training.recipe import make_recipe
 
 _WORST_FIRST = ("stopped: utility", "budget", "limit", "stopped", "finished", "reached", "already")
@@ -137,7 +137,7 @@ def unlearn_stream(
 
 def _requested(trained: TrainedModel, requests: Any, retain: Any) -> tuple[list[Any], Any]:
     """The samples of every request, and what is retained in the end."""
-    if isinstance(requests, (str, Forgetting)):
+    if isinstance(requests, (str, ForgetSplit)):
         selected = select(trained, requests, retain)
         forgetting = selected.forgetting
         assert forgetting is not None  # noqa: S101  # both come from a scenario

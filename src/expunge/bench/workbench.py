@@ -36,7 +36,7 @@ from expunge.metrics.base import ORIGINAL, REFERENCE, Evaluation, measure
 from expunge.models.anatomy import anatomy, reset_parameters
 from expunge.models.build import build_model
 from expunge.models.checkpoint import weights_hash
-from expunge.scenarios.base import Forgetting
+from expunge.scenarios.base import ForgetSplit
 from expunge.training.cache import train_cached
 from expunge.training.precision import resolve_precision
 from expunge.training.recipe import Recipe
@@ -96,7 +96,7 @@ class Workbench:
         """(train, validation or None, test) of one data seed."""
         return self._once(f"data {seed}", lambda: parts(self.source(), self.study.data, seed))
 
-    def forgetting(self, cell: Cell) -> Forgetting:
+    def forgetting(self, cell: Cell) -> ForgetSplit:
         seed = cell.seeds["data"]
         return self._once(f"forgetting {cell.group}", lambda: cell.scenario.split(self.data(seed)[0], seed))
 

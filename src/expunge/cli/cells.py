@@ -14,7 +14,7 @@ from expunge.api.saved import Data
 from expunge.cli.jobs import Unlearn
 from expunge.methods import METHODS
 from expunge.models.checkpoint import weights_hash
-from expunge.scenarios.base import Forgetting
+from expunge.scenarios.base import ForgetSplit
 
 _EMPTY = {"status": "finished", "seconds": 0.0, "stages": {}, "needs": {}, "notes": [], "details": {}, "history": []}
 
@@ -22,7 +22,7 @@ _EMPTY = {"status": "finished", "seconds": 0.0, "stages": {}, "needs": {}, "note
 def make_cells(
     job: Unlearn,
     data: Data,
-    split: Forgetting,
+    split: ForgetSplit,
     scores: Scores,
     records: Mapping[str, Mapping[str, Any]],
     training: Mapping[str, Any],

@@ -41,7 +41,7 @@ from expunge.evidence.verdict import LABELS, Margins
 from expunge.methods import METHODS
 from expunge.methods.base import Method, check_parallel, make_method
 from expunge.models.checkpoint import weights_hash
-from expunge.scenarios.base import Forgetting
+from expunge.scenarios.base import ForgetSplit
 from expunge.training.recipe import Recipe
 
 LONG = 3600.0  # seconds beyond which a person is asked first
@@ -230,7 +230,7 @@ def _planned(original: nn.Module, splits: Mapping[str, Split], at: Situation, de
     return plan.made()
 
 
-def _announce(original: nn.Module, method: Method, at: Situation, split: Forgetting, job: Unlearn) -> None:
+def _announce(original: nn.Module, method: Method, at: Situation, split: ForgetSplit, job: Unlearn) -> None:
     """Say what it will take; in a terminal, ask before more than an hour."""
     method = method.fitted(at.sizes)
     cost = announce(original, method, at, split.forget, pick_device(job.device))
@@ -272,7 +272,7 @@ def evaluate(job: Evaluate) -> None:
         console.say(f"written: {job.csv}")
 
 
-def _measured(split: Forgetting, test: Split | None) -> dict[str, Any]:
+def _measured(split: ForgetSplit, test: Split | None) -> dict[str, Any]:
     """The data that `evaluate` is given."""
     return {"forget": split.forget, "retain": split.retain, "test": test, "sample": split.sample}
 
@@ -360,7 +360,7 @@ def _counting(what: str, report: Callable[[Progress], None] | None) -> Callable[
     return lambda done, of: shown(Progress(what, done, of, {}))
 
 
-def _audit_facts(job: Audit, data: Data, split: Forgetting, again: int) -> list[tuple[str, str]]:
+def _audit_facts(job: Audit, data: Data, split: ForgetSplit, again: int) -> list[tuple[str, str]]:
     found = [
         ("To forget", f"{len(split.forget):,} of {len(split.train):,} training samples ({job.forget})"),
         ("Data", f"{job.data}, {len(data.test) if data.test else 0:,} unseen samples"),
@@ -400,7 +400,7 @@ def _weights_in(folder: Path | None) -> list[Path]:
     return found
 
 
-def _check_first(job: Unlearn, method: Method, trained: TrainedModel, split: Forgetting) -> None:
+def _check_first(job: Unlearn, method: Method, trained: TrainedModel, split: ForgetSplit) -> None:
     """Refuse now what could not be done after the work: the reference, the metrics; and say how to hold data out."""
     if job.retrain and trained.recipe is None:
         raise UsageError(
@@ -435,7 +435,7 @@ def _print_training(record: dict[str, Any], folder: Path) -> None:
     console.out().print(grid)
 
 
-def _print_forgetting(split: Forgetting) -> None:
+def _print_forgetting(split: ForgetSplit) -> None:
     facts = split.describe()
     console.out().print(f"forget {facts['forget']:,} of {facts['forget'] + facts['retain']:,} samples")
 

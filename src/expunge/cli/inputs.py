@@ -22,7 +22,7 @@ from expunge.data.duplicates import copies_among
 from expunge.data.split import Split
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights
-from expunge.scenarios.base import Forgetting, parse_scenario
+from expunge.scenarios.base import ForgetSplit, parse_scenario
 from expunge.training.recipe import Recipe
 
 Job = Train | Unlearn | Evaluate | Audit | Memorise | Repair
@@ -93,7 +93,7 @@ def without_held_out(data: Data, unlearned: Path | None) -> Data:
     return replace(data, test=data.test.take(data.test.index[~copies]))
 
 
-def split_data(job: Train | Unlearn | Evaluate | Audit | Memorise, train: Split) -> Forgetting:
+def split_data(job: Train | Unlearn | Evaluate | Audit | Memorise, train: Split) -> ForgetSplit:
     """The scenario of `--forget`, applied to the training data."""
     return parse_scenario(str(job.forget)).split(train, job.split_seed)
 

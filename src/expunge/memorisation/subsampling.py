@@ -5,13 +5,13 @@ Paper      Feldman & Zhang, "What Neural Networks Memorize and Why", NeurIPS 202
 Notation   A: the training; S: the training set of n samples; t models, each trained on a random subset of `share` n
 
     mem(i)   = P[A(S)(x_i) = y_i] - P[A(S without i)(x_i) = y_i]                                in [-1, 1]
-    estimate = share of correct answers on i among the models that saw i, minus that among those that did not
+    estimate = share of correct predictions of i among the models trained with i, minus that among the other models
 
-As in the paper, the probabilities are over the subset too, so what is estimated is memorisation at a training set of
-`share` n samples, not n: scores are somewhat larger than at full size.
+As in the paper, the probabilities are over the subset too, so the estimate is of memorisation for a training set of
+`share` n samples instead of n: scores are somewhat larger than at full size.
 Error      standard error of a difference of two proportions with one success and one failure added to each (Agresti &
            Caffo, The American Statistician 54, 2000): unlike the plain one it is not 0 where all models agree
-Cost       t trainings and t predictions. Per model n bits are kept, not the model
+Cost       t trainings and t predictions. Per model n bits are cached, not the model
 """
 
 from __future__ import annotations
@@ -48,10 +48,15 @@ Start = Literal["drawn", "given"]
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """Per sample, all (n,): memorisation in [-1, 1] and its standard error, nan where a sample was always in or out.
+    """Estimated memorisation per sample, all (n,); NaN for samples that were in all subsets or in none.
 
-    inside, outside: share of correct answers among the models that saw the sample, and that did not. models_in,
-    models_out: how many these are.
+    Attributes:
+        score: memorisation in [-1, 1].
+        error: its standard error.
+        inside: share of correct predictions among the models trained with the sample.
+        outside: the same among the other models.
+        models_in: number of models trained with the sample.
+        models_out: number of the other models.
     """
 
     score: np.ndarray
@@ -63,20 +68,27 @@ class Estimate:
 
 
 def estimate(correct: np.ndarray, member: np.ndarray) -> Estimate:
-    """Memorisation from two boolean matrices (models, samples): answered correctly, was in the training subset.
+    """Estimate memorisation.
+
+    Args:
+        correct: bool (models, n), whether the prediction is correct.
+        member: bool (models, n), whether the sample was in the training subset.
+
+    Raises:
+        UsageError: if the shapes differ.
 
     >>> found = estimate(np.array([[1, 1], [1, 0]], bool), np.array([[1, 1], [0, 0]], bool))
     >>> found.score
     array([0., 1.])
     """
-    right, member = np.asarray(correct, dtype=bool), np.asarray(member, dtype=bool)
-    if right.ndim != 2 or right.shape != member.shape:
+    is_correct, member = np.asarray(correct, dtype=bool), np.asarray(member, dtype=bool)
+    if is_correct.ndim != 2 or is_correct.shape != member.shape:
         raise UsageError(
-            f"`correct` and `member` must be two (models, samples) matrices of one shape, got {right.shape} and "
+            f"`correct` and `member` must be two (models, samples) matrices of one shape, got {is_correct.shape} and "
             f"{member.shape}."
         )
     models_in, models_out = member.sum(0), (~member).sum(0)
-    hits_in, hits_out = (right & member).sum(0), (right & ~member).sum(0)
+    hits_in, hits_out = (is_correct & member).sum(0), (is_correct & ~member).sum(0)
     with np.errstate(invalid="ignore"):  # 0 / 0 is nan: not known
         inside, outside = hits_in / models_in, hits_out / models_out
     variance = _variance(hits_in, models_in) + _variance(hits_out, models_out)
@@ -90,7 +102,11 @@ def _variance(hits: np.ndarray, trials: np.ndarray) -> np.ndarray:
 
 
 def subset(data: Split, share: float, seed: int, number: int) -> Split:
-    """The random subset of model `number`, its samples in the order of the data; int(share x n) of them."""
+    """The random subset of model `number`: int(share * n) samples in the order of the data.
+
+    Raises:
+        UsageError: if it has no sample or all of them.
+    """
     count = int(share * len(data))
     if not 0 < count < len(data):
         raise UsageError(
@@ -110,31 +126,45 @@ def memorisation(
     share: float = 0.7,
     start: Start = "drawn",
 ) -> SampleScores:
-    """Scores of all samples of `data`; `model` is only copied.
+    """Estimate memorisation of all samples of `data`.
 
-    models: how many are trained, at least 2; more models later use the rows of the first ones. share: of the data in
-    each subset, in (0, 1). start: weights drawn anew per model (as in the paper), or those given, for a model that
-    was pretrained on other data. Columns: score, error, inside, outside, models_in, models_out (see `Estimate`).
+    With `run.cache`, the predictions of every finished model are cached under a hash of everything that determines
+    them. A stopped call continues from there, and processes that compute the same scores at once share the work.
 
-    With `run.cache`, every finished model's row is kept under a hash of everything that decides it. A stopped call
-    goes on from there, and processes that make the same scores at the same time share the work.
+    Args:
+        model: architecture, and initial weights if `start` is "given"; it is copied.
+        data: the samples.
+        recipe: how the models are trained.
+        run: device, cache and seeds.
+        models: number of models, at least 2; a later call with more models reuses the cached ones.
+        share: size of each subset as a share of the data, in (0, 1).
+        start: initial weights of each model: random ("drawn", as in the paper), or those of `model` ("given"), for a
+            model that was pre-trained on other data.
+
+    Returns:
+        Scores with the columns score, error, inside, outside, models_in and models_out (see `Estimate`).
+
+    Raises:
+        UsageError: for too few models or an unusable share.
     """
     if models < 2:
         raise UsageError(f"`models` must be at least 2, one with a sample and one without, got {models}.")
     members = [subset(data, share, run.seed, number) for number in range(models)]
-    makers = [_Member(model, data, members[number], recipe, run, number, models, start) for number in range(models)]
-    correct = np.stack(_collect(makers, ArrayCache(run.cache, origin_of(data))))
+    trainings = [
+        _SubsetTraining(model, data, members[number], recipe, run, number, models, start) for number in range(models)
+    ]
+    correct = np.stack(_collect(trainings, ArrayCache(run.cache, origin_of(data))))
     member = np.stack([torch.isin(data.index, part.index).numpy() for part in members])
-    found = estimate(correct, member)
-    unknown = int(np.isnan(found.score).sum())
+    estimates = estimate(correct, member)
+    unknown = int(np.isnan(estimates.score).sum())
     note = f"{unknown} of {len(data)} samples were in all models or in none, so their score is empty; use more models."
     facts = {"by": "subsampling", "models": models, "share": share, "start": start}
-    return SampleScores.of(data, "subsampling", vars(found), facts=facts, notes=(note,) if unknown else ())
+    return SampleScores.of(data, "subsampling", vars(estimates), facts=facts, notes=(note,) if unknown else ())
 
 
 @dataclass(frozen=True, eq=False)
-class _Member:
-    """One of the models: trained, asked, forgotten."""
+class _SubsetTraining:
+    """The training of one of the models, of which only the predictions are kept."""
 
     model: nn.Module
     data: Split
@@ -146,6 +176,7 @@ class _Member:
     start: Start
 
     def key_and_student(self) -> tuple[str, nn.Module, Run]:
+        """Cache key, the model with its initial weights, and its run."""
         run = self._run()
         student = copy.deepcopy(self.model)
         if self.start == "drawn":
@@ -155,7 +186,7 @@ class _Member:
         return hashlib.sha256(facts.encode()).hexdigest(), student, run
 
     def row(self, student: nn.Module, run: Run) -> np.ndarray:
-        """Bool (n,): which samples of all the data the model answers correctly."""
+        """Train the model; bool (n,): whether its prediction of each sample of the data is correct."""
         with global_generators(run.device):
             train_model(student, self.part, self.recipe, run, purpose=WHAT)
         return answers(student, self.data, run.device).numpy()
@@ -178,31 +209,33 @@ class _Member:
 
 
 def answers(model: nn.Module, data: Split, device: torch.device | str) -> Tensor:
-    """Bool (n,), on the CPU: arg-max predictions that equal the labels of the split."""
+    """Bool (n,), on the CPU: whether the predictions equal the labels of the split."""
     return predict(model, data, device).argmax(1).cpu() == data.y
 
 
-def _collect(makers: list[_Member], rows: ArrayCache) -> list[np.ndarray]:
-    """All rows; first those that no other process works on, then what the others have left."""
-    found: dict[int, np.ndarray] = {}
+def _collect(trainings: list[_SubsetTraining], rows: ArrayCache) -> list[np.ndarray]:
+    """Rows of all models; first those that no other process works on, then those that others have finished or left."""
+    results: dict[int, np.ndarray] = {}
     for wait in (False, True):
-        for maker in makers:
-            if maker.number in found:
+        for training in trainings:
+            if training.number in results:
                 continue
-            key, student, run = maker.key_and_student()
+            key, student, run = training.key_and_student()
             try:
                 with rows.locked(key, wait=wait):
-                    found[maker.number] = _kept(rows, key, len(maker.data), maker, student, run)
+                    results[training.number] = _cached_row(rows, key, len(training.data), training, student, run)
             except Timeout:
                 continue
-    return [found[number] for number in range(len(makers))]
+    return [results[number] for number in range(len(trainings))]
 
 
-def _kept(rows: ArrayCache, key: str, count: int, maker: _Member, student: nn.Module, run: Run) -> np.ndarray:
+def _cached_row(
+    rows: ArrayCache, key: str, count: int, training: _SubsetTraining, student: nn.Module, run: Run
+) -> np.ndarray:
     stored = rows.get(key)
     if stored is not None and {"bits", "seconds"} <= set(stored):
-        maker.outer.borrow(float(stored["seconds"]))
+        training.outer.borrow(float(stored["seconds"]))
         return np.unpackbits(stored["bits"], count=count).astype(bool)
-    row = maker.row(student, run)
+    row = training.row(student, run)
     rows.put(key, bits=np.packbits(row), seconds=np.array(run.elapsed()))
     return row

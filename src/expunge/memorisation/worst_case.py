@@ -1,20 +1,20 @@
-"""The worst-case forget set: the samples whose influence is hardest to erase, found by two-level optimisation.
+"""The worst-case forget set: the samples whose influence is hardest to erase, by bilevel optimisation.
 
 Paper      Fan et al., "Challenging Forgets: Unveiling the Worst-Case Forget Sets in Machine Unlearning", ECCV 2024,
            arXiv:2403.07362
 Reference  OPTML-Group/Unlearn-WorstCase @ 2d52c84, data-wise/main_selmu.py, unlearn/impl.py (`optimize_select`) and
            unlearn/FT.py (`w_FT_iter`)
-Notation   w: (n,) weights in [0, 1] with sum m, 1 where a sample is forgotten; l_i: cross-entropy of sample i
+Notation   w: (n,) weights in [0, 1] with sum m, 1 if a sample is forgotten; l_i: cross-entropy of sample i
 
-    lower  theta(w): from the original, sign descent on sum_i (1 - w_i) l_i: fine-tuning on what is retained
+    lower  theta(w): from the original, sign descent on sum_i (1 - w_i) l_i: fine-tuning on the retained samples
     upper  minimise sum_i w_i l_i(theta(w)) over {0 <= w <= 1, sum w = m}
 
-A sample whose loss stays low after unlearning is hard to erase, and gains weight. The sign step makes the derivative of
-theta with respect to w vanish, so the upper gradient is the loss itself.
+A sample whose loss remains low after unlearning is hard to erase, and gains weight. With sign steps the derivative of
+theta with respect to w vanishes, so the upper gradient is the loss itself.
 Deviates   the upper steps are those of Frank and Wolfe, w <- w + 2/(t+2) (s - w) with s = 1 on the m samples of lowest
-           loss, t = 0, 1, ..: same gradient, same feasible set, but no rate, whose right size would depend on that of
-           the losses. The reference projects gradient steps of a rate set per experiment, and can penalise |w|^2
-Is not     the worst set for every method: it is the worst for fine-tuning on the retained data, from one original
+           loss, t = 0, 1, ..: same gradient and feasible set, but no learning rate, which would depend on the scale of
+           the losses. The reference projects gradient steps with a rate per experiment, and can penalise |w|^2
+Limits     it is the worst set for fine-tuning on the retained data from one original, not for every method
 Cost       `rounds` times `epochs` of fine-tuning on all the data
 """
 
@@ -43,16 +43,16 @@ WHAT = "worst case"
 
 
 @options
-class WorstCase:
-    """How the set is searched for."""
+class WorstCaseSearch:
+    """Options of the search."""
 
     rounds: int = Field(10, ge=1, description="upper steps, each with an unlearning of its own")
     epochs: int = Field(1, ge=1, description="passes over the data of each unlearning (lower steps)")
-    lr: float = Field(1e-4, gt=0, description="lower rate: every weight moves by it in each step")
+    lr: float = Field(1e-4, gt=0, description="lower rate, by which every weight changes in each step")
 
 
 def upper_step(weight: Tensor, loss: Tensor, count: int, number: int) -> Tensor:
-    """Frank-Wolfe step `number` (0, 1, ..) on the sample weights; all float64 (n,). The sum stays `count`.
+    """Frank-Wolfe step `number` = 0, 1, .. on the sample weights (n,), whose sum remains `count`; losses (n,).
 
     >>> upper_step(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([3.0, 2.0, 1.0]), 1, 2)
     tensor([0.2500, 0.2500, 0.5000])
@@ -63,15 +63,26 @@ def upper_step(weight: Tensor, loss: Tensor, count: int, number: int) -> Tensor:
 
 
 def worst_case(
-    original: nn.Module, data: Split, recipe: Recipe, run: Run, *, count: int, search: WorstCase | None = None
+    original: nn.Module, data: Split, recipe: Recipe, run: Run, *, count: int, search: WorstCaseSearch | None = None
 ) -> SampleScores:
-    """Weights of all samples of `data` for a forget set of `count` samples; `original` is only copied.
+    """Search the worst-case forget set of `count` samples.
 
-    recipe: batch size, augmentation and BatchNorm policy of the unlearning. Columns: score, in [0, 1], by which the
-    set is chosen (the weight w, and among equal weights the sample that keeps the lower loss); weight; loss, the
-    cross-entropy after the last unlearning.
+    Args:
+        original: the trained model; it is copied.
+        data: its training samples.
+        recipe: batch size, augmentation and BatchNorm mode of the unlearning.
+        run: device, progress and seeds.
+        count: size of the set.
+        search: options of the search.
+
+    Returns:
+        Scores in [0, 1] by which the set is selected, in the order of the weight w and, for equal weights, of the lower
+        loss; with the columns weight and loss, the cross-entropy after the last unlearning.
+
+    Raises:
+        UsageError: unless 0 < count < len(data).
     """
-    chosen = search or build(WorstCase, {})
+    chosen = search or build(WorstCaseSearch, {})
     if not 0 < count < len(data):
         raise UsageError(f"a worst-case set takes some, not all, of the {len(data)} samples, got {count}.")
     weight = torch.full((len(data),), count / len(data), dtype=torch.float64)
@@ -80,7 +91,7 @@ def worst_case(
         with global_generators(run.device):
             unlearned = _unlearn(copy.deepcopy(original), data, 1 - weight, recipe, run, chosen, number)
         logits = predict(unlearned, data, run.device).cpu()
-        loss = F.cross_entropy(logits.double(), data.y, reduction="none")  # in double: many are nearly 0
+        loss = F.cross_entropy(logits.double(), data.y, reduction="none")  # double precision: many are nearly 0
         weight = upper_step(weight, loss, count, number)
         forgotten = float((weight * loss).sum() / count)
         run.report(f"{WHAT}: rounds", number + 1, chosen.rounds, {"loss of the set": forgotten})
@@ -89,7 +100,7 @@ def worst_case(
 
 
 def rank(weight: Tensor, loss: Tensor) -> np.ndarray:
-    """Float64 (n,) in (0, 1]: 1 for the largest weight, equal steps down; lower loss first among equal weights."""
+    """Scores (n,) in (0, 1], float64, in equal steps by decreasing weight (n,) and, for equal weights, rising loss."""
     order = np.lexsort((loss.numpy(), -weight.numpy().round(9)))
     score = np.empty(len(order))
     score[order] = 1 - np.arange(len(order)) / len(order)
@@ -97,11 +108,11 @@ def rank(weight: Tensor, loss: Tensor) -> np.ndarray:
 
 
 def _unlearn(
-    model: nn.Module, data: Split, keep: Tensor, recipe: Recipe, run: Run, search: WorstCase, number: int
+    model: nn.Module, data: Split, retain_weight: Tensor, recipe: Recipe, run: Run, search: WorstCaseSearch, number: int
 ) -> nn.Module:
-    """Sign descent on the weighted loss of what is kept; in place."""
+    """Sign descent on the loss weighted by `retain_weight` (n,), in place."""
     model.to(run.device)
-    weights = PerSample(data, keep.float().to(run.device))
+    weights = PerSample(data, retain_weight.float().to(run.device))
     augment = make_augment(recipe.augment)
     parameters = [p for p in model.parameters() if p.requires_grad]
     with fast_layout(model, data.input_shape), lone_samples(model, allowed=recipe.batch_size > 1):

@@ -1,6 +1,6 @@
-"""The anatomy of any classifier: extractor, head, blocks, BatchNorm layers; automatic, overridable by name.
+"""The structure of a classifier: extractor, head, blocks and BatchNorm layers, detected or given by name.
 
-Found by watching one forward pass, so nothing has to be wrapped or subclassed. A model class may state its own with
+It is detected from a forward pass, so nothing has to be wrapped or subclassed. A model class may state its own with
 `expunge_anatomy = {"head": "fc2", "extractor": "fc1", "blocks": ["conv1", "conv2", "fc1"]}`, each key optional.
 """
 
@@ -34,12 +34,18 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """Parts of `model`, by module name.
+    """Structure of a model, by module names.
 
-    head: turns the representation into logits. extractor: the module whose output is the representation, or None
-    where that is simply the input of the head. blocks: the modules with weights in order of execution, without the
-    head; stages of a residual net stay whole. batchnorms: BatchNorm layers. shape: of one representation.
-    head_suffices: whether the head alone, applied to the representation, gives the model's logits.
+    Attributes:
+        model: the classifier.
+        head: module that maps the representation to logits.
+        extractor: module whose output is the representation; None if that is the input of the head.
+        blocks: modules with weights in order of execution, without the head; the stages of a residual network are
+            single blocks.
+        batchnorms: BatchNorm layers.
+        shape: shape of the representation of one sample.
+        head_suffices: whether the head alone maps the representation to the model's logits.
+        representation: point of the forward pass at which it is read.
     """
 
     model: nn.Module
@@ -53,16 +59,18 @@ class Anatomy:
 
     @property
     def head_module(self) -> nn.Module:
+        """The head."""
         return self.model.get_submodule(self.head)
 
     def features(self, x: Tensor) -> Tensor:
-        """Representations (B, d) of inputs, with gradients if they are enabled; the rest of the pass is skipped."""
+        """Representations (B, d) of inputs (B, ...), with gradients if enabled; the rest of the pass is skipped."""
         return self.representation.of(self.model, x).flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits (B, classes) of representations (B, d): the head alone.
+        """Logits (B, classes) of representations (B, d), by the head alone.
 
-        Raises `UsageError` where the model does more than that between the representation and its logits.
+        Raises:
+            UsageError: if there are further operations between the representation and the logits.
         """
         if not self.head_suffices:
             raise UsageError(
@@ -73,9 +81,10 @@ class Anatomy:
         return out
 
     def last_blocks(self, k: int) -> tuple[str, ...]:
-        """The last k blocks before the head; a normalisation layer counts with the block that it follows.
+        """Names of the last k blocks before the head; a normalisation layer belongs to the block before it.
 
-        Raises `UsageError` if there are fewer.
+        Raises:
+            UsageError: if there are fewer than k blocks.
         """
         starts = [i for i, name in enumerate(self.blocks) if not isinstance(self.model.get_submodule(name), NORMS)]
         if not 1 <= k <= len(starts):
@@ -84,27 +93,34 @@ class Anatomy:
 
 
 def anatomy(model: nn.Module, sample: Tensor, *, head: str | None = None, extractor: str | None = None) -> Anatomy:
-    """Find the parts of `model` from forward passes over `sample` (B, *input_shape); modes and hooks are restored.
+    """Detect the structure of a model by forward passes; modes and hooks are restored.
 
-    head, extractor: names that override what is found; a name that is no module of the model raises `UsageError`, as
-    does a model that does not return logits (B, classes), or whose head cannot be told.
+    Args:
+        model: the classifier.
+        sample: a batch (B, *input_shape).
+        head: name of the head, in place of the detected one.
+        extractor: name of the extractor, likewise.
+
+    Raises:
+        UsageError: for unknown names, if the model does not return logits (B, classes), or if the classification head
+            cannot be identified.
     """
     names = dict(model.named_modules())
     stated = dict(getattr(type(model), "expunge_anatomy", {}))
-    if isinstance(model, Adapted):  # users know the names inside their network
+    if isinstance(model, Adapted):  # names given by users are those of their network
         stated = {
             part: inside(model, name) if isinstance(name, str) else [inside(model, each) for each in name]
             for part, name in getattr(type(model.net), "expunge_anatomy", stated).items()
         }
         head, extractor = (None if name is None else inside(model, name) for name in (head, extractor))
     ran = execution_order(model, sample)
-    found = head or stated.get("head")
-    head_name = found or _last_with_weights(names, ran)
+    stated_head = head or stated.get("head")
+    head_name = stated_head or _last_with_weights(names, ran)
     extractor = extractor or (stated.get("extractor") if head is None else None)
-    for given in (head_name, extractor, *stated.get("blocks", ())):
-        if given is not None and given not in names:
-            raise unknown("module", given, [name for name in names if name])
-    if found is None:
+    for module_name in (head_name, extractor, *stated.get("blocks", ())):
+        if module_name is not None and module_name not in names:
+            raise unknown("module", module_name, [name for name in names if name])
+    if stated_head is None:
         _require_last(model, sample, head_name)
     point = extractor or head_name
     if point not in ran:
@@ -124,7 +140,7 @@ def anatomy(model: nn.Module, sample: Tensor, *, head: str | None = None, extrac
 
 
 def _last_with_weights(names: dict[str, nn.Module], ran: list[str]) -> str:
-    """The last leaf with weights that ran: it produced the logits."""
+    """The last executed leaf module with weights, which computes the logits."""
     leaves = [n for n in ran if not any(names[n].children()) and _size(names[n])]
     if not leaves:
         raise UsageError("no head was found: no module with weights runs in the model; name one with head=...")
@@ -132,11 +148,11 @@ def _last_with_weights(names: dict[str, nn.Module], ran: list[str]) -> str:
 
 
 def _require_last(model: nn.Module, sample: Tensor, head: str) -> None:
-    """A weight that bypasses the supposed head means that it is not the head: better no answer than a wrong one."""
+    """Raise `UsageError` if a weight acts on the logits other than through the supposed head."""
     beyond = weights_beyond(model, sample, head)
     if beyond:
         raise UsageError(
-            f"no head was found: the logits depend on `{beyond[0]}` beside the last module `{head}`; name the module "
+            f"no head was found: the logits depend on `{beyond[0]}` besides the last module `{head}`; name the module "
             "that turns the representation into logits with head=..."
         )
 
@@ -144,31 +160,31 @@ def _require_last(model: nn.Module, sample: Tensor, head: str) -> None:
 def _check_head(
     model: nn.Module, sample: Tensor, representation: Representation, head: nn.Module
 ) -> tuple[tuple[int, ...], bool]:
-    """Shape of one representation, and whether the head alone turns representations into the logits."""
+    """Shape of one representation, and whether the head alone maps representations to the logits."""
     with evaluation_mode(model), torch.no_grad():
-        found = representation.of(model, sample)
+        features = representation.of(model, sample)
         try:
-            logits: Any = head(found)
+            logits: Any = head(features)
         except (RuntimeError, ValueError, TypeError):  # another width: a layer in between
-            return tuple(found.shape[1:]), False
+            return tuple(features.shape[1:]), False
         expected = logits_of(model, sample)
     same = isinstance(logits, Tensor) and logits.shape == expected.shape
-    return tuple(found.shape[1:]), same and torch.allclose(logits, expected, rtol=1e-3, atol=1e-4)
+    return tuple(features.shape[1:]), same and torch.allclose(logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def _blocks(names: dict[str, nn.Module], ran: list[str], head: str) -> list[str]:
-    """Modules with weights in the order they ran; a wrapper that holds most of the weights is opened."""
+    """Modules with weights in order of execution; a module with nearly all weights is replaced by its children."""
 
     def inside(parent: str) -> list[str]:
         prefix = f"{parent}." if parent else ""
-        found: list[str] = []
+        blocks_inside: list[str] = []
         for child in (f"{prefix}{name}" for name, _ in names[parent].named_children()):
             if child == head or child not in names or not _size(names[child]):
                 continue
-            # A list of modules does not run itself; what contains the head is no block.
-            whole = child in ran and not head.startswith(f"{child}.")
-            found += [child] if whole else inside(child)
-        return sorted(found, key=ran.index)
+            # A list of modules is not executed itself, and a module that contains the head is no block.
+            is_block = child in ran and not head.startswith(f"{child}.")
+            blocks_inside += [child] if is_block else inside(child)
+        return sorted(blocks_inside, key=ran.index)
 
     blocks = inside("")
     while blocks:
@@ -176,11 +192,11 @@ def _blocks(names: dict[str, nn.Module], ran: list[str], head: str) -> list[str]
         parts = inside(largest)
         while len(parts) == 1 and inside(parts[0]):
             parts = inside(parts[0])
-        # A wrapper such as `features` or `backbone` holds nearly everything; the last stage of a ResNet 75 %.
+        # A wrapper such as `features` or `backbone` has nearly all weights; the last stage of a ResNet 75 %.
         if len(parts) < 2 or _size(names[largest]) < 0.9 * sum(_size(names[name]) for name in blocks):
             break
-        at = blocks.index(largest)
-        blocks[at : at + 1] = parts
+        index = blocks.index(largest)
+        blocks[index : index + 1] = parts
     return blocks
 
 
@@ -189,9 +205,10 @@ def _size(module: nn.Module) -> int:
 
 
 def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
-    """Only the weights inside these modules require gradients (BatchNorm statistics follow the mode, not this).
+    """Let only the weights of these modules require gradients; BatchNorm statistics depend on the mode instead.
 
-    Raises `UsageError` for an unknown name, before anything is changed.
+    Raises:
+        UsageError: for an unknown name; nothing is changed then.
     """
     known = dict(model.named_modules(remove_duplicate=False))
     chosen = list(names)

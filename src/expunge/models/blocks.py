@@ -1,4 +1,4 @@
-"""What the architectures share: checks of shapes and widths, convolutions, a row of blocks with a head."""
+"""Building blocks of the architectures: checks of shapes and widths, convolutions, a sequential network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from expunge.core.errors import UsageError
 
 
 def image_shape(input_shape: Sequence[int], least: int, name: str) -> tuple[int, int, int]:
-    """(channels, height, width); `UsageError` for anything but images of at least `least` pixels a side."""
+    """(channels, height, width); raises `UsageError` unless these are images of at least `least` pixels a side."""
     if len(input_shape) != 3 or min(input_shape[1:]) < least:
         raise UsageError(
             f"model `{name}` takes images (channels, height, width) of at least {least} x {least}, got shape "
@@ -20,25 +20,25 @@ def image_shape(input_shape: Sequence[int], least: int, name: str) -> tuple[int,
 
 
 def scaled(widths: Sequence[int], fraction: float, name: str) -> list[int]:
-    """int(fraction * width) for each, at least one filter everywhere; `UsageError` otherwise."""
-    made = [int(fraction * width) for width in widths]
-    if min(made) < 1:
+    """int(fraction * width) for each width; raises `UsageError` if a layer would have no filter."""
+    filters = [int(fraction * width) for width in widths]
+    if min(filters) < 1:
         raise UsageError(
             f"model `{name}`: `width` {fraction:g} leaves a layer without filters; "
             f"allowed: {1 / min(widths):.3g} and more."
         )
-    return made
+    return filters
 
 
 def at_least(least: int, name: str, **values: int) -> None:
-    """`UsageError` naming the first of these options that is below `least`."""
+    """Raise `UsageError` for the first of these options that is below `least`."""
     for option, value in values.items():
         if value < least:
             raise UsageError(f"model `{name}`: `{option}` must be >= {least}, got {value}.")
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, *, bias: bool = False, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size at stride 1 (odd kernels)."""
+    """Convolution with padding that keeps the image size at stride 1 (odd kernels)."""
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias, groups=groups)
 
 
@@ -52,15 +52,18 @@ def conv_block(
     groups: int = 1,
     act: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Convolution, BatchNorm, activation (ReLU unless given)."""
+    """Convolution, BatchNorm and activation (ReLU by default)."""
     layer = conv(inputs, outputs, kernel, stride, bias=bias, groups=groups)
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), act or nn.ReLU())
 
 
 class FeatureNet(nn.Module):
-    """Blocks in a row (`features`), global average pooling, one linear head (`classifier`).
+    """Sequential blocks (`features`), global average pooling and a linear head (`classifier`).
 
-    features: maps (B, channels, H, W) to (B, outputs, h, w). The representation is the pooled (B, outputs).
+    Args:
+        features: maps (B, channels, H, W) to (B, outputs, h, w).
+        outputs: width of the pooled representation (B, outputs).
+        num_classes: number of logits.
     """
 
     def __init__(self, features: nn.Sequential, outputs: int, num_classes: int) -> None:
@@ -75,5 +78,5 @@ class FeatureNet(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of weights, each counted once."""
+    """Number of weights; tied weights count once."""
     return sum(p.numel() for p in model.parameters())

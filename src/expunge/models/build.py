@@ -1,4 +1,4 @@
-"""From a model's name or a user's own factory to an `nn.Module`."""
+"""Building a module from the name of a model or a user's factory."""
 
 from __future__ import annotations
 
@@ -32,10 +32,18 @@ def build_model(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A freshly initialised model; the draw depends on `seed` alone and leaves the global random state as it was.
+    """Build a model with random weights that depend on `seed` alone; the global random state is not changed.
 
-    spec: a catalogue name, `package.module:function`, or `path/to/file.py:function`. A user's factory is called with
-    those of num_classes, input_shape and in_channels that its signature names, and with `options`.
+    Args:
+        spec: a catalogue name, `package.module:function`, or `path/to/file.py:function`. A user's factory is called
+            with those of num_classes, input_shape and in_channels that its signature names, and with `options`.
+        num_classes: number of logits.
+        input_shape: shape of one sample.
+        seed: of the initial weights.
+        options: of the factory.
+
+    Raises:
+        UsageError: for an unknown name, wrong options, or a factory that fails or returns no module.
     """
     if not isinstance(num_classes, int) or num_classes < 1:
         raise UsageError(f"the number of classes must be a whole number >= 1, got {num_classes!r}.")
@@ -58,7 +66,7 @@ def build_model(
 
 
 def _ready(model: nn.Module, spec: str, input_shape: tuple[int, ...]) -> nn.Module:
-    """A user's module with the shapes of its lazy layers drawn, read through an adapter where it needs one."""
+    """A user's module with initialised lazy layers, within an adapter if its outputs need one."""
     with torch.no_grad(), evaluation_mode(model):
         if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
             try:
@@ -74,12 +82,12 @@ def _ready(model: nn.Module, spec: str, input_shape: tuple[int, ...]) -> nn.Modu
         return adapted(plain, sample, trains=True)[0]
     except UsageError:
         raise
-    except Exception:  # noqa: BLE001  # what a made-up sample cannot tell, the data themselves will
+    except Exception:  # noqa: BLE001  # an artificial sample may be invalid; the check is repeated with real data
         return plain
 
 
 def _arguments(spec: str, make: Callable[..., Any], offered: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What the factory is called with: the offered values it names, and the options, checked against its signature."""
+    """Arguments of the factory: the offered values that it names, and the options, checked against its signature."""
     try:
         accepted = inspect.signature(make).parameters
     except (TypeError, ValueError):
@@ -97,7 +105,7 @@ def _arguments(spec: str, make: Callable[..., Any], offered: dict[str, Any], giv
 
 
 def _typed(spec: str, name: str, value: Any, parameter: inspect.Parameter | None) -> Any:
-    """The value as the plain type that the factory states for it; other annotations are left to the factory."""
+    """The value converted to a plain type that the factory annotates; other annotations are not checked."""
     stated = parameter.annotation if parameter is not None else None
     kind = _PLAIN.get(stated if isinstance(stated, str) else getattr(stated, "__name__", ""))
     if kind is None:

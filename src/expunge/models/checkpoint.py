@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, or `weights_only`. Loading never executes anything."""
+"""Saving and loading of weights: safetensors, or PyTorch files with `weights_only`. Loading never executes code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from expunge.core.errors import CheckpointError, ExpungeError
-from expunge.models.matching import Match, closest, match, own_tensors, shape_of
+from expunge.models.matching import WeightMatch, closest, match, own_tensors, shape_of
 from expunge.models.weight_files import StateDict, read_metadata_of, read_state
 
 _HASH = "expunge.sha256"
@@ -26,7 +26,7 @@ _HASH = "expunge.sha256"
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hex sha256 over names, types, shapes and bytes of the state dict, in key order."""
+    """Hex SHA-256 over names, types, shapes and bytes of the state dict, in the order of the names."""
     return state_hash(model.state_dict())
 
 
@@ -46,9 +46,18 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
 
 
 def save_state(weights: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write the state dict as safetensors; the file appears whole or not at all.
+    """Write a state dict as safetensors, atomically; tied tensors are stored under each of their names.
 
-    Tied tensors are stored under each of their names. Raises `ExpungeError` if the place cannot be written.
+    Args:
+        weights: the state dict.
+        path: the file; its folder is created.
+        metadata: text stored in the header of the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExpungeError: if the file cannot be written.
     """
     target = Path(path)
     # A clone per tensor: safetensors refuses memory shared between names.
@@ -56,10 +65,10 @@ def save_state(weights: Mapping[str, Tensor], path: str | Path, metadata: Mappin
     part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The format is what other readers, such as `from_pretrained`, ask for.
+        # Other readers, such as `from_pretrained`, require the format.
         save_file(state, part, metadata={**(metadata or {}), "format": "pt", _HASH: state_hash(state)})
         _sort_metadata(part)
-        part.chmod(0o666 & ~_umask())  # safetensors writes for the owner alone
+        part.chmod(0o666 & ~_umask())  # safetensors creates files that only the owner can read
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         part.replace(target)
@@ -72,10 +81,10 @@ def save_state(weights: Mapping[str, Tensor], path: str | Path, metadata: Mappin
 
 
 def read_weights(path: str | Path) -> StateDict:
-    """The state dict in a file, or in a folder that `save_pretrained` wrote (also in shards).
+    """Read the state dict of a file, or of a folder that `save_pretrained` wrote (also in shards).
 
-    A file of ours carries the hash of its weights, which is checked. Whether the values are finite is checked by
-    `load_weights`, because some models hold infinite constants.
+    Files written by `save_state` contain the hash of their weights, which is checked. Whether values are finite is
+    checked by `load_weights`, because some models have infinite constants.
 
     Raises:
         CheckpointError: it is missing, truncated, changed, foreign, or holds code.
@@ -91,57 +100,57 @@ def read_weights(path: str | Path) -> StateDict:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a file into `model` and return it.
+    """Load the weights of a file into `model` and return it.
 
-    What `model.load_state_dict(strict=True)` takes is taken, with the module's own load hooks, and so are the prefixes
-    that wrappers put before the names, where the rest fits (`models.matching`). The model stays as it was if not.
+    Accepts everything that `model.load_state_dict(strict=True)` accepts, including the module's load hooks, and names
+    with the prefixes of wrappers (`models.matching`). The model is not changed if loading fails.
 
     Raises:
-        CheckpointError: names what does not match, or which values are not finite.
+        CheckpointError: naming what does not match, or values that are not finite.
     """
     load_matched(model, path)
     return model
 
 
-def load_matched(model: nn.Module, path: str | Path) -> Match:
-    """`load_weights`, and how the names of the file were read."""
+def load_matched(model: nn.Module, path: str | Path) -> WeightMatch:
+    """`load_weights`; returns how the names of the file were matched."""
     state = read_weights(path)
     try:
-        found = match(model, state)
+        matched = match(model, state)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
     own = own_tensors(model)
-    if found is None:
+    if matched is None:
         differences = _differences(closest(model, state), own)
         raise CheckpointError(
             f"checkpoint {path} does not fit the model: {differences} `expunge inspect MODEL --checkpoint {path}` "
             "compares all names."
         )
-    _check_values(found.state, own, dict(model.named_buffers()), path)
-    if len(found.left_out) > 0 and any("." in name for name in found.left_out):
+    _check_values(matched.state, own, dict(model.named_buffers()), path)
+    if len(matched.left_out) > 0 and any("." in name for name in matched.left_out):
         warnings.warn(
-            f"checkpoint {path}: {len(found.left_out)} tensors belong to no part of the model and were left out "
-            f"({_some(list(found.left_out))}).",
+            f"checkpoint {path}: {len(matched.left_out)} tensors belong to no part of the model and were left out "
+            f"({_some(list(matched.left_out))}).",
             stacklevel=3,
         )
-    model.load_state_dict(found.state)
-    return found
+    model.load_state_dict(matched.state)
+    return matched
 
 
 def _check_values(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], buffers: Mapping[str, Tensor], path: str | Path
 ) -> None:
-    """`CheckpointError` for values that are not finite, or of a kind that the model's tensor cannot hold.
+    """Raise `CheckpointError` for values that are not finite, or of a type that the model's tensor cannot represent.
 
-    A buffer may hold infinite constants, such as an attention mask: where the model itself has them.
+    A buffer may contain infinite constants, such as an attention mask, if the model's own buffer does.
     """
     for name, value in state.items():
-        mine = own.get(name)
-        if value.is_quantized or (mine is not None and not _holds(mine, value, name)):
+        target = own.get(name)
+        if value.is_quantized or (target is not None and not _holds(target, value, name)):
             kind = f"{value.dtype}".removeprefix("torch.")
             raise CheckpointError(
                 f"checkpoint {path}: tensor `{name}` holds {kind} values, which the model's "
-                f"{f'{mine.dtype}'.removeprefix('torch.') if mine is not None else 'tensors'} cannot take; pass the "
+                f"{f'{target.dtype}'.removeprefix('torch.') if target is not None else 'tensors'} cannot take; pass the "
                 "weights before they were quantised or converted."
             )
         if _all_finite(value):
@@ -154,15 +163,15 @@ def _check_values(
             )
 
 
-def _holds(mine: Tensor, value: Tensor, name: str) -> bool:
-    """Whether values of this type keep their meaning in the model's tensor; precision may get lost, whole parts not."""
-    if mine.is_complex() or value.is_complex():
-        return mine.is_complex()
-    if mine.is_floating_point():
+def _holds(target: Tensor, value: Tensor, name: str) -> bool:
+    """Whether the model's tensor can represent values of this type, apart from precision."""
+    if target.is_complex() or value.is_complex():
+        return target.is_complex()
+    if target.is_floating_point():
         return value.is_floating_point()
     if not value.is_floating_point():
         return True
-    # Averaged state dicts (federated training) hold a fractional count of batches, which nothing depends on.
+    # Averaged state dicts (federated training) contain a fractional count of batches, on which nothing depends.
     return name.endswith("num_batches_tracked") or torch.equal(value, value.round())
 
 
@@ -179,7 +188,7 @@ def _differences(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
 
 
 def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: list[str], shapes: list[str]) -> str:
-    """The likely cause: only the layer with one row per class differs, or the architecture does."""
+    """The likely cause: another number of classes, or another architecture."""
     last = next((name for name in reversed(list(own)) if own[name].ndim), "")
     heads = {last, f"{last.rpartition('.')[0]}.weight"}
     if shapes and not missing and set(shapes) <= heads:
@@ -189,12 +198,12 @@ def _advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: lis
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What `save_weights` was given as metadata, from a safetensors file; empty for other types."""
+    """Metadata given to `save_weights`, from a safetensors file; empty for other types."""
     return {name: value for name, value in read_metadata_of(Path(path)).items() if name not in (_HASH, "format")}
 
 
 def _sort_metadata(path: Path) -> None:
-    """Metadata in the order of their names: safetensors writes them in another one each time, and the bytes differ."""
+    """Sort the metadata by name, for reproducible files: safetensors writes them in random order."""
     with path.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
@@ -206,7 +215,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def _umask() -> int:
-    """What the user withholds from new files; it can only be read by setting it."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,7 +1,7 @@
-"""What a model must be here: an eager PyTorch module from a batch to logits (B, classes), in eval and in train mode.
+"""Requirements on models: an eager PyTorch module that maps a batch to logits (B, classes), in eval and train mode.
 
-Networks that return more than that (auxiliary heads, dictionaries, `ModelOutput`) or less (one logit for two classes)
-are read through an adapter; what cannot be trained (TorchScript, quantised weights) is refused in one sentence.
+Networks that return more (auxiliary heads, dictionaries, `ModelOutput`) or less (one logit for two classes) are wrapped
+in an adapter; modules that cannot be trained (TorchScript, quantised weights) are refused.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from expunge.core.seeds import global_generators
 from expunge.models.modes import evaluation_mode, lone_samples
 
 _OUTPUT_KEYS = ("logits", "out", "output", "outputs", "prediction", "predictions")
-"""Names under which networks return their logits, the usual first."""
+"""Names under which networks return their logits, the most common first."""
 
 _VIEWS = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "ToCopy", "Clone", "Alias", "Expand", "T")
-"""Autograd nodes that only reshape what the node before them computed."""
+"""Autograd nodes that only reshape the result of the node before them."""
 
 
 class Adapted(nn.Module):
-    """A network whose outputs are not logits (B, classes), as a function that returns them.
+    """Adapter of a network whose outputs are not logits (B, classes).
 
-    Its state dict is that of the network, so weights files and hashes do not know of the adapter. The network is
-    `net`. remarks: what a user should know about how its outputs are read. copies_input: the network changes its input
-    in place, and gets a copy. probability: its single output is P(class 1), not a logit.
+    Its state dict is that of the network, so weight files and hashes are independent of the adapter.
+
+    Args:
+        net: the network.
+        remarks: how its outputs are interpreted, for the user.
+        copies_input: whether it changes its input in place, and so needs a copy.
+        probability: whether its single output is P(class 1) instead of a logit.
     """
 
     def __init__(
@@ -49,14 +53,15 @@ class Adapted(nn.Module):
         self.training = net.training
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (B, *shape) to logits (B, classes)."""
+        """Logits (B, classes) of inputs (B, *shape)."""
         return two_logits(first_tensor(self.net(x.clone() if self.copies_input else x)), self.probability)
 
     def state_dict(self, *args: Any, **keywords: Any) -> Any:
+        """The state dict of the network."""
         return self.net.state_dict(*args, **keywords)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Names of the network's tensors, or of the adapter's own parameters (`net.` before them)."""
+        """Load a state dict with the names of the network, or with those of the adapter (prefix `net.`)."""
         own = self.net.state_dict().keys()
         if not state_dict.keys() & own and all(name.startswith("net.") for name in state_dict):
             state_dict = {name.removeprefix("net."): value for name, value in state_dict.items()}
@@ -64,13 +69,19 @@ class Adapted(nn.Module):
 
 
 def adapted(model: nn.Module, x: Tensor, *, trains: bool) -> tuple[nn.Module, list[str]]:
-    """The model itself where it returns logits for the batch x (B, *shape), else an adapter; and remarks for the user.
+    """Wrap a model in an adapter if it does not return logits.
 
-    trains: look at train mode too, on a copy, because many networks return more there.
+    Args:
+        model: the model.
+        x: a batch (B, *shape).
+        trains: whether train mode is checked too, on a copy, because many networks return more there.
+
+    Returns:
+        The model or its adapter, and remarks for the user.
 
     Raises:
-        DataError: the outputs cannot be read as logits.
-        UsageError: the model cannot be copied.
+        DataError: if the outputs cannot be interpreted as logits.
+        UsageError: if the model cannot be copied.
     """
     if isinstance(model, Adapted):
         return model, list(model.remarks)
@@ -92,14 +103,14 @@ def adapted(model: nn.Module, x: Tensor, *, trains: bool) -> tuple[nn.Module, li
     remarks = []
     if form:
         where = "" if _form(outputs[0]) else " in train mode"
-        remarks.append(f"the model returns {form}{where}; its logits are taken from there, the rest is not trained on.")
+        remarks.append(f"the model returns {form}{where}; its logits are used, the rest is not trained on.")
     if single:
         what = "probability" if probability else "logit"
         remarks.append(f"the model has one output, read as the {what} of the second of two classes.")
     elif last:
         remarks.append(
-            f"the model's outputs are probabilities (it ends in a {last}); losses and attacks expect logits: leave "
-            "that layer out, unless the model was trained like this."
+            f"the model's outputs are probabilities (it ends in a {last}); losses and attacks expect logits: remove "
+            "that layer, unless the model was trained with it."
         )
     if not (form or single or changes_input or any(output.dim() != 2 for output in outputs)):
         return model, remarks
@@ -107,23 +118,23 @@ def adapted(model: nn.Module, x: Tensor, *, trains: bool) -> tuple[nn.Module, li
 
 
 def returned(result: nn.Module, given: nn.Module) -> nn.Module:
-    """A result in the form of the model that the user gave: without the adapter that was put around it here."""
+    """The result without its adapter, if the model that the user gave had none."""
     return result.net if isinstance(result, Adapted) and not isinstance(given, Adapted) else result
 
 
 def parameter_names(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A state dict of the model under the names that `named_parameters` and `get_submodule` use."""
+    """A state dict of the model under the names used by `named_parameters` and `get_submodule`."""
     return {f"net.{name}": value for name, value in state.items()} if isinstance(model, Adapted) else state
 
 
 def inside(model: Adapted, name: str) -> str:
-    """The name in the adapter of a module that is named as in the network."""
+    """Name within the adapter of a module of the network."""
     known = dict(model.named_modules())
     return f"net.{name}" if name not in known and f"net.{name}" in known else name
 
 
 def first_tensor(output: Any) -> Any:
-    """The logits in what a network returns: by name, else the first of a tuple; other things are left as they are."""
+    """The logits in a network's output: by name, else the first of a tuple; other outputs are returned unchanged."""
     while not isinstance(output, Tensor):
         if isinstance(output, Mapping):
             tensors = [value for value in output.values() if isinstance(value, Tensor)]
@@ -142,7 +153,7 @@ def first_tensor(output: Any) -> Any:
 
 
 def two_logits(output: Any, probability: bool = False) -> Any:
-    """Logits (B, C) of outputs (B, C), (B, C, 1, 1), (B, 1) or (B,): one logit z means the two logits (0, z).
+    """Logits (B, C) of outputs (B, C), (B, C, 1, 1), (B, 1) or (B,); one logit z stands for the two logits (0, z).
 
     softmax((0, z)) = (1 - sigmoid(z), sigmoid(z)), so cross-entropy on them is the binary cross-entropy of z.
     """
@@ -160,7 +171,7 @@ def two_logits(output: Any, probability: bool = False) -> Any:
 
 
 def plain_module(model: nn.Module, what: str = "model") -> nn.Module:
-    """The network inside DataParallel, DDP or `torch.compile`; `UsageError` for modules that cannot be trained here."""
+    """The network inside DataParallel, DDP or `torch.compile`; `UsageError` for modules that cannot be trained."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -172,7 +183,7 @@ def plain_module(model: nn.Module, what: str = "model") -> nn.Module:
         kind = _foreign_kind(module)
         if kind is not None:
             where = f" (module `{name}`)" if name else ""
-            raise UsageError(f"the {what} is {kind}{where}; pass the eager float32 network that it was made from.")
+            raise UsageError(f"the {what} is {kind}{where}; pass the eager float32 network from which it was made.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise UsageError(
@@ -189,10 +200,10 @@ def plain_module(model: nn.Module, what: str = "model") -> nn.Module:
 def _foreign_kind(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module, which holds compiled code"
-    home = type(module).__module__
-    if ".quantized" in home or home.startswith(("bitsandbytes", "torchao")):
+    package = type(module).__module__
+    if ".quantized" in package or package.startswith(("bitsandbytes", "torchao")):
         return "quantised, so that its weights cannot be trained"
-    if home.startswith("torch.distributed.fsdp"):
+    if package.startswith("torch.distributed.fsdp"):
         return "sharded by FSDP"
     return None
 
@@ -202,26 +213,26 @@ def _trainable_type(weight: Tensor) -> bool:
 
 
 def _in_train_mode(model: nn.Module, x: Tensor) -> Any:
-    """What a copy of the model returns in train mode; the global random state stays as it was."""
+    """Output of a copy of the model in train mode; the global random state is not changed."""
     probe = copied(model).train()
     with global_generators(x.device), torch.no_grad(), lone_samples(probe):
         return probe(x.clone())
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy. `UsageError` where the model holds something that cannot be copied."""
+    """A deep copy of a model; raises `UsageError` if an attribute cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception as error:  # noqa: BLE001  # an attribute may raise anything when it is copied
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"the model cannot be copied ({reason}), and it must not be changed; remove that attribute before, or pass "
-            "a new instance with the weights loaded."
+            f"the model cannot be copied ({reason}), and it must not be changed; remove that attribute, or pass a new "
+            "instance with the weights loaded."
         ) from None
 
 
 def _form(output: Any) -> str:
-    """What is returned, in words; empty for a tensor."""
+    """Description of an output; empty for a tensor."""
     if isinstance(output, Tensor):
         return ""
     if isinstance(output, tuple | list) and type(output) in (tuple, list):
@@ -257,7 +268,7 @@ def _may_be_probabilities(output: Any) -> bool:
 
 
 def _last_operation(model: nn.Module, x: Tensor) -> str:
-    """`softmax` or `sigmoid` where that computes the outputs, else an empty string."""
+    """`softmax` or `sigmoid` if that computes the outputs, else an empty string."""
     if not x.is_floating_point():
         return ""
     with evaluation_mode(model), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Plain networks: MLP, small CNNs, All-CNN, VGG-16."""
+"""Sequential networks: MLP, small CNNs, All-CNN, VGG-16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expunge.models.blocks import FeatureNet, at_least, conv_block, image_shape,
 
 
 def mlp(num_classes: int, input_shape: Sequence[int], hidden: int = 128) -> nn.Module:
-    """Flatten - hidden - hidden - classes, ReLU between."""
+    """Two hidden layers of width `hidden` with ReLU; any input."""
     at_least(1, "mlp", hidden=hidden)
     return nn.Sequential(
         nn.Flatten(),
@@ -44,7 +44,7 @@ class SmallCNN(nn.Module):
 
 
 def small_cnn(num_classes: int, input_shape: Sequence[int], width: int = 16) -> nn.Module:
-    """width: filters of the first block; the second has twice as many."""
+    """Small CNN with `width` filters in the first block and twice as many in the second."""
     channels, _, _ = image_shape(input_shape, 4, "small-cnn")
     at_least(1, "small-cnn", width=width)
     return SmallCNN(num_classes, channels, width)
@@ -69,17 +69,22 @@ class LAFCNN(nn.Module):
 
 
 def laf_cnn(num_classes: int, input_shape: Sequence[int], features: int = 256) -> nn.Module:
-    """features: width of the representation e."""
+    """CNN of the LAF paper with a representation e of width `features`."""
     shape = image_shape(input_shape, 4, "cnn")
     at_least(1, "cnn", features=features)
     return LAFCNN(num_classes, *shape, features)
 
 
 def all_cnn(num_classes: int, input_shape: Sequence[int], width: float = 1.0) -> nn.Module:
-    """All-CNN as in the SCRUB authors' code; `features.3` and `features.7` are identities (where dropout was).
+    """All-CNN as in the SCRUB authors' code; `features.3` and `features.7` are identities in place of dropout.
 
-    width: the filter fraction, 96 and 192 at 1.0. The last block is the 1 x 1 convolution `features.9` with its
-    BatchNorm (37,248 parameters): what CF-k and EU-k touch. At 32 x 32 the pooling is the published 8 x 8 average.
+    The last block is the 1 x 1 convolution `features.9` with its BatchNorm (37,248 parameters), which CF-k and EU-k
+    train. At 32 x 32 the pooling is the published 8 x 8 average.
+
+    Args:
+        num_classes: number of logits.
+        input_shape: images of at least 8 x 8.
+        width: fraction of the 96 and 192 filters.
     """
     channels, _, _ = image_shape(input_shape, 8, "allcnn")
     a, b = scaled((96, 192), width, "allcnn")

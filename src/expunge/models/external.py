@@ -1,7 +1,7 @@
-"""Architectures that other libraries hold: image classifiers of Hugging Face, ResNet-50 of torchvision.
+"""Architectures of other libraries: image classifiers of Hugging Face, ResNet-50 of torchvision.
 
 The libraries are imported on first use. A checkpoint with another number of classes is refused, unless the caller
-asks for a new head.
+requests a new head.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from expunge.models.contract import Adapted
 
 
 class LogitsOnly(Adapted):
-    """A Hugging Face image classifier as a plain function from images (B, C, H, W) to logits (B, classes).
+    """Adapter of a Hugging Face image classifier: images (B, C, H, W) to logits (B, classes), without normalisation.
 
-    side: images are resized (bilinear) to side x side, or stay as they are (None). Normalisation is the data's part.
+    Args:
+        net: the classifier.
+        side: side in pixels to which images are resized (bilinear), or None.
     """
 
     def __init__(self, net: nn.Module, side: int | None) -> None:
@@ -35,7 +37,7 @@ class LogitsOnly(Adapted):
         return out
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Names that the library uses in files, and no longer in its modules, are converted by the library itself."""
+        """As `Adapted.load_state_dict`; former names in files are converted by the library."""
         if strict and state_dict.keys() != self.net.state_dict().keys():
             state_dict = self._converted(state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -44,25 +46,25 @@ class LogitsOnly(Adapted):
         kind: Any = type(self.net)
         try:
             with _quiet():
-                read, told = kind.from_pretrained(
+                read, report = kind.from_pretrained(
                     None, config=self.net.config, state_dict=dict(state), output_loading_info=True
                 )
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise RuntimeError(str(error)) from None
-        if any(told.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
+        if any(report.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
             return state  # strict loading names what does not fit
         converted: Mapping[str, Any] = read.state_dict()
         return converted
 
     def reset_parameters(self) -> None:
-        """Fresh weights by the library's own rules; its class and position tokens know no reset of their own."""
+        """Random weights by the library's rules; its class and position tokens have no reset of their own."""
         fresh = type(self.net)(self.net.config)
         self.net.load_state_dict(fresh.state_dict())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's progress bars and reports; what matters of them is said in our own words."""
+    """Without the library's progress bars and reports; relevant facts are reported by this package."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -77,14 +79,24 @@ def _quiet() -> Iterator[None]:
 
 
 def config_of(model: nn.Module) -> str | None:
-    """`config.json` of a Hugging Face network, which `from_pretrained` reads beside the weights; else None."""
+    """`config.json` of a Hugging Face network, which `from_pretrained` reads with the weights; None for others."""
     config = getattr(model.net if isinstance(model, Adapted) else model, "config", None)
     as_text = getattr(config, "to_json_string", None)
     return str(as_text()) if callable(as_text) else None
 
 
 def vit_hf(num_classes: int, input_shape: Sequence[int], source: str, fresh_head: bool = False) -> nn.Module:
-    """source: a folder written by `save_pretrained`, or a Hub id. fresh_head: draw a new head for `num_classes`."""
+    """Image classifier of Hugging Face.
+
+    Args:
+        num_classes: number of logits.
+        input_shape: shape of the images.
+        source: a folder written by `save_pretrained`, or a Hub id.
+        fresh_head: whether to replace the head by a random one for `num_classes`.
+
+    Raises:
+        UsageError: if the source cannot be loaded or does not fit the data.
+    """
     name = "vit-hf"
     channels, _, _ = image_shape(input_shape, 1, name)
     try:
@@ -92,12 +104,12 @@ def vit_hf(num_classes: int, input_shape: Sequence[int], source: str, fresh_head
     except ImportError as error:
         raise UsageError(f"model `{name}` needs the extra `hub`: pip install 'expunge[hub]' ({error}).") from None
     try:
-        # Code that comes with a checkpoint is never run, and never asked about.
+        # Code that is part of a checkpoint is never run.
         with _quiet():
             config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        found = getattr(config, "num_channels", channels)
-        if found != channels:
-            raise UsageError(f"model `{name}` from {source} takes {found} channels, the data have {channels}.")
+        expected = getattr(config, "num_channels", channels)
+        if expected != channels:
+            raise UsageError(f"model `{name}` from {source} takes {expected} channels, the data have {channels}.")
         refuse_other_head(name, source, config.num_labels, num_classes, fresh_head)
         with _quiet():
             net = AutoModelForImageClassification.from_pretrained(
@@ -118,7 +130,17 @@ def vit_hf(num_classes: int, input_shape: Sequence[int], source: str, fresh_head
 def imagenet_resnet50(
     num_classes: int, input_shape: Sequence[int], weights: str = "IMAGENET1K_V1", fresh_head: bool = False
 ) -> nn.Module:
-    """weights: torchvision's name of the weights (V1 as in the L2UL paper), or "none" for a random start."""
+    """ResNet-50 of torchvision.
+
+    Args:
+        num_classes: number of logits.
+        input_shape: shape of the images, with three channels.
+        weights: torchvision's name of the weights (V1 as in the L2UL paper), or "none" for random ones.
+        fresh_head: whether to replace the head by a random one for `num_classes`.
+
+    Raises:
+        UsageError: without torchvision, or if the weights do not fit the data.
+    """
     name = "imagenet-resnet50"
     if image_shape(input_shape, 32, name)[0] != 3:
         raise UsageError(f"model `{name}` takes 3 channels, the data have {input_shape[0]}.")
@@ -135,12 +157,12 @@ def imagenet_resnet50(
     net = torchvision.models.resnet50(weights=weights)
     if num_classes != net.fc.out_features:
         net.fc = nn.Linear(net.fc.in_features, num_classes)
-    made: nn.Module = net
-    return made
+    model: nn.Module = net
+    return model
 
 
 def refuse_other_head(name: str, source: str, found: int, wanted: int, fresh_head: bool) -> None:
-    """`UsageError` where the weights were trained for another number of classes and no new head is asked for."""
+    """Raise `UsageError` if weights for `found` classes are used for `wanted` classes without a new head."""
     if found != wanted and not fresh_head:
         raise UsageError(
             f"model `{name}` from {source} has {found} classes, the data have {wanted}; "

@@ -1,4 +1,4 @@
-"""Identity of a model's code: of all its module classes, and of functions that it holds instead of methods."""
+"""Identity of a model's code: of all its module classes and of functions stored as attributes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from expunge.models.modes import LoneSample
 
 
 def model_code(model: nn.Module) -> str:
-    """Hex sha256 over the source of what a forward pass of `model` runs (see `core.identity`).
+    """Hex SHA-256 over the source code that a forward pass of `model` runs (see `core.identity`).
 
-    The classes of all modules in the tree count, a `forward` that was replaced on an instance, functions kept as
-    attributes, and hooks. Weights and options are not part of it.
+    It includes the classes of all modules, a `forward` that was replaced on an instance, functions stored as
+    attributes, and hooks, but no weights or options.
     """
     return code_hash(*{id(thing): thing for module in model.modules() for thing in _things(module)}.values())
 

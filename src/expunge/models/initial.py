@@ -1,4 +1,4 @@
-"""Initial weights: drawn from a seed, without a trace in the global random state or of the weights before."""
+"""Random initial weights, which depend on a seed and neither on the global random state nor on former weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 from expunge.core.errors import UsageError, unknown
 from expunge.core.seeds import derive, global_generators
 
-PLAIN_SPREAD = 0.02  # of weights without a rule of their own, as transformers draw tokens and positions
+PLAIN_SPREAD = 0.02  # standard deviation of weights without a rule, as transformers initialise tokens and positions
 
 
 @contextmanager
 def drawing(seed: int) -> Iterator[None]:
-    """PyTorch's CPU generator is seeded for initial weights inside the block and restored after it.
+    """Seed PyTorch's CPU generator for initial weights within the context, and restore it afterwards.
 
-    `torch.manual_seed` would reseed every GPU as well, and nothing would bring their state back.
+    `torch.manual_seed` would reseed every GPU as well, whose state would not be restored.
     """
     with global_generators():
         torch.default_generator.manual_seed(derive(seed, "init"))
@@ -29,13 +29,21 @@ def drawing(seed: int) -> Iterator[None]:
 def reset_parameters(
     model: nn.Module, names: Iterable[str] | None = None, *, seed: int = 0, any_rule: bool = False
 ) -> None:
-    """Draw weights and BatchNorm statistics anew, in place, in the modules named (default: the whole model).
+    """Re-initialise weights and BatchNorm statistics in place.
 
-    Every module's own `reset_parameters` is called, inner modules first, on a CPU copy whose weights are NaN: so the
-    result cannot depend on the weights before, is the same on every device, and the model stays as it was if this
-    fails. Other buffers, such as the constants of a normalisation layer, are kept. any_rule: weights that no
-    `reset_parameters` draws (tokens and positions that a module holds itself) are drawn from N(0, 0.02^2). Raises
-    `UsageError` for an unknown name and, without `any_rule`, for such weights.
+    Every module's `reset_parameters` is called, inner modules first, on a CPU copy whose weights are NaN: the result
+    cannot depend on the former weights, is the same on every device, and the model is not changed if this fails. Other
+    buffers, such as constants, are not changed.
+
+    Args:
+        model: the model.
+        names: names of the modules; None: the whole model.
+        seed: of the weights.
+        any_rule: whether weights that no `reset_parameters` sets (tokens and positions that a module itself owns) are
+            drawn from N(0, 0.02^2).
+
+    Raises:
+        UsageError: for an unknown name and, without `any_rule`, for such weights.
     """
     known = dict(model.named_modules(remove_duplicate=False))
     roots = [""] if names is None else list(dict.fromkeys(names))
@@ -55,11 +63,11 @@ def reset_parameters(
             if any_rule:
                 _draw_the_rest(fresh)
             _require_all_drawn(root, fresh)
-        for _, mine, fresh in parts:
-            for old, new in zip(mine.parameters(), fresh.parameters(), strict=True):
+        for _, target, fresh in parts:
+            for old, new in zip(target.parameters(), fresh.parameters(), strict=True):
                 old.copy_(new)
-            for kept, drawn in zip(mine.buffers(), fresh.buffers(), strict=True):
-                kept.copy_(drawn)
+            for old_buffer, new_buffer in zip(target.buffers(), fresh.buffers(), strict=True):
+                old_buffer.copy_(new_buffer)
 
 
 def _reset(module: nn.Module) -> None:
@@ -84,6 +92,6 @@ def _require_all_drawn(root: str, fresh: nn.Module) -> None:
             path = ".".join(part for part in (root, owner) if part)
             kind = type(fresh.get_submodule(owner)).__name__
             raise UsageError(
-                f"the weight `{leaf}` of module `{path or kind}` ({kind}) cannot be drawn anew, because no "
-                "reset_parameters() of the model sets it; add that method, or pass the start weights as initial=..."
+                f"the weight `{leaf}` of module `{path or kind}` ({kind}) cannot be re-initialised, because no "
+                "reset_parameters() of the model sets it; add that method, or pass the initial weights as initial=..."
             )

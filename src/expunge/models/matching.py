@@ -1,8 +1,8 @@
-"""Which of a checkpoint's names are which of a model's: wrappers put prefixes before them, and some add counters.
+"""Matching of a checkpoint's names with those of a model: wrappers add prefixes, and some add counters.
 
-DataParallel and DDP write `module.`, torch.compile `_orig_mod.`, Opacus `_module.`, Lightning the attribute that holds
-the network (`model.`, `net.`), averages of weights (EMA, SWA) `module.` and a counter. They stack in any order, and
-some wrap a part of the network only. A prefix is taken off only where all that remains fits the model.
+DataParallel and DDP write `module.`, torch.compile `_orig_mod.`, Opacus `_module.`, Lightning the attribute of the
+network (`model.`, `net.`), averages of weights (EMA, SWA) `module.` and a counter. They can be combined in any order,
+and some wrap only a part of the network. A prefix is removed only if all remaining names match the model.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from expunge.core.errors import CheckpointError
 from expunge.models.weight_files import StateDict
 
 _SEGMENTS = ("module", "_orig_mod", "_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Names that wrappers give to what they wrap, wherever in the network that is."""
+"""Attributes in which wrappers store the wrapped module, at any level of the network."""
 
 _COUNTERS = {"n_averaged", "num_updates", "decay", "initted", "step"}
-"""Numbers that averages of weights keep beside them."""
+"""Numbers that averages of weights store with the weights."""
 
 
 @dataclass(frozen=True)
-class Match:
-    """Weights under the model's own names.
+class WeightMatch:
+    """Weights under the model's names.
 
-    state: name -> tensor. stripped, added: the prefix taken off, or put before, every name. left_out: names in the
-    checkpoint that belong to no tensor of the model, such as the loss of a Lightning module.
+    Attributes:
+        state: name -> tensor.
+        stripped: prefix removed from every name.
+        added: prefix added to every name.
+        left_out: names in the checkpoint that belong to no tensor of the model, such as the loss of a Lightning module.
     """
 
     state: StateDict
@@ -40,11 +43,11 @@ class Match:
     left_out: tuple[str, ...] = ()
 
 
-def match(model: nn.Module, state: StateDict) -> Match | None:
-    """The first reading of the names that `model.load_state_dict(strict=True)` takes; None if there is none.
+def match(model: nn.Module, state: StateDict) -> WeightMatch | None:
+    """The first interpretation of the names that `model.load_state_dict(strict=True)` accepts; None if there is none.
 
     Raises:
-        CheckpointError: two parts of the checkpoint fit, e.g. a network and its moving average.
+        CheckpointError: if two parts of the checkpoint match, e.g. a network and its moving average.
     """
     own, ties = own_tensors(model), _ties(model)
     readings = [replace(reading, state=_fill_ties(reading.state, ties)) for reading in _readings(state, own)]
@@ -52,31 +55,31 @@ def match(model: nn.Module, state: StateDict) -> Match | None:
     exact = exact or _only_part(state, own, ties)
     if exact is not None:
         return exact
-    # Other names or shapes may be taken all the same: modules convert older formats themselves while they load.
+    # Other names or shapes may be accepted too: modules can convert older formats while loading.
     likely = [r for r in readings if r is readings[0] or 2 * len(r.state.keys() & own.keys()) >= len(own)]
     return next((reading for reading in likely if _taken(model, reading.state)), None)
 
 
 def closest(model: nn.Module, state: StateDict) -> StateDict:
-    """The reading of the names that shares most of them with the model: what a message should compare."""
+    """The interpretation that shares most names with the model, for error messages."""
     own = own_tensors(model)
     return max((r.state for r in _readings(state, own)), key=lambda reading: len(reading.keys() & own.keys()))
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with the parameters themselves, so that lazy ones can be looked at."""
+    """The state dict with the parameters themselves, so that lazy ones can be recognised."""
     tensors: dict[str, Tensor] = model.state_dict(keep_vars=True)
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
-    """None for a lazy parameter, which takes the shape of what is loaded."""
+    """Shape of a tensor; None for a lazy parameter, which gets the shape of the loaded tensor."""
     return None if is_lazy(tensor) else tuple(tensor.shape)
 
 
-def _readings(state: StateDict, own: Mapping[str, Tensor]) -> Iterator[Match]:
-    """The names as they are; without prefixes; without the segments of wrappers; and with the model's own prefix."""
-    yield Match(state)
+def _readings(state: StateDict, own: Mapping[str, Tensor]) -> Iterator[WeightMatch]:
+    """Interpretations: the names unchanged, without prefixes, without wrapper segments, and with the model's prefix."""
+    yield WeightMatch(state)
     wanted = _common_prefix(own)
     for unwrapped in (False, True):
         seen, left_out, stripped = state, list[str](), ""
@@ -88,9 +91,9 @@ def _readings(state: StateDict, own: Mapping[str, Tensor]) -> Iterator[Match]:
         while True:
             counters = [n for n, v in seen.items() if n in _COUNTERS - own.keys() and v.numel() == 1]
             seen, left_out = seen.without(counters), [*left_out, *counters]
-            yield Match(seen, stripped, "", tuple(left_out))
+            yield WeightMatch(seen, stripped, "", tuple(left_out))
             if wanted is not None:
-                yield Match(seen.renamed(partial(_prefixed, wanted)), stripped, wanted, tuple(left_out))
+                yield WeightMatch(seen.renamed(partial(_prefixed, wanted)), stripped, wanted, tuple(left_out))
             prefix = _common_prefix(seen)
             if prefix is None:
                 break
@@ -105,8 +108,8 @@ def _unprefixed(prefix: str, name: str) -> str:
     return name.removeprefix(prefix)
 
 
-def _only_part(state: StateDict, own: Mapping[str, Tensor], ties: list[list[str]]) -> Match | None:
-    """The one attribute of a larger module (a Lightning module, a distillation pair) whose weights are the model's."""
+def _only_part(state: StateDict, own: Mapping[str, Tensor], ties: list[list[str]]) -> WeightMatch | None:
+    """The attribute of a larger module (a Lightning module, a distillation pair) whose weights match the model."""
     fitting = []
     prefixes = dict.fromkeys(name.partition(".")[0] + "." for name in state if "." in name)
     for prefix in prefixes if len(prefixes) > 1 or any("." not in name for name in state) else ():
@@ -132,12 +135,12 @@ def _common_prefix(names: Mapping[str, Tensor]) -> str | None:
 
 
 def _without_segments(name: str, own: Mapping[str, Tensor]) -> str:
-    """`features.module.0.weight` -> `features.0.weight`; a name of the model itself stays."""
+    """`features.module.0.weight` -> `features.0.weight`; names of the model itself are not changed."""
     return name if name in own else ".".join(part for part in name.split(".") if part not in _SEGMENTS)
 
 
 def _ties(model: nn.Module) -> list[list[str]]:
-    """Names of one and the same tensor: the weights of an embedding that are those of the head as well."""
+    """Groups of names of one tensor, such as an embedding that shares its weights with the head."""
     by_tensor: dict[int, list[str]] = {}
     for name, value in own_tensors(model).items():
         by_tensor.setdefault(id(value), []).append(name)
@@ -145,7 +148,7 @@ def _ties(model: nn.Module) -> list[list[str]]:
 
 
 def _fill_ties(state: StateDict, ties: list[list[str]]) -> StateDict:
-    """Tied weights are stored under one of their names by some libraries; all names get them."""
+    """Add tied weights under all their names: some libraries store them under one name only."""
     filled = StateDict(state)
     for names in ties:
         stored = [state[name] for name in names if name in state]
@@ -161,14 +164,14 @@ def _fill_ties(state: StateDict, ties: list[list[str]]) -> StateDict:
 
 
 def _fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Equal names, and equal shapes but for those that a lazy parameter leaves open."""
+    """Whether names and shapes are equal, except for shapes of lazy parameters."""
     return state.keys() == own.keys() and all(
         shape_of(value) in (None, tuple(state[name].shape)) for name, value in own.items()
     )
 
 
 def _taken(model: nn.Module, state: StateDict) -> bool:
-    """Whether the module itself takes these weights, tried on a copy: its load hooks may convert names and shapes."""
+    """Whether a copy of the module accepts these weights: its load hooks may convert names and shapes."""
     try:
         copy.deepcopy(model).load_state_dict(state, strict=True)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError):

@@ -1,6 +1,6 @@
-"""Small-footprint families in their CIFAR variants: MobileNetV2, SqueezeNet 1.1, DenseNet-BC.
+"""Small networks in their CIFAR variants: MobileNetV2, SqueezeNet 1.1, DenseNet-BC.
 
-The early strides are 1, because a 32 x 32 image has no resolution to give away; otherwise the published tables.
+The early strides are 1 because of the low resolution of 32 x 32 images; otherwise they follow the published tables.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from expunge.models.blocks import FeatureNet, at_least, conv, conv_block, image_
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, linear 1x1; a shortcut where the shape stays (Sandler et al., CVPR 2018)."""
+    """1x1 expansion, 3x3 depthwise, linear 1x1; a shortcut if the shape is kept (Sandler et al., CVPR 2018)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ _MOBILENET = (
 
 
 def mobilenetv2_cifar(num_classes: int, input_shape: Sequence[int], width: float = 1.0) -> nn.Module:
-    """width: the paper's width multiplier; filters are rounded to a multiple of 8, never below 8."""
+    """MobileNetV2 with the paper's width multiplier `width`; filters are rounded to multiples of 8, at least 8."""
     channels, _, _ = image_shape(input_shape, 16, "mobilenetv2-cifar")
     if width <= 0:
         raise UsageError(f"model `mobilenetv2-cifar`: `width` must be > 0, got {width:g}.")
@@ -64,7 +64,7 @@ def mobilenetv2_cifar(num_classes: int, input_shape: Sequence[int], width: float
 
 
 class Fire(nn.Module):
-    """1x1 squeeze, then 1x1 and 3x3 side by side (Iandola et al., arXiv:1602.07360)."""
+    """1x1 squeeze, then 1x1 and 3x3 in parallel (Iandola et al., arXiv:1602.07360)."""
 
     def __init__(self, inputs: int, squeeze: int, expand: int, batchnorm: bool) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ _SQUEEZENET = ("M", (16, 64), (16, 64), "M", (32, 128), (32, 128), "M", (48, 192
 
 
 def squeezenet_cifar(num_classes: int, input_shape: Sequence[int], batchnorm: bool = True) -> nn.Module:
-    """batchnorm: BatchNorm behind every convolution, without which it hardly trains from scratch (False: published).
+    """SqueezeNet 1.1, optionally with BatchNorm after every convolution, without which it hardly trains from scratch.
 
-    The published last 1x1 convolution, averaged over the map, is a linear head on the averaged map: that is what we
-    write, so that the representation is a vector.
+    The published last 1x1 convolution, averaged over the feature map, equals a linear head on the averaged map; it is
+    implemented as the latter, so that the representation is a vector.
     """
     channels, _, _ = image_shape(input_shape, 16, "squeezenet-cifar")
     features = nn.Sequential(_maybe_norm(channels, 64, 3, batchnorm))
@@ -126,7 +126,7 @@ class DenseLayer(nn.Module):
 
 
 def densenet_cifar(num_classes: int, input_shape: Sequence[int], depth: int = 100, growth: int = 12) -> nn.Module:
-    """DenseNet-BC with three dense blocks. depth: 6 n + 4 layers. growth: filters that a layer adds."""
+    """DenseNet-BC with three dense blocks, `depth` = 6 n + 4 layers, and `growth` filters added per layer."""
     channels, _, _ = image_shape(input_shape, 16, "densenet-cifar")
     at_least(1, "densenet-cifar", growth=growth)
     layers, rest = divmod(depth - 4, 6)

@@ -1,4 +1,4 @@
-"""Train and eval modes and the BatchNorm policy."""
+"""Train and eval mode, and the treatment of BatchNorm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BatchNormMode = Literal["train", "frozen"]
 
 
 def training_mode(model: nn.Module, batchnorm: BatchNormMode = "train") -> None:
-    """Set train mode; with `frozen`, BatchNorm uses its running statistics and leaves them as they are."""
+    """Set train mode; with `frozen`, BatchNorm uses its running statistics and does not update them."""
     model.train()
     if batchnorm == "frozen":
         for module in model.modules():
@@ -25,7 +25,7 @@ def training_mode(model: nn.Module, batchnorm: BatchNormMode = "train") -> None:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; every module's own mode comes back after it, also after an exception."""
+    """Eval mode within the context; every module's mode is restored afterwards, also after an exception."""
     with _modes_restored(model.modules()):
         model.eval()
         yield
@@ -33,9 +33,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_batchnorm(model: nn.Module) -> Iterator[None]:
-    """BatchNorm layers use their running statistics and leave them alone; the rest keeps its mode.
+    """Within the context BatchNorm layers use their running statistics without updating them.
 
-    A call of `model.train()` inside the block would undo it: set the mode of the whole model before.
+    A call of `model.train()` within the context would undo it: set the mode of the whole model before.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     with _modes_restored(norms):
@@ -45,10 +45,14 @@ def frozen_batchnorm(model: nn.Module) -> Iterator[None]:
 
 
 class LoneSample:
-    """BatchNorm in train mode cannot normalise one value per channel: for such a batch it uses its running statistics.
+    """Hooks with which a BatchNorm layer in train mode accepts one value per channel, by its running statistics.
 
-    A forget set of one sample, and the last sample of an epoch, would otherwise end in an error of PyTorch. The running
-    statistics stay as they are in such a pass. Hooks before and after the layer; copies of a model have them as well.
+    A forget set of one sample, and a last batch of one sample, would otherwise raise an error in PyTorch. The running
+    statistics are not updated in such a pass. Copies of a model have the hooks as well.
+
+    Args:
+        name: of the layer, for messages.
+        allowed: whether such batches are accepted; else they raise `UsageError`.
     """
 
     def __init__(self, name: str, allowed: bool) -> None:
@@ -56,8 +60,9 @@ class LoneSample:
         self.allowed = allowed
 
     def before(self, norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Forward pre-hook: switch the layer to eval mode for a batch of one value per channel."""
         x = inputs[0] if inputs else None
-        # With several processes the layer has another `forward`, which takes its statistics over all of them.
+        # With several processes the layer has another `forward`, with the statistics of the global batch.
         if not norm.training or "forward" in norm.__dict__ or not isinstance(x, Tensor) or x.dim() < 2:
             return
         if x.numel() != x.shape[1]:
@@ -71,16 +76,17 @@ class LoneSample:
         norm._lone_sample = True  # type: ignore[assignment]
 
     def after(self, norm: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Forward hook: switch it back."""
         if norm.__dict__.pop("_lone_sample", False):
             norm.training = True
 
 
 @contextmanager
 def lone_samples(model: nn.Module, *, allowed: bool = True) -> Iterator[None]:
-    """Inside the block, `model` and copies of it take batches of one sample in train mode (see `LoneSample`).
+    """Within the context `model` and its copies accept batches of one sample in train mode (see `LoneSample`).
 
-    allowed: False makes such a batch a `UsageError`: for trainings whose batches are all of one sample, where running
-    statistics would never be learnt.
+    With `allowed=False` such a batch raises `UsageError`: for trainings with batches of one sample throughout, in which
+    running statistics would never be updated.
     """
     handles = []
     for name, norm in model.named_modules():
@@ -96,7 +102,7 @@ def lone_samples(model: nn.Module, *, allowed: bool = True) -> Iterator[None]:
 
 
 def without_lone_samples(model: nn.Module) -> None:
-    """Take the hooks of `lone_samples` off, e.g. from a copy that leaves the block."""
+    """Remove the hooks of `lone_samples`, e.g. from a copy that is used outside the context."""
     for norm in model.modules():
         if isinstance(norm, _BatchNorm):
             for hooks in (norm._forward_pre_hooks, norm._forward_hooks):

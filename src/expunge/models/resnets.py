@@ -1,4 +1,4 @@
-"""The residual family: one network file, parameterised by block, stem, stages and head."""
+"""Residual networks, parameterised by block, stem, stages and head."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 - 3x3 - 1x1 with four times the width out (He et al., CVPR 2016)."""
+    """1x1 - 3x3 - 1x1 convolutions with four times the width as output (He et al., CVPR 2016)."""
 
     expansion = 4
 
@@ -46,7 +46,7 @@ class Bottleneck(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice; the shortcut is a bare 1x1 convolution of the activated input where the shape changes.
+    """BN-ReLU-conv twice; the shortcut is a 1x1 convolution of the activated input if the shape changes.
 
     The 3x3 convolutions have a bias, as in the SCRUB authors' code.
     """
@@ -67,6 +67,7 @@ class PreActBlock(nn.Module):
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Shortcut of a residual block: the identity, or a 1x1 convolution with BatchNorm if the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
@@ -75,8 +76,15 @@ def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
 class ResNet(nn.Module):
     """Stem, four stages, global average pooling, head.
 
-    widths: of the four stages. features: width of an extra linear layer `fc1` before the head (LAF), or None.
-    he_init: convolutions start from He's normal distribution over the fan-out (torchvision), else PyTorch's default.
+    Args:
+        stem: maps images to `inputs` channels.
+        block: class of the blocks.
+        depths: blocks per stage.
+        widths: width per stage.
+        inputs: channels after the stem.
+        num_classes: number of logits.
+        features: width of an extra linear layer `fc1` before the head (LAF), or None.
+        he_init: whether convolutions are initialised by He's normal rule over the fan-out (torchvision).
     """
 
     def __init__(
@@ -107,7 +115,7 @@ class ResNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The initialisation that goes beyond each layer's own."""
+        """Initialise convolutions by He's rule if `he_init`; other layers have rules of their own."""
         for module in self.modules():
             if self.he_init and isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -119,7 +127,10 @@ class ResNet(nn.Module):
 
 
 def preact_resnet18(num_classes: int, input_shape: Sequence[int], width: float = 1.0) -> nn.Module:
-    """width: the filter fraction f; stages of int(64 f), int(128 f), int(256 f), int(512 f). No final BN or ReLU."""
+    """Pre-activation ResNet-18 with stages of int(64 f), int(128 f), int(256 f), int(512 f) filters, f = `width`.
+
+    There is no final BatchNorm or ReLU, as in the SCRUB authors' code.
+    """
     channels, _, _ = image_shape(input_shape, 8, "resnet18-preact")
     stem = conv_block(channels, 64, bias=True)
     widths = scaled((64, 128, 256, 512), width, "resnet18-preact")
@@ -127,7 +138,7 @@ def preact_resnet18(num_classes: int, input_shape: Sequence[int], width: float =
 
 
 def cifar_resnet18(num_classes: int, input_shape: Sequence[int], width: float = 1.0, pool: bool = True) -> nn.Module:
-    """width: fraction of the published 64-128-256-512. pool: 3x3/2 max-pool behind the stem (the L2UL stem)."""
+    """ResNet-18 with a 3x3 stem; `width` scales the published widths, `pool` adds the 3x3/2 max-pool of L2UL's stem."""
     channels, _, _ = image_shape(input_shape, 16, "resnet18-cifar")
     widths = scaled((64, 128, 256, 512), width, "resnet18-cifar")
     stem = conv_block(channels, widths[0])
@@ -137,14 +148,14 @@ def cifar_resnet18(num_classes: int, input_shape: Sequence[int], width: float = 
 
 
 def cifar_resnet50(num_classes: int, input_shape: Sequence[int]) -> nn.Module:
-    """3x3 stem without pooling; the four stages are 256, 512, 1024 and 2048 wide."""
+    """ResNet-50 with a 3x3 stem without pooling; stages have 256, 512, 1024 and 2048 channels."""
     channels, _, _ = image_shape(input_shape, 8, "resnet50-cifar")
     stem = conv_block(channels, 64)
     return ResNet(stem, Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), 64, num_classes)
 
 
 def laf_resnet18(num_classes: int, input_shape: Sequence[int], features: int = 256) -> nn.Module:
-    """ImageNet stem (7x7/2, max-pool), 512 -> `features` without activation (the representation e), head."""
+    """ResNet-18 of the LAF paper: ImageNet stem, then a linear layer of width `features` (the representation e)."""
     channels, _, _ = image_shape(input_shape, 32, "resnet18-laf")
     at_least(1, "resnet18-laf", features=features)
     stem = conv_block(channels, 64, 7, 2).append(nn.MaxPool2d(3, 2, padding=1))

@@ -1,4 +1,4 @@
-"""Watching a forward pass of any module: what runs, what enters and leaves it, which weights act after it."""
+"""Tracing of forward passes with hooks: executed modules, their inputs and outputs, weights that act after them."""
 
 from __future__ import annotations
 
@@ -15,31 +15,35 @@ from expunge.core.errors import UsageError
 from expunge.models.modes import evaluation_mode
 
 
-class _Enough(BaseException):
-    """Ends a forward pass once the representation is known; no `except Exception` of a model can swallow it."""
+class _StopForward(BaseException):
+    """Ends a forward pass once the representation is known; not caught by `except Exception` in a model."""
 
 
 @dataclass(frozen=True)
 class Representation:
-    """A point of the forward pass: what enters (`before`) or leaves the module `name` in its last of `runs` runs."""
+    """A point of the forward pass: input (`before`) or output of the module `name` in the last of its `runs` calls."""
 
     name: str
     before: bool
     runs: int = 1
 
     def of(self, model: nn.Module, x: Tensor) -> Tensor:
-        """The tensor (B, ...) at this point; the rest of the pass is skipped, and the hook is gone afterwards."""
+        """The tensor (B, ...) at this point; the rest of the pass is skipped.
+
+        Raises:
+            UsageError: if it is not a tensor.
+        """
         caught: list[Any] = []
 
         def catch(value: Any) -> None:
             caught.append(value)
             if len(caught) == self.runs:
-                raise _Enough
+                raise _StopForward
 
         handle = self._hook(model, catch)
         try:
             model(x)
-        except _Enough:
+        except _StopForward:
             pass
         finally:
             handle.remove()
@@ -47,13 +51,13 @@ class Representation:
 
     @contextmanager
     def beside(self, model: nn.Module) -> Iterator[Callable[[], Tensor]]:
-        """Inside the block passes run whole; what it yields gives the tensor (B, ...) of the latest one."""
+        """Record the tensor during complete passes within the context; yields a function that returns the latest."""
         caught: list[Any] = []
 
         def catch(value: Any) -> None:
             if len(caught) >= self.runs:
                 caught.clear()
-            # A copy: what follows in the pass may work in place.
+            # A copy: later operations of the pass may work in place.
             caught.append(value.clone() if isinstance(value, Tensor) else value)
 
         handle = self._hook(model, catch)
@@ -72,7 +76,7 @@ class Representation:
         return module.register_forward_hook(lambda _, __, output: catch(output))
 
     def _tensor(self, caught: list[Any]) -> Tensor:
-        """What the last of the runs left."""
+        """The tensor of the last call."""
         if len(caught) != self.runs or not isinstance(caught[-1], Tensor):
             side = "input" if self.before else "output"
             raise UsageError(f"the {side} of module `{self.name}` is no tensor in this forward pass; name another one.")
@@ -80,20 +84,20 @@ class Representation:
 
 
 def logits_of(model: nn.Module, sample: Tensor) -> Tensor:
-    """The logits (B, classes). Raises `UsageError` if the model refuses the sample, or returns something else."""
+    """Logits (B, classes) of a batch; raises `UsageError` if the model fails on it or returns something else."""
     try:
         logits = model(sample)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"the model does not take a batch of shape {tuple(sample.shape)} ({reason}).") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(sample):
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise UsageError(f"the model must return logits (batch, classes) as one tensor, it returned {found}.")
+        description = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"the model must return logits (batch, classes) as one tensor, it returned {description}.")
     return logits
 
 
 def execution_order(model: nn.Module, sample: Tensor) -> list[str]:
-    """Names of the modules in the order in which they finished, inner before outer, one entry per run."""
+    """Names of the modules in the order in which they finished, inner before outer, one entry per call."""
     order: list[str] = []
     handles = []
 
@@ -113,7 +117,7 @@ def execution_order(model: nn.Module, sample: Tensor) -> list[str]:
 
 
 def weights_beyond(model: nn.Module, sample: Tensor, name: str) -> list[str]:
-    """Names of the weights that still act on the logits when the gradient is cut behind the module `name`."""
+    """Names of the weights that act on the logits when the gradient is cut after the module `name`."""
     weights = list(model.named_parameters())
     flags = [weight.requires_grad for _, weight in weights]
     cut = model.get_submodule(name).register_forward_hook(

@@ -1,7 +1,7 @@
-"""Files that hold weights, and the state dict in them: safetensors, PyTorch files, folders of `save_pretrained`.
+"""Reading the state dict of weight files: safetensors, PyTorch files, folders of `save_pretrained`.
 
-Reading never executes anything: PyTorch files are opened with `weights_only`, and what a file says about itself (the
-names of its shards, its hash) is checked before it is believed.
+Reading never executes code: PyTorch files are opened with `weights_only`, and statements of a file (the names of its
+shards, its hash) are checked before they are used.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from expunge.core.errors import CheckpointError
 
 SAFETENSORS = ".safetensors"
 SUFFIXES = (SAFETENSORS, ".pt", ".pth", ".bin", ".ckpt", ".th", ".tar", ".pkl", ".pickle", ".model", ".weights")
-"""Endings of weight files; all but the first are names of what `torch.save` writes (`.pth.tar` is no tar archive)."""
+"""Suffixes of weight files; all but the first are written by `torch.save` (`.pth.tar` is not a tar archive)."""
 
 INDEX = ".index.json"
 _FOLDER = ("model.safetensors", "pytorch_model.bin")
-"""What `save_pretrained` (and `Result.save`) calls the weights of a folder; with `INDEX` behind, those in shards."""
+"""File names of the weights that `save_pretrained` and `Result.save` write; with `INDEX` appended, those of shards."""
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "module", "network")
-"""Keys under which training scripts keep the weights beside other things, the usual first."""
+"""Keys under which training scripts store the weights, the most common first."""
 _AVERAGES = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "model_ema_state_dict", "ema_model")
 
-# What the unpickler of torch.load raises on bytes that are no pickle: its opcodes fail wherever they happen to.
+# The unpickler of torch.load raises these on bytes that are not a pickle.
 _MALFORMED = (
     ArithmeticError,
     AssertionError,
@@ -51,15 +51,15 @@ _MALFORMED = (
     struct.error,
 )
 
-# Numbers that NumPy computed (an accuracy, an epoch) are plain data, and many scripts keep them beside the weights.
+# NumPy scalars (an accuracy, an epoch) are plain data that many scripts store with the weights.
 _DATA: list[Any] = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), type(np.dtype(np.int64))]
 
 
 def read_state(path: str | Path) -> StateDict:
-    """The state dict in a file, or in a folder that `save_pretrained` wrote, in one file or in shards.
+    """Read the state dict of a file, or of a folder that `save_pretrained` wrote, in one file or in shards.
 
     Raises:
-        CheckpointError: it is missing, truncated, of another kind, holds code, or holds several state dicts.
+        CheckpointError: if it is missing, truncated, of another type, contains code, or several state dicts.
     """
     source = _weights_of(Path(path))
     if source.name.endswith(INDEX):
@@ -68,15 +68,15 @@ def read_state(path: str | Path) -> StateDict:
 
 
 def _weights_of(path: Path) -> Path:
-    """The file to read: the path itself, or the weights inside a folder."""
+    """The file to read: the path itself, or the weights in a folder."""
     if path.is_dir():
-        found = [path / (name + end) for name in _FOLDER for end in ("", INDEX) if (path / (name + end)).is_file()]
-        if not found:
+        candidates = [path / (name + end) for name in _FOLDER for end in ("", INDEX) if (path / (name + end)).is_file()]
+        if not candidates:
             raise CheckpointError(
                 f"checkpoint {path} does not exist as a file, and the folder holds none of {', '.join(_FOLDER)}; pass "
                 "the path of a .safetensors or .pt file."
             )
-        return found[0]
+        return candidates[0]
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; pass the path of a .safetensors or .pt file.")
     if path.suffix.lower() not in SUFFIXES and not path.name.endswith(INDEX):
@@ -92,7 +92,7 @@ def _read_file(source: Path) -> StateDict:
 
 
 def _read_shards(index: Path) -> StateDict:
-    """The tensors that an index file (`weight_map`: tensor name -> file name) spreads over several files."""
+    """The tensors of all shards in an index file (`weight_map`: tensor name -> file name)."""
     try:
         stated = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         places = {str(name): str(file) for name, file in stated.items()}
@@ -101,7 +101,7 @@ def _read_shards(index: Path) -> StateDict:
     state: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         if Path(file).name != file or file.startswith("."):
-            raise CheckpointError(f"checkpoint {index} names the shard `{file}`, which is not a file beside it.")
+            raise CheckpointError(f"checkpoint {index} names the shard `{file}`, which is not a file of its folder.")
         if not (index.parent / file).is_file():
             raise CheckpointError(f"checkpoint {index} lacks its shard {file}; copy the whole folder.")
         state |= _read_file(index.parent / file)
@@ -153,13 +153,13 @@ def _read_torch(source: Path) -> StateDict:
 
 
 def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """NumPy's constructor of a number from its bytes, under the name that each version of NumPy writes."""
+    """NumPy's constructor of scalars, under the names that different versions of NumPy write."""
     scalar: Callable[..., Any] = np.float64(0).__reduce__()[0]  # type: ignore[assignment]
     return [(scalar, f"numpy.{package}.multiarray.scalar") for package in ("core", "_core")]
 
 
 def _state_dict_in(content: Any, source: Path) -> StateDict:
-    """The state dict itself, or the one that a container holds; `CheckpointError` where that is not one thing."""
+    """The state dict itself, or the one in a container; raises `CheckpointError` if there is none or several."""
     state = _as_state(content)
     if state is not None:
         return state
@@ -188,29 +188,29 @@ def _from(inside: Mapping[str, StateDict], name: str) -> StateDict:
 
 
 def _state_dicts(content: Any, prefix: str = "", depth: int = 3) -> dict[str, StateDict]:
-    """State dicts by the key that holds them, the outer before the inner; those of optimisers are none."""
-    found: dict[str, StateDict] = {}
+    """State dicts by their key, outer before inner, without those of optimisers."""
+    states: dict[str, StateDict] = {}
     if not isinstance(content, Mapping) or depth == 0:
-        return found
+        return states
     for key, value in content.items():
         if not isinstance(key, str) or "optim" in key.lower():
             continue
         state = _as_state(value)
         if state is not None:
-            found[prefix + key] = state
+            states[prefix + key] = state
         else:
-            # A container in a container, {"model": {"state_dict": ...}}, goes by its outer name if it holds only one.
+            # A nested container, {"model": {"state_dict": ...}}, is named by its outer key if it has only one.
             inner = _state_dicts(value, "", depth - 1)
-            found |= (
+            states |= (
                 {prefix + key: next(iter(inner.values()))}
                 if len(inner) == 1
                 else {f"{prefix}{key}.{name}": state for name, state in inner.items()}
             )
-    return found
+    return states
 
 
 def _as_state(content: Any) -> StateDict | None:
-    """A state dict with the versions of its modules (`_metadata`, which load hooks read), or None."""
+    """A state dict with the versions of its modules (`_metadata`, read by load hooks), or None."""
     if not isinstance(content, Mapping) or not content:
         return None
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
@@ -222,10 +222,16 @@ def _as_state(content: Any) -> StateDict | None:
 
 
 class StateDict(dict[str, Tensor]):
-    """Weights by name, with what each module wrote about its own format, by the module's name.
+    """Weights by name, with the format versions of their modules by module name.
 
-    The latter is `_metadata` where `torch.nn.Module.load_state_dict` looks for it; its load hooks read it. container:
-    the key under which the file held the weights.
+    The latter are the attribute `_metadata`, which `torch.nn.Module.load_state_dict` and its load hooks read.
+
+    Args:
+        tensors: name -> tensor.
+        versions: module name -> versions; those of `tensors` by default.
+
+    Attributes:
+        container: the key under which the file contained the weights.
     """
 
     container = ""
@@ -235,21 +241,21 @@ class StateDict(dict[str, Tensor]):
         self._metadata = versions if versions is not None else getattr(tensors, "_metadata", None)
 
     def renamed(self, rename: Callable[[str], str]) -> StateDict:
-        """The same tensors under other names; a module's name is renamed as that of a tensor in it."""
+        """The same tensors under other names; names of modules are changed accordingly."""
         versions = self._metadata
         if versions is not None:
             versions = {rename(f"{name}.x").rpartition(".")[0] if name else "": v for name, v in versions.items()}
         return StateDict({rename(name): value for name, value in self.items()}, versions)
 
     def without(self, names: Collection[str]) -> StateDict:
-        """All but these tensors."""
+        """All tensors except these."""
         return StateDict({name: value for name, value in self.items() if name not in names}, self._metadata)
 
 
 def _refuse_archives(source: Path) -> None:
-    """`CheckpointError` on archives that are no weights, or that were made to fill memory.
+    """Raise `CheckpointError` for archives that are not weights, or that were made to fill memory.
 
-    PyTorch never compresses what it saves, so what unpacks to far more is an attack.
+    PyTorch does not compress files, so an archive that unpacks to a much larger size is an attack.
     """
     with source.open("rb") as stream:
         first = stream.read(8)

@@ -1,4 +1,7 @@
-"""Scenarios: which samples form the forget set. The catalogue, without torch; third parties: `expunge.scenarios`."""
+"""Catalogue of the scenarios, which select the forget set, without importing torch.
+
+Other packages register scenarios through the entry-point group `expunge.scenarios`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ SCENARIOS = Registry(
         ),
         Card(
             name="noisy",
-            summary="samples whose labels were replaced by wrong ones; true labels kept beside; `noisy:0.2`",
+            summary="samples whose labels were replaced by wrong ones; true labels are kept; `noisy:0.2`",
             target="expunge.scenarios.noise:NoisyLabels",
         ),
         Card(
@@ -47,7 +50,7 @@ SCENARIOS = Registry(
         ),
         Card(
             name="worst-case",
-            summary="samples that were found hardest to erase; `worst-case:worst.csv,amount=100`",
+            summary="the samples that are hardest to erase; `worst-case:worst.csv,amount=100`",
             target="expunge.scenarios.ranked:WorstCase",
             paper=Paper(cite="Fan et al.: Challenging Forgets, ECCV 2024", url="arXiv:2403.07362"),
         ),

@@ -1,4 +1,4 @@
-"""Scenarios: frozen options that decide, exactly and by seed, which training samples form the forget set."""
+"""The base class of scenarios: frozen options that determine, with a seed, which samples form the forget set."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ C = TypeVar("C", bound="Scenario")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Forgetting:
-    """A training set and its partition.
+class ForgetSplit:
+    """A training set, partitioned into forget and retain set.
 
-    train: what the original model is trained on (with noisy labels where the scenario makes noise). forget, retain:
-    its two disjoint parts, in ascending order of position unless the scenario's order means something.
-    true_labels: long CPU tensor over the store; equals the labels of `train` unless the scenario changed some.
-    sample: positions in the store of the retained samples that the published attack learns from, in this order, where
-    the scenario's authors fixed them; else None.
+    Attributes:
+        train: the original's training set, with wrong labels if the scenario corrupts labels.
+        forget: the forget set.
+        retain: the retain set, disjoint from it. Both are in ascending order of position, unless the scenario's order
+            is meaningful.
+        scenario: how it was selected.
+        seed: of the selection.
+        true_labels: long CPU tensor over the store; equals the labels of `train` unless the scenario changed some.
+        sample: positions in the store of the retained samples that the published attack is trained on, in order, if the
+            scenario's authors fixed them; else None.
+        details: further facts, ready for JSON.
     """
 
     train: Split
@@ -45,7 +51,11 @@ class Forgetting:
     details: dict[str, Any] = field(default_factory=dict)
 
     def requests(self) -> list[Split]:
-        """The forget set as `scenario.requests` requests of (nearly) equal size, in an order drawn by the seed."""
+        """The forget set split at random into `scenario.requests` requests of (nearly) equal size.
+
+        Raises:
+            DataError: if there are more requests than samples.
+        """
         count, size = self.scenario.requests, len(self.forget)
         if count > size:
             raise DataError(f"{self.scenario.card.name}: {count} requests for {size} samples; each needs at least one.")
@@ -57,7 +67,7 @@ class Forgetting:
         return display.as_text(f"{self.scenario.card.name}, seed {self.seed}", parts)
 
     def describe(self) -> dict[str, Any]:
-        """JSON-ready facts for reports."""
+        """Facts for reports, ready for JSON."""
         return {
             "scenario": self.scenario.card.name,
             "options": to_dict(self.scenario),
@@ -70,7 +80,12 @@ class Forgetting:
 
 @options
 class Scenario(ABC):
-    """primary: the option that `name:value` on the command line sets."""
+    """A rule that selects the forget set: frozen options (fields) and `select`.
+
+    Attributes:
+        card: name and summary, from the registry.
+        primary: the option that `name:value` on the command line sets.
+    """
 
     card: ClassVar[Card]
     primary: ClassVar[str] = ""
@@ -79,27 +94,41 @@ class Scenario(ABC):
 
     @abstractmethod
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
-        """Positions in the store of the samples to forget, each one of `train`, no duplicates."""
+        """Select the forget set.
+
+        Args:
+            train: the training set.
+            generator: seeded random numbers.
+
+        Returns:
+            Positions in the store (k,), each in `train`, without duplicates.
+        """
 
     def relabel(self, train: Split, forget: Tensor, generator: torch.Generator) -> Split:
-        """The training set the original model sees; the same unless the scenario spoils labels."""
+        """The training set of the original model; another one if the scenario corrupts labels."""
         return train
 
     def attacked(self, train: Split, forget: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Positions of the retained samples that the authors' membership attack learns from; None: not fixed."""
+        """Positions of the retained samples that the authors' membership attack is trained on; None: not fixed."""
         return None
 
     def generator(self, seed: int) -> torch.Generator:
+        """Random numbers of the selection for a seed."""
         return torch.Generator().manual_seed(seed)
 
     @final
-    def split(self, train: Split, seed: int = 0) -> Forgetting:
-        """Partition `train`. Raises `DataError` if nothing or everything would be forgotten."""
+    def split(self, train: Split, seed: int = 0) -> ForgetSplit:
+        """Partition `train`.
+
+        Raises:
+            DataError: if nothing or everything would be forgotten.
+            UsageError: if `with_copies` is used with a scenario that changes labels.
+        """
         generator = self.generator(seed)
         positions = self.select(train, generator)
         if self.with_copies:
             if type(self).relabel is not Scenario.relabel:
-                raise UsageError(f"{self.card.name} changes labels, so `with_copies` is not offered; leave it out.")
+                raise UsageError(f"{self.card.name} changes labels, so `with_copies` is not supported; omit it.")
             positions = with_copies(train, positions)
         chosen = torch.zeros(len(train.store), dtype=torch.bool)
         chosen[positions] = True
@@ -110,11 +139,11 @@ class Scenario(ABC):
             raise DataError(f"{name}: the selection repeats samples or leaves the training set.")
         if len(positions) == len(train):
             raise DataError(f"{name}: this forgets all {len(train)} samples; keep at least one to retain.")
-        seen = self.relabel(train, positions, generator)
-        return Forgetting(
-            train=seen,
-            forget=seen.take(positions, "forget"),
-            retain=seen.take(train.index[~chosen[train.index]], "retain"),
+        relabelled = self.relabel(train, positions, generator)
+        return ForgetSplit(
+            train=relabelled,
+            forget=relabelled.take(positions, "forget"),
+            retain=relabelled.take(train.index[~chosen[train.index]], "retain"),
             scenario=self,
             seed=seed,
             true_labels=train.labels if train.labels is not None else torch.empty(0, dtype=torch.long),
@@ -124,13 +153,18 @@ class Scenario(ABC):
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def scenario_class(name: str, *, summary: str = "") -> Callable[[type[C]], type[C]]:
-    """Class decorator: validated frozen dataclass, registered under `name`."""
+    """Class decorator: make the class a validated frozen dataclass and register it under `name`.
+
+    Args:
+        name: what users write, e.g. "class".
+        summary: one line for listings; built-in scenarios have their card in `expunge.scenarios`.
+    """
 
     def decorate(cls: type[C]) -> type[C]:
-        made = options(cls)
-        made.card = SCENARIOS.card(name) if not summary else Card(name=name, summary=summary)
-        SCENARIOS.add(made.card, made)
-        return made
+        built = options(cls)
+        built.card = SCENARIOS.card(name) if not summary else Card(name=name, summary=summary)
+        SCENARIOS.add(built.card, built)
+        return built
 
     return decorate
 
@@ -156,15 +190,15 @@ def parse_scenario(text: str) -> Scenario:
         return build(cls, {}, name)
     named = re.compile(rf"\s*({'|'.join(names)})=(?!=)")
     parts = rest.split(",")
-    # Options stand last; what is before the first of them is the primary value, commas included.
+    # Options come last; the text before them is the primary value, commas included.
     first = 0 if named.match(parts[0]) else len(parts)
     while first and named.match(parts[first - 1]):
         first -= 1
     values: dict[str, Any] = {}
     if cls.primary and first:
-        stray = next((part for part in parts[1:first] if re.match(r"\s*[a-z_]+=(?!=)", part)), None)
-        if stray is not None and first == len(parts):
-            key = stray.partition("=")[0].strip()
+        unknown_part = next((part for part in parts[1:first] if re.match(r"\s*[a-z_]+=(?!=)", part)), None)
+        if unknown_part is not None and first == len(parts):
+            key = unknown_part.partition("=")[0].strip()
             raise UsageError(f"{name} has no option `{shorten(key)}`; {nearest(key, names)}.")
         values[cls.primary] = ",".join(parts[:first])
         parts = parts[first:]
@@ -177,7 +211,7 @@ def parse_scenario(text: str) -> Scenario:
 
 
 def _amount(value: Any) -> Any:
-    """Text such as `1.0` reads like "all of it" but would be one sample: refused, so that nobody is surprised."""
+    """Refuse text such as `1.0`, which looks like all samples but would be one sample."""
     if isinstance(value, str) and re.fullmatch(r"\s*1\.0*\s*", value):
         raise ValueError("is a fraction below 1 (all samples cannot be forgotten) or a whole number; 1 is one sample")
     return value
@@ -187,7 +221,11 @@ Amount = Annotated[float, BeforeValidator(_amount)]
 
 
 def count_of(amount: float, total: int, what: str) -> int:
-    """A number of samples from a fraction (< 1, truncated) or a count (>= 1, whole)."""
+    """Number of samples given by a fraction (< 1, truncated) or a count (>= 1, whole) of `total`.
+
+    Raises:
+        UsageError: naming `what`, if the count is not whole or exceeds `total`.
+    """
     count = int(amount * total) if amount < 1 else int(amount)
     if amount >= 1 and amount != count:
         raise UsageError(f"{what} must be a fraction below 1 or a whole number, got {amount:g}.")

@@ -1,4 +1,4 @@
-"""Interclass confusion: two classes learned as one another; forgetting the swapped samples should undo it.
+"""Interclass confusion: samples of two classes with swapped labels; forgetting them should undo the confusion.
 
 Paper      Goel et al., arXiv:2201.06640; "resolving confusion" in Kurmanji et al., NeurIPS 2023
 Rule       n/2 samples of class A and n/2 of class B carry the other's label; D_f is exactly these n. Validation and
@@ -22,7 +22,7 @@ from expunge.scenarios.selections import draw
 
 @scenario_class("confusion")
 class Confusion(Scenario):
-    """Labels of samples of two classes swapped; the store keeps the true ones (`Forgetting.true_labels`)."""
+    """Swap the labels of samples of two classes; the store keeps the true ones (`ForgetSplit.true_labels`)."""
 
     primary: ClassVar[str] = "amount"
     amount: Amount = Field(

@@ -1,10 +1,10 @@
-"""The three tasks of the LAF paper, cut exactly as the authors' code cuts them.
+"""The three tasks of the LAF paper, with exactly the samples that the authors' code selects.
 
 Paper      Shen et al., ICLR 2024, arXiv:2404.00506, section 4 (tasks); the draws of the authors' code
 
-Python's `random`, seeded once, draws in turn: per class the samples to forget, as many retained samples (they feed the
-authors' attack only), and for `noise` one wrong label per forgotten sample, which is never 9. The same seed and the
-official order of the data give the authors' own sets. Readings without these quirks: `per-class:5=0.4+...`,
+Python's `random`, seeded once, draws in turn: per class the forget samples, as many retained samples (used by the
+authors' attack only), and for `noise` one wrong label per forget sample, which is never 9. The same seed and the
+official order of the data give the authors' sets. Scenarios without these peculiarities: `per-class:5=0.4+...`,
 `class:0`, `noisy:amount=0.6,classes=...`.
 """
 
@@ -27,7 +27,7 @@ NOISY = 9  # wrong labels are drawn below this one
 
 @scenario_class("laf-task")
 class LAFTask(Scenario):
-    """Data of ten classes; random: 40 % of each of the classes 5 to 9; class: one class; noise: 60 % of 0 to 4."""
+    """Tasks on ten classes; random: 40 % of each of the classes 5 to 9; class: one class; noise: 60 % of 0 to 4."""
 
     primary: ClassVar[str] = "task"
     task: Literal["random", "class", "noise"] = Field("random", description="data, class or noisy label removal")
@@ -51,7 +51,7 @@ class LAFTask(Scenario):
         return train.with_labels(labels)
 
     def attacked(self, train: Split, forget: Tensor, generator: torch.Generator) -> Tensor:
-        """The authors' `sample`: as many retained samples as are forgotten."""
+        """Positions (k,) of the authors' `sample`: as many retained samples as there are forget samples."""
         draws = random.Random(generator.initial_seed())
         self._draw(train, draws)
         return torch.tensor(self._sample(train, forget, draws), dtype=torch.long)

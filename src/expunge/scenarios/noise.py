@@ -1,4 +1,4 @@
-"""Label noise: the original model learns wrong labels for some samples; forgetting them should repair it."""
+"""Label noise: the original model is trained on wrong labels of some samples; forgetting them should repair it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from expunge.scenarios.selections import draw
 
 @scenario_class("noisy")
 class NoisyLabels(Scenario):
-    """Labels of a random part are replaced by wrong ones, uniform over the other classes; that part is forgotten.
+    """Replace labels of random samples by wrong ones, uniform over the other classes, and forget these samples.
 
-    The store keeps the true labels: `Forgetting.true_labels`.
+    The store keeps the true labels (`ForgetSplit.true_labels`).
     """
 
     primary: ClassVar[str] = "amount"

@@ -1,7 +1,8 @@
 """Forget sets by a score per sample, read from a file: memorised samples, and the worst case.
 
-A scenario decides before there is a model, so the scores are made beforehand (`expunge memorise`, or any program that
-writes a column `id` and a column `score`). The file must cover the whole training set; other rows are ignored.
+A scenario is applied before there is a model, so the scores are computed beforehand (by `expunge memorise`, or any
+program that writes a column `id` and a column `score`). The file must cover the whole training set; other rows are
+ignored.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _SCORES = ".csv or .parquet with a column `id` (or `position`) and a column `sco
 
 
 def ranked(scores: Tensor, level: Level, generator: torch.Generator) -> Tensor:
-    """Places (n,) of the scores, first those to take: lowest, highest, or closest to halfway between the two extremes.
+    """Indices (n,) of scores (n,) in the order of selection: lowest, highest, or closest to the middle of their range.
 
-    Equal scores come in an order drawn by the generator. So the first k are always a subset of the first k + 1.
+    Equal scores are in random order, so the first k are a subset of the first k + 1 for one seed.
     """
     if level == "medium":
         scores = (scores - (scores.min() + scores.max()) / 2).abs()
-    drawn = torch.randperm(len(scores), generator=generator)
-    return drawn[scores[drawn].argsort(stable=True, descending=level == "high")]
+    order = torch.randperm(len(scores), generator=generator)
+    return order[scores[order].argsort(stable=True, descending=level == "high")]
 
 
 def _take(train: Split, path: Path, level: Level, amount: float, name: str, generator: torch.Generator) -> Tensor:
@@ -42,8 +43,8 @@ def _take(train: Split, path: Path, level: Level, amount: float, name: str, gene
 class Memorised(Scenario):
     """The samples of lowest, medium or highest score (Zhao et al.: memorisation decides the difficulty).
 
-    medium: closest to halfway between the lowest and the highest score of the training set, 0.5 for memorisation that
-    goes from 0 to 1. Sets are nested in `amount`; the seed decides between samples of equal score only.
+    medium: closest to the middle between the lowest and the highest score of the training set, 0.5 for memorisation
+    from 0 to 1. Sets are nested in `amount`; the seed only orders samples of equal score.
     """
 
     primary: ClassVar[str] = "level"
@@ -59,8 +60,8 @@ class Memorised(Scenario):
 class WorstCase(Scenario):
     """The samples that are hardest to erase: those of highest score in a file of `expunge memorise --by worst-case`.
 
-    The search (Fan et al.) needs a trained model, so it is done beforehand, for one size: give the same `amount` here.
-    The scenario only reads the outcome. With a file of another score it is that score's worst case, not theirs.
+    The search (Fan et al.) needs a trained model, so it is done beforehand, for one size: give the same `amount`. The
+    scenario only reads the result.
     """
 
     primary: ClassVar[str] = "scores"

@@ -18,14 +18,14 @@ from expunge.scenarios.base import Amount, Scenario, count_of, scenario_class
 
 
 def draw(positions: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` of `positions` without replacement, ascending."""
+    """Draw `count` of `positions` (n,) without replacement; ascending."""
     chosen = torch.randperm(len(positions), generator=generator)[:count]
     return positions[chosen].sort().values
 
 
 @scenario_class("random")
 class RandomSamples(Scenario):
-    """A random part of the training set; `stratified` keeps the class shares (each class truncated)."""
+    """A random subset of the training set; `stratified` keeps the class shares (truncated per class)."""
 
     primary: ClassVar[str] = "amount"
     amount: Amount = Field(0.1, gt=0, description="fraction below 1, or a number of samples")
@@ -48,7 +48,7 @@ class OneClass(Scenario):
     """One class, whole or `count` samples of it (selective forgetting)."""
 
     primary: ClassVar[str] = "target"
-    target: int | str = Field(..., description="name of the class, or index:3 for the class at place 3")
+    target: int | str = Field(..., description="name of the class, or index:3 for the class of index 3")
     count: Amount | None = Field(None, gt=0, description="fraction below 1 or number of samples; none: all")
 
     def select(self, train: Split, generator: torch.Generator) -> Tensor:
@@ -59,7 +59,7 @@ class OneClass(Scenario):
 
 
 def _fractions(value: Any) -> Any:
-    """`cat=0.4+dog=0.4` on the command line; a mapping in YAML and Python, where whole numbers are places."""
+    """Fractions from `cat=0.4+dog=0.4` on the command line, or from a mapping, whose whole numbers are indices."""
     if isinstance(value, Mapping):
         return {f"{INDEX}{key}" if isinstance(key, int) else str(key): amount for key, amount in value.items()}
     if not isinstance(value, str):
@@ -123,7 +123,7 @@ class Positions(Scenario):
 
 @scenario_class("where")
 class Where(Scenario):
-    """All samples whose metadata fulfil a condition: `user == 4711`, `age < 18`, or a callable of the columns."""
+    """All samples whose metadata satisfy a condition: `user == 4711`, `age < 18`, or a callable of the columns."""
 
     primary: ClassVar[str] = "condition"
     condition: Any = Field(..., description="expression over metadata columns, or a callable")

@@ -1,10 +1,10 @@
-"""A coherent subpopulation: samples that resemble one another, such as the pictures of one person or of one scene.
+"""A coherent subpopulation: similar samples, such as the pictures of one person or of one scene.
 
 Rule       the forget set is a seed sample and the samples nearest to it, by Euclidean distance between inputs (as the
            model sees them) or between the rows of a file of features. Sizes are exact, and sets are nested in `amount`.
 
-Forgetting one is unlike forgetting as many scattered samples: what the model knows of them is supported by each other,
-and no near neighbour stays behind to support it.
+Forgetting a subpopulation differs from forgetting as many scattered samples: its samples support each other's
+predictions, and no close neighbour of them is retained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH = 1024
 
 @scenario_class("subpopulation")
 class Subpopulation(Scenario):
-    """The nearest neighbours of a seed sample, itself included."""
+    """The nearest neighbours of a seed sample, including itself."""
 
     primary: ClassVar[str] = "amount"
     amount: Amount = Field(0.05, gt=0, description="a number of samples, or a fraction of those they are chosen from")
@@ -50,7 +50,7 @@ class Subpopulation(Scenario):
     def _centre(self, train: Split, generator: torch.Generator) -> int:
         """Position of the seed sample."""
         if self.sample is not None and self.target is not None:
-            raise UsageError("subpopulation: `sample` names the seed sample already; leave out `target`.")
+            raise UsageError("subpopulation: `sample` names the seed sample already; omit `target`.")
         if self.sample is not None:
             rows = rows_by_index if isinstance(self.sample, int) else rows_by_id
             return int(rows(self.sample, train)[0])
@@ -60,7 +60,7 @@ class Subpopulation(Scenario):
         return int(members[torch.randint(len(members), (1,), generator=generator)])
 
     def _distances(self, train: Split, pool: Split, centre: int) -> Tensor:
-        """Float64 (len(pool),)."""
+        """Distances (len(pool),) to the seed sample, float64."""
         if self.features is not None:
             rows = read_features(self.features, train).double()
             inside = torch.isin(train.index, pool.index)

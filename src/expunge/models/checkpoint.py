@@ -150,8 +150,8 @@ def _check_values(
             kind = f"{value.dtype}".removeprefix("torch.")
             raise CheckpointError(
                 f"checkpoint {path}: tensor `{name}` holds {kind} values, which the model's "
-                f"{f'{target.dtype}'.removeprefix('torch.') if target is not None else 'tensors'} cannot take; pass the "
-                "weights before they were quantised or converted."
+                f"{f'{target.dtype}'.removeprefix('torch.') if target is not None else 'tensors'} cannot take; pass "
+                "the weights before they were quantised or converted."
             )
         if _all_finite(value):
             continue

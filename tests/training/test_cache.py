@@ -58,10 +58,10 @@ def test_the_second_time_it_is_read(data: Split, tmp_path: Path, trainings: list
     assert trainings == ["train"]
     assert same(first, second)
     assert again.history == run.history
-    assert run.borrowed == pytest.approx(0, abs=0.05)  # nobody had to be waited for
+    assert run.cached_seconds == pytest.approx(0, abs=0.05)  # nobody had to be waited for
     # Its cost is that of the training, not that of reading a file.
     trained_for = sum(row["seconds"] for row in run.history)
-    assert again.borrowed == pytest.approx(trained_for, rel=0.5, abs=0.1)
+    assert again.cached_seconds == pytest.approx(trained_for, rel=0.5, abs=0.1)
     assert same(first, trained(data, start, None)[0])
 
 
@@ -209,7 +209,7 @@ def test_waiting_for_another_worker_is_no_cost(data: Split, tmp_path: Path) -> N
     _, run = trained(data, start, tmp_path)
     other.join()
     assert run.elapsed() > 0.9
-    assert run.elapsed() + run.borrowed < 0.9
+    assert run.elapsed() + run.cached_seconds < 0.9
 
 
 def test_an_edited_line_of_the_users_model_is_a_miss(data: Split, tmp_path: Path, trainings: list[str]) -> None:

@@ -118,7 +118,7 @@ def train(
         run.waited(waited)
         train_model(student, split, chosen, run, resume=resume)
         run.synchronize()
-    seconds = time.perf_counter() - began + run.borrowed
+    seconds = time.perf_counter() - began + run.cached_seconds
     home = next((p.device for p in source.parameters()), target)
     student.to(home).train(source.training)
     result = Result(

@@ -189,7 +189,7 @@ def unlearn(
     with compiling():
         set_guard(chosen, splits, run)
         result, chosen, run = apply_safely(chosen, problem, run, rate_given="lr" in asked)
-    seconds = time.perf_counter() - began + run.borrowed
+    seconds = time.perf_counter() - began + run.cached_seconds
     effect = None
     if measure:
         effect = measure_effect(

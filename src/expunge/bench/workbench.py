@@ -122,7 +122,7 @@ class Workbench:
             warm_up()
             trained = train_cached(copy.deepcopy(start), train, recipe, run)
             model = trained.cpu().eval()
-            seconds = run.elapsed() + run.borrowed
+            seconds = run.elapsed() + run.cached_seconds
             made = Trained(model, weights_hash(model), seconds, len(run.history))
             facts = {"kind": "original", "weights": made.weights, "seconds": seconds, "epochs": made.epochs}
             self.stages[key] = {**facts, "seed": seed, "data": train.content_hash()}

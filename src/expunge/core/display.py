@@ -1,21 +1,21 @@
-"""What objects show of themselves: a title and at most nine `name: value` lines, as text or as an HTML table."""
+"""Short representations of objects: a title and at most nine `name: value` lines, as text or as an HTML table."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
 
-Rows = Sequence[tuple[str, str]]
+Lines = Sequence[tuple[str, str]]
 
 
-def as_text(title: str, rows: Rows) -> str:
-    """The title, then one indented line per row, names padded to one width."""
+def as_text(title: str, rows: Lines) -> str:
+    """The title, followed by one indented line per row, with names padded to equal width."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
 
-def as_html(title: str, rows: Rows) -> str:
-    """The same as a small table for notebooks."""
+def as_html(title: str, rows: Lines) -> str:
+    """The title and rows as a small HTML table, for notebooks."""
     body = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
     return f"<table><caption>{html.escape(title)}</caption>{body}</table>"
 

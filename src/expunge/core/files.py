@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files, and CSV that is safe to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of the text in UTF-8."""
+    """Write a text in UTF-8 atomically; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new one, never half of it.
+    """Write a file atomically: a reader sees the old content or the new one, never a part of it.
 
     Raises:
         ExpungeError: If the file cannot be written.
@@ -46,15 +46,15 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_for_people(table: pd.DataFrame, *, exact: Collection[str] = ("id",), raw: bool = False) -> str:
-    """A table as CSV that a spreadsheet shows and does not run.
+    """A table as CSV without formulas.
 
-    Spreadsheets take text that begins with `= + - @` (also behind a tab or a line end) for a formula, so such cells and
-    headings get an apostrophe before them. Numbers, and text that is a number, stay exact.
+    Spreadsheets interpret text that begins with `= + - @` (also after a tab or a line end) as a formula, so such cells
+    and headings get a leading apostrophe. Numbers, and text that is a number, are not changed.
 
     Args:
-        table: Any data frame; its index is left out.
-        exact: Columns that stay as they are because rows are joined by them.
-        raw: Leave everything as it is.
+        table: Any data frame; its index is omitted.
+        exact: Columns that are not changed because rows are joined by them.
+        raw: Change nothing.
     """
     if raw:
         return str(table.to_csv(index=False))

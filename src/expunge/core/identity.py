@@ -1,15 +1,15 @@
-"""Identity of code, a part of every cache key and cell id: nothing is served from before a line was edited.
+"""Identity of code, a part of every cache key and cell id: results of edited code are never served from a cache.
 
 `code_hash(things)` covers the source that runs for the given classes, functions and modules:
 
-- files of the user (any file that is not part of an installed distribution): the file that defines the thing, and every
-  such file that it imports, however far;
+- files of the user (any file that is not part of an installed distribution): the file that defines the thing, and all
+  such files that it imports, directly or indirectly;
 - modules of Expunge: the module and what it imports inside Expunge, without docstrings;
-- installed distributions: their version (PyTorch's is a fact of its own where it matters; the standard library none);
-- what has no file (a notebook cell): the compiled code, its constants and what it refers to in the same place.
+- installed distributions: their version (not that of PyTorch, which is recorded separately, nor the standard library);
+- code without a file (a notebook cell): the compiled code, its constants and what it refers to in the same module.
 
-What a class was made of is looked up once, when it is first asked about: a file that is edited later, while the process
-still runs what it loaded before, does not change the identity of what runs.
+The parts of a class are determined once, at the first call: a file that is edited later, while the process still runs
+the loaded code, does not change the identity of what runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SEEN: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionar
 
 
 def code_hash(*things: object) -> str:
-    """Hex sha256 over the source of what runs.
+    """Hex SHA-256 over the source of what runs.
 
     Args:
         things: Classes, functions, modules, or names of modules of Expunge such as "expunge.training.loop".
@@ -49,13 +49,13 @@ def code_hash(*things: object) -> str:
 
 
 def _parts(thing: object) -> dict[str, str]:
-    """Name -> hash or version of everything that `thing` consists of."""
+    """Name -> hash or version of all parts of `thing`."""
     if isinstance(thing, str):
         return {name: _own_module(name)[0] for name in _own_closure(thing)}
     try:
         if thing in _SEEN:
             return _SEEN[thing]
-    except TypeError:  # cannot be referred to weakly
+    except TypeError:  # no weak references
         return _fresh_parts(thing)
     parts = _fresh_parts(thing)
     with contextlib.suppress(TypeError):
@@ -65,10 +65,10 @@ def _parts(thing: object) -> dict[str, str]:
 
 def _fresh_parts(thing: object) -> dict[str, str]:
     parts: dict[str, str] = {}
-    for each in thing.__mro__ if isinstance(thing, type) else (thing,):
-        each = inspect.unwrap(each) if callable(each) and not isinstance(each, type) else each
-        name = str(each.__name__ if isinstance(each, types.ModuleType) else getattr(each, "__module__", None) or "")
-        parts |= _parts_of_module(name, each)
+    for part in thing.__mro__ if isinstance(thing, type) else (thing,):
+        part = inspect.unwrap(part) if callable(part) and not isinstance(part, type) else part
+        name = str(part.__name__ if isinstance(part, types.ModuleType) else getattr(part, "__module__", None) or "")
+        parts |= _parts_of_module(name, part)
     return parts
 
 
@@ -106,7 +106,7 @@ def _installed(file: Path) -> bool:
 
 @functools.cache
 def _version(top: str) -> str:
-    """The version of the distribution that holds the top-level package."""
+    """The version of the distribution of a top-level package."""
     try:
         return importlib.metadata.version(top)
     except importlib.metadata.PackageNotFoundError:
@@ -119,20 +119,20 @@ def _version(top: str) -> str:
 
 @functools.cache
 def _own_closure(name: str) -> tuple[str, ...]:
-    """The module and every module of Expunge that it imports, however far."""
-    found: set[str] = set()
-    open_ = [name]
-    while open_:
-        current = open_.pop()
-        if current not in found and _own_module(current)[0]:
-            found.add(current)
-            open_ += _own_module(current)[1]
-    return tuple(sorted(found))
+    """The module and all modules of Expunge that it imports, directly or indirectly."""
+    modules: set[str] = set()
+    pending = [name]
+    while pending:
+        current = pending.pop()
+        if current not in modules and _own_module(current)[0]:
+            modules.add(current)
+            pending += _own_module(current)[1]
+    return tuple(sorted(modules))
 
 
 @functools.cache
 def _own_module(name: str) -> tuple[str, tuple[str, ...]]:
-    """(hash without docstrings, names of modules of Expunge that it imports); an empty hash where there is none."""
+    """(hash without docstrings, names of modules of Expunge that it imports); an empty hash if there is no file."""
     root = Path(__file__).resolve().parents[1].joinpath(*name.split(".")[1:])
     path = next((file for file in (root.with_suffix(".py"), root / "__init__.py") if file.is_file()), None)
     if path is None or name == _OWN:
@@ -144,7 +144,7 @@ def _own_module(name: str) -> tuple[str, tuple[str, ...]]:
         lines[start - 1 : end] = [""] * (end - start + 1)
     text = "\n".join(line.rstrip() for line in lines if line.strip())
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    imports = tuple(one for one in _imports(tree, package) if one.partition(".")[0] == _OWN)
+    imports = tuple(imported for imported in _imports(tree, package) if imported.partition(".")[0] == _OWN)
     return hashlib.sha256(text.encode()).hexdigest(), imports
 
 
@@ -173,58 +173,58 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 
 
 def _user_files(name: str, file: Path) -> Iterator[tuple[str, str]]:
-    """(name, hash) of a file and of all files of the user that it imports, and versions of what else it imports.
+    """(name, hash) of a file and of all files of the user that it imports, and versions of other imports.
 
-    Names are those of the modules, not of folders: the same code elsewhere is the same code.
+    Names are those of modules, not of folders: equal code in another folder is the same code.
     """
     seen: set[Path] = set()
-    open_ = [(_plain(name, file), name, file)]
-    while open_:
-        shown, name, file = open_.pop()
+    pending = [(_plain(name, file), name, file)]
+    while pending:
+        label, name, file = pending.pop()
         if file in seen:
             continue
         seen.add(file)
         source = file.read_bytes()
-        yield shown, hashlib.sha256(source.replace(b"\r\n", b"\n")).hexdigest()
+        yield label, hashlib.sha256(source.replace(b"\r\n", b"\n")).hexdigest()
         try:
             tree = ast.parse(source)
-        except (SyntaxError, ValueError):  # it was edited since it was loaded
+        except (SyntaxError, ValueError):  # the file was edited after it was loaded
             continue
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
         for imported in _with_parents(_imports(tree, package)):
             top = imported.partition(".")[0]
             if top in sys.stdlib_module_names or top in (_OWN, "torch"):
                 continue
-            found = _file_of(sys.modules.get(imported)) or _beside(file.parent, imported)
-            if found is not None and not _installed(found):
-                open_.append((_plain(imported, found), imported, found))
-            elif found is not None or top in sys.modules:
+            source_file = _file_of(sys.modules.get(imported)) or _beside(file.parent, imported)
+            if source_file is not None and not _installed(source_file):
+                pending.append((_plain(imported, source_file), imported, source_file))
+            elif source_file is not None or top in sys.modules:
                 yield top, _version(top)
 
 
 def _with_parents(names: Iterable[str]) -> Iterator[str]:
-    """`import a.b` runs the file of the package a as well."""
+    """Names with their parent packages: `import a.b` runs the file of the package a as well."""
     for name in names:
         parts = name.split(".")
         yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _plain(name: str, file: Path) -> str:
-    """The name of a module that does not depend on where its file was loaded from."""
+    """The name of a module, independent of the folder its file was loaded from."""
     return file.stem if name == "__main__" or name.startswith("expunge_user_") else name
 
 
 def _beside(folder: Path, name: str) -> Path | None:
-    """The file of an import that was not made yet, where it is in the same folder."""
-    place = folder.joinpath(*name.split("."))
-    return next((f.resolve() for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()), None)
+    """The file of an import that was not executed yet, if it is in the same folder."""
+    base = folder.joinpath(*name.split("."))
+    return next((f.resolve() for f in (base.with_suffix(".py"), base / "__init__.py") if f.is_file()), None)
 
 
 # -------------------------------------------------------------------------------------------- code without a file
 
 
 def _compiled(thing: Any, seen: set[int]) -> str:
-    """Hex sha256 over compiled code, plain values, and what these refer to in the same place."""
+    """Hex SHA-256 over compiled code, plain values, and what these refer to in the same module."""
     digest = hashlib.sha256()
     for part in _compiled_parts(thing, seen):
         digest.update(f"{part}\x1f".encode())
@@ -261,12 +261,12 @@ def _compiled_parts(thing: Any, seen: set[int]) -> Iterator[str]:
 
 
 def _referred(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Globals and closure variables that the function names."""
+    """Globals and closure variables that a function refers to."""
     for name in _names(function.__code__):
         if name in function.__globals__:
             yield name, function.__globals__[name]
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # not filled yet
+        with contextlib.suppress(ValueError):  # an empty cell
             yield name, cell.cell_contents
 
 

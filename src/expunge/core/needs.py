@@ -1,7 +1,7 @@
-"""What a method declares that it needs; the problem it is handed holds exactly that.
+"""Data access declarations: what a method needs, which is all that its problem contains.
 
-The declaration is enforced (`methods.problem`), tested for every registered method, and printed in every report,
-so "label-free" and "forget-set-only" are facts and not claims.
+The declaration is enforced (`methods.problem`), tested for every registered method, and printed in every report, so
+"label-free" and "forget-set-only" are verified properties.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ _RANK = {"none": 0, "inputs": 1, "labels": 2}
 class Needs:
     """Access per split: `none`, `inputs` (samples without labels) or `labels` (samples with labels).
 
-    `weights`: whether the trained weights are read (False: only the architecture, as for exact retraining).
-    `recipe`: the recipe the model was trained with. `initial`: the weights training started from.
-    `importance`: the importance of the training data that was computed once and is kept with the model.
-    `labelled`: labels of only so many retained samples (share below 1, or a number), drawn before the method starts.
-    `optional`: splits, `recipe` or `initial`, among the above that the method reads where given, and can do without.
+    Attributes:
+        forget: access to the forget set.
+        retain: access to the retain set.
+        validation: access to held-out samples.
+        weights: whether the trained weights are read (False: only the architecture, as for exact retraining).
+        recipe: whether the training recipe is read.
+        initial: whether the initial weights are read.
+        importance: whether the importance of the training data is read, which was stored with the model.
+        labelled: label budget: retained samples with labels (share below 1, or a number), drawn before the method
+            starts.
+        optional: names among the splits, `recipe` and `initial` that the method reads if given, but does not require.
     """
 
     forget: Access = "none"
@@ -35,7 +41,7 @@ class Needs:
     optional: tuple[str, ...] = ()
 
     def __or__(self, other: Needs) -> Needs:
-        """The union: whatever either of the two needs."""
+        """The union of two declarations."""
         widest = {
             name: max(getattr(self, name), getattr(other, name), key=_RANK.__getitem__)
             for name in ("forget", "retain", "validation")
@@ -51,12 +57,12 @@ class Needs:
 
     @property
     def label_free(self) -> bool:
-        """True if no label of any split is handed over."""
+        """True if no label of any split is accessible."""
         return "labels" not in (self.forget, self.retain, self.validation) and self.labelled == 0
 
     @property
     def forget_set_only(self) -> bool:
-        """True if, of all data, only the samples to forget are handed over."""
+        """True if the forget set is the only accessible data."""
         return self.retain == "none" and self.validation == "none"
 
     def describe(self) -> dict[str, str]:
@@ -65,8 +71,8 @@ class Needs:
         >>> Needs(forget="inputs").describe()["forget"]
         'inputs only'
         """
-        words = {"none": "-", "inputs": "inputs only", "labels": "inputs and labels"}
-        phrases = {name: words[getattr(self, name)] for name in ("forget", "retain", "validation")}
+        phrase_of = {"none": "-", "inputs": "inputs only", "labels": "inputs and labels"}
+        phrases = {name: phrase_of[getattr(self, name)] for name in ("forget", "retain", "validation")}
         for name in phrases.keys() & set(self.optional):
             phrases[name] += ", where given"
         if self.labelled:

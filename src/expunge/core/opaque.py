@@ -1,11 +1,11 @@
-"""Handles that name an object without leading to it.
+"""Opaque handles, from which no reference leads to their object.
 
-A method is given a problem and a run. Some of what these need at work, such as a streaming data set or the caller's
-progress bar, refers to more than the method declared. They hold a handle in its place: the object itself is known only
-to a table of this module, so that no attribute, bound method, closure or referent of the handle leads there.
+A method is given a problem and a run. Some objects that these use, such as a streaming data set or the caller's
+progress bar, refer to more data than the method declared. They are replaced by a handle: the object itself is stored in
+a table of this module, so that no attribute, bound method, closure or referent of the handle leads to it.
 
-Python has no stronger wall inside one process. Code that looks for this table, at the frames of its callers or at all
-objects of the garbage collector finds everything; what is kept out is every path that starts at the handle.
+Python offers no stronger isolation within one process. Code that searches this table, the frames of its callers or all
+objects of the garbage collector can find the object; only paths that start at the handle are excluded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TARGETS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class Opaque(Generic[T]):
-    """A handle on `target`, for `resolve`. A copy is the same handle; a pickle (for worker processes) has it."""
+    """A handle of `target`, for `resolve`; a copy is the same handle, a pickle (for worker processes) contains it."""
 
     __slots__ = ("__weakref__",)
 
@@ -37,7 +37,7 @@ class Opaque(Generic[T]):
 
 
 class OpaqueFunction(Opaque[Callable[..., Any]]):
-    """A handle on a function that can be called; only what the function returns comes back."""
+    """A handle of a function, which can be called through the handle."""
 
     __slots__ = ()
 
@@ -46,11 +46,11 @@ class OpaqueFunction(Opaque[Callable[..., Any]]):
 
 
 def resolve(handle: Opaque[T]) -> T:
-    """What the handle stands for."""
+    """The object of a handle."""
     target: T = _TARGETS[handle]
     return target
 
 
 def opaque(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """A function behind a handle; None and what is behind one already stay as they are."""
+    """A handle of a function; None and handles are returned unchanged."""
     return function if function is None or isinstance(function, OpaqueFunction) else OpaqueFunction(function)

@@ -1,7 +1,7 @@
-"""Options typed once, validated once: frozen dataclasses whose fields are the paper's hyperparameters.
+"""Validated options: frozen dataclasses whose fields are, for example, the hyperparameters of a paper.
 
-The same class is the Python argument, the YAML block and the command-line option. Every class refuses a bad value
-in the same words (`UsageError`).
+The same class is the Python argument, the YAML block and the command-line option. All classes raise `UsageError` with
+the same wording for a bad value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def options(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen, keyword-only dataclass validated by pydantic, with our error wording.
+    """Class decorator: make a class a frozen, keyword-only dataclass validated by pydantic.
 
     >>> @options
     ... class Demo:
@@ -34,12 +34,12 @@ def options(cls: type[T]) -> type[T]:
         ...
     expunge.core.errors.UsageError: demo: `lr` should be greater than 0, got -1.
     """
-    made = pydantic_dataclass(frozen=True, kw_only=True, config=_CONFIG)(cls)
-    for base in made.__mro__:
+    built = pydantic_dataclass(frozen=True, kw_only=True, config=_CONFIG)(cls)
+    for base in built.__mro__:
         for name, value in vars(base).items():
-            if isinstance(value, FieldInfo) and name not in option_names(made):
+            if isinstance(value, FieldInfo) and name not in option_names(built):
                 raise TypeError(f"{base.__name__}.{name} is declared in a base without @options and would be ignored.")
-    raw_init = made.__init__
+    raw_init = built.__init__
 
     @functools.wraps(raw_init)
     def init(self: Any, /, **kwargs: Any) -> None:
@@ -49,31 +49,32 @@ def options(cls: type[T]) -> type[T]:
             raise explain(error, label_of(type(self)), option_names(type(self))) from None
         object.__setattr__(self, "_given", frozenset(kwargs))
 
-    made.__init__ = init  # type: ignore[assignment, method-assign]
-    return made  # type: ignore[return-value]
+    built.__init__ = init  # type: ignore[assignment, method-assign]
+    return built  # type: ignore[return-value]
 
 
 def label_of(cls: type) -> str:
-    """The name users know a class by: its card's, or the class name in lower case."""
+    """The name of a class for users: that of its card, or the class name in lower case."""
     card = cls.__dict__.get("card") or getattr(cls, "card", None)
     return card.name if card is not None else cls.__name__.lower()
 
 
 def given(instance: Any) -> frozenset[str]:
-    """Names of the options that were given when an instance was made; the others have their defaults.
+    """Names of the options that were given when an instance was created; the others have their defaults.
 
-    `dataclasses.replace` gives all of them.
+    An instance made by `dataclasses.replace` was given all of them.
     """
-    found: frozenset[str] = getattr(instance, "_given", frozenset())
-    return found
+    names: frozenset[str] = getattr(instance, "_given", frozenset())
+    return names
 
 
 def option_names(cls: type) -> list[str]:
+    """Names of the options of a class."""
     return [f.name for f in dataclasses.fields(cls) if f.init]
 
 
 def explain(error: ValidationError, label: str, allowed: list[str]) -> UsageError:
-    """All of pydantic's findings in our one wording."""
+    """The errors of pydantic as one `UsageError`; `label` names the class, `allowed` its options."""
     sentences = []
     for item in error.errors(include_url=False):
         path = shorten(".".join(str(part) for part in item["loc"]))
@@ -89,9 +90,18 @@ def explain(error: ValidationError, label: str, allowed: list[str]) -> UsageErro
 
 
 def build(cls: type[T], values: Mapping[str, Any], label: str | None = None) -> T:
-    """`cls(**values)`; exists so that callers with a mapping (YAML, command line) get the same errors.
+    """Build `cls(**values)` from a mapping (YAML, command line).
 
-    Former names of options (`cls.renamed`, old -> new) are still taken, as in results and recipes of earlier versions.
+    Former names of options (`cls.renamed`, old -> new) are accepted, because results and recipes of earlier versions
+    contain them.
+
+    Args:
+        cls: a class decorated by `options`.
+        values: option -> value.
+        label: name of the class in messages.
+
+    Raises:
+        UsageError: for unknown options and bad values.
     """
     bad = [key for key in values if not isinstance(key, str)]
     if bad:
@@ -106,13 +116,13 @@ def build(cls: type[T], values: Mapping[str, Any], label: str | None = None) -> 
 
 
 def to_dict(instance: Any) -> dict[str, Any]:
-    """JSON-ready fields of an options instance."""
+    """Options as a dict, ready for JSON."""
     return TypeAdapter(type(instance)).dump_python(instance, mode="json")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptionInfo:
-    """One row of `expunge show method NAME`."""
+    """Description of one option, a row of `expunge show method NAME`."""
 
     name: str
     type: str
@@ -122,7 +132,7 @@ class OptionInfo:
 
 
 def describe(cls: type) -> list[OptionInfo]:
-    """Name, type, default, bounds and meaning of every option, from the class itself."""
+    """Name, type, default, bounds and description of every option of a class."""
     schema = TypeAdapter(cls).json_schema()
     rows = []
     required = set(schema.get("required", ()))

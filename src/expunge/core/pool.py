@@ -1,7 +1,7 @@
-"""A few processes for independent work: one thread each, from a fork server that has loaded what they need.
+"""Worker processes for independent work, with one thread each, from a fork server with preloaded modules.
 
-On a CPU, small models side by side in processes of one thread are the fastest way to train many (several threads per
-model, or `vmap` over stacked convolutions, are slower).
+On a CPU, single-threaded processes are the fastest way to train many small models (several threads per model, or `vmap`
+over stacked convolutions, are slower).
 """
 
 from __future__ import annotations
@@ -33,11 +33,19 @@ def in_processes(
     jobs: int = 1,
     preload: Sequence[str] = (),
 ) -> Iterator[R]:
-    """`function(shared, item)` of every item, in the order in which they finish; with jobs=1 here, in order.
+    """Yield `function(shared, item)` of every item, in the order in which they finish.
 
-    function: of a module, so that workers can import it. shared: handed to every worker once. preload: modules that the
-    fork server loads once for all. Leaving the iteration early, by Ctrl-C too, ends the workers. An error of one item
-    is raised here and ends the rest, and so does a worker that is killed (`ExpungeError`).
+    Leaving the iteration early, also by Ctrl-C, ends the workers, and so does an error.
+
+    Args:
+        function: a function of a module, so that workers can import it.
+        items: the arguments.
+        shared: sent to every worker once.
+        jobs: number of processes; 1: in this process, in order.
+        preload: modules that the fork server loads once for all workers.
+
+    Raises:
+        ExpungeError: if a worker is killed. Errors of `function` are raised unchanged.
     """
     import torch
 
@@ -57,13 +65,13 @@ def in_processes(
     finished = False
     try:
         with without_main_module():
-            waiting = [pool.submit(_call, function, item) for item in items]
-        for done in as_completed(waiting):
-            yield done.result()
+            futures = [pool.submit(_call, function, item) for item in items]
+        for future in as_completed(futures):
+            yield future.result()
         finished = True
     except BrokenProcessPool:
         raise ExpungeError(
-            "a worker was killed (out of memory?); what is finished is kept: run it again, perhaps with fewer jobs."
+            "a worker was killed (out of memory?); finished work is kept: run it again, perhaps with fewer jobs."
         ) from None
     finally:
         if not finished:
@@ -75,7 +83,7 @@ def in_processes(
 
 @contextmanager
 def without_main_module() -> Iterator[None]:
-    """Workers need nothing of the caller's `__main__`: re-importing it would run an unguarded script once more."""
+    """Hide the caller's `__main__`, which workers would import and so run an unguarded script again."""
     main = sys.modules["__main__"]
     space = vars(main)
     hidden: dict[str, object] = {name: space.pop(name) for name in ("__file__", "__spec__") if name in space}
@@ -87,7 +95,7 @@ def without_main_module() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """From now on this worker ends when its parent does, however that ends: nobody would take its results."""
+    """Make this worker end when its parent ends, for any reason."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -1,7 +1,7 @@
-"""Names to things: built-in cards that load lazily, and third parties through entry points.
+"""Registries of named classes and objects: built-in cards that load lazily, and entry points of other packages.
 
-A card says everything a list needs (`expunge list` imports neither torch nor scikit-learn); the thing itself is
-imported on first use.
+A card contains everything that listings show (`expunge list` imports neither torch nor scikit-learn); the object itself
+is imported on first use.
 """
 
 from __future__ import annotations
@@ -29,11 +29,16 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a list shows of one registered thing.
+    """Description of a registered object.
 
-    name: how users write it. summary: one line. target: "module:attribute" that holds it. needs: what it must be
-    handed (`Needs` for methods, a phrase for the others). tags: free words, e.g. "exact", "iterative". requests: what a
-    method is meant to forget: a whole class, single samples, wrong labels.
+    Attributes:
+        name: what users write.
+        summary: one line.
+        target: "module:attribute" of the object.
+        paper: where it was published.
+        needs: required inputs (`Needs` for methods, a phrase for others).
+        tags: keywords, e.g. "exact", "iterative".
+        requests: what a method is meant to forget: a whole class, single samples, wrong labels.
     """
 
     name: str
@@ -46,13 +51,15 @@ class Card:
 
 
 class Registry:
-    """All things of one kind ("method", "metric", ...).
+    """All objects of one kind ("method", "metric", ...): built in, registered in this process, or entry points.
 
-    A name is built in, registered in this process, or an entry point of an installed package.
+    Args:
+        kind: its name in messages.
+        cards: the built-in objects.
+        decorator: how users register their own, for messages.
     """
 
     def __init__(self, kind: str, cards: Iterable[Card] = (), *, decorator: str = "") -> None:
-        """kind: its name in messages. decorator: how users register their own, for messages."""
         self.kind = kind
         self.group = f"expunge.{kind}s"
         self.decorator = decorator
@@ -61,7 +68,7 @@ class Registry:
         self._broken: set[str] = set()
 
     def names(self) -> list[str]:
-        """Built-in and registered names in their order, then installed third-party ones; nothing is imported."""
+        """Built-in and registered names, then those of installed packages; nothing is imported."""
         return [*self._cards, *(name for name in self._plugins() if name not in self._cards)]
 
     def usable(self) -> list[str]:
@@ -69,7 +76,7 @@ class Registry:
         return [name for name in self.names() if name in self._cards or self._works(name)]
 
     def card(self, name: str) -> Card:
-        """The card of `name`; a plug-in is imported for it. Raises `UsageError` on an unknown name."""
+        """The card of `name`, for which a plug-in is imported; raises `UsageError` for an unknown name."""
         if name not in self._cards:
             card: Card = self.load(name).card
             return card
@@ -80,7 +87,7 @@ class Registry:
         return [self.card(name) for name in self.usable()]
 
     def add(self, card: Card, thing: Any) -> None:
-        """Register `thing` for this process, e.g. from a notebook.
+        """Register an object for this process, e.g. from a notebook.
 
         A name can be taken once; a module that runs again, such as an edited cell, replaces its own.
 
@@ -96,7 +103,7 @@ class Registry:
         self._loaded[card.name] = thing
 
     def remove(self, name: str) -> None:
-        """Undo `add` (tests register toys)."""
+        """Undo `add`, for tests."""
         self._cards.pop(name, None)
         self._loaded.pop(name, None)
 
@@ -121,7 +128,7 @@ class Registry:
         return f"{card.name}/{preset}" if preset else card.name
 
     def load(self, name: str) -> Any:
-        """The thing itself, imported on first use. Raises `UsageError` if the name is unknown or cannot be loaded."""
+        """The object, imported on first use; raises `UsageError` if the name is unknown or cannot be loaded."""
         if name in self._loaded:
             return self._loaded[name]
         if name in self._cards:

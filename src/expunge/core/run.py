@@ -1,4 +1,4 @@
-"""What is not the algorithm: device, seeds, progress, history, snapshots, time budget, cancellation."""
+"""The run context: device, seeds, progress, history, snapshots, time budget, cancellation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 Status = Literal["finished", "budget", "reached", "limit", "already", "stopped", "stopped: utility"]
 Precision = Literal["auto", "float32", "bfloat16"]
-"""`auto` is a wish; a `Run` has one of the other two (see `training.precision`)."""
+"""`auto` is resolved to one of the other two before a `Run` is created (see `training.precision`)."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of long work: `done` of `total` units of `what`, with the newest numbers."""
+    """Progress of long work: `done` of `total` units of `what`, with the latest numbers."""
 
     what: str
     done: int
@@ -39,7 +39,7 @@ FINITE_EVERY = 16  # sums of batch means read within an epoch, to see a loss tha
 
 
 class Watch(Stateful, Protocol):
-    """What looks after a model while it learns; see `training.guard`."""
+    """Monitors a model during training; see `training.guard`."""
 
     def begin(self, original: nn.Module) -> None: ...
     def trained(self, model: nn.Module, samples: int, point: str) -> None: ...
@@ -48,7 +48,17 @@ class Watch(Stateful, Protocol):
 
 
 class Epoch:
-    """One epoch: collects means on the device and reads them when it ends, and now and then before."""
+    """One epoch, which collects means on the device and reads them at its end, and occasionally before.
+
+    Args:
+        number: counted from 1.
+        label: name of the run, for messages.
+        trained: called with the number of samples after each step.
+
+    Attributes:
+        stop: set by a method whose goal is reached, to end the work after this epoch.
+        values: numbers of the epoch.
+    """
 
     def __init__(self, number: int, label: str = "run", trained: Callable[[int], None] | None = None) -> None:
         self.number = number  # 1-based
@@ -62,7 +72,10 @@ class Epoch:
     def add(self, name: str, mean: Tensor | float, weight: int = 1) -> None:
         """Add a batch mean of `weight` samples, after the step that it belongs to.
 
-        Waits for the device once in `FINITE_EVERY` calls. Raises `DivergedError` when what was added is not finite.
+        Waits for the device once in `FINITE_EVERY` calls.
+
+        Raises:
+            DivergedError: if the mean so far is not finite.
         """
         value = mean.detach() if hasattr(mean, "detach") else mean
         total, count = self._sums.get(name, (0.0, 0.0))
@@ -74,23 +87,24 @@ class Epoch:
             self._trained(weight)
 
     def _check_finite(self, name: str) -> None:
-        found = self.mean(name)
-        if not math.isfinite(found):
+        mean = self.mean(name)
+        if not math.isfinite(mean):
             raise DivergedError(
-                f"{self._label} diverged in epoch {self.number}: `{name}` is {found}. Lower the learning rate or set a "
+                f"{self._label} diverged in epoch {self.number}: `{name}` is {mean}. Lower the learning rate or set a "
                 "gradient clip."
             )
 
     def log(self, **values: float) -> None:
-        """Numbers that are final already, such as a learning rate."""
+        """Log numbers of the epoch, such as a learning rate."""
         self.values.update(values)
 
     def mean(self, name: str) -> float:
-        """What was added so far under `name`; waits for the device."""
+        """Mean of what was added so far under `name`; waits for the device."""
         total, count = self._sums[name]
         return float(total) / max(count, 1)
 
     def close(self) -> dict[str, float]:
+        """End the epoch; returns its numbers."""
         for name, (total, count) in self._sums.items():
             self.values[name] = float(total) / max(count, 1)
         return self.values
@@ -98,14 +112,30 @@ class Epoch:
 
 @dataclass(eq=False)
 class Run:
-    """One execution. A fresh one per call: it holds the state that methods must not.
+    """The context of one execution; each call has its own, so that methods have no mutable state.
 
-    seed: every random draw derives from it, one generator per purpose. compile: the model that learns in `epochs` is
-    compiled, which takes a minute and changes the last digits. budget_seconds: stop after the epoch that
-    exceeds it. cancelled: polled between epochs. cache: folder for what is kept by content. history: one row per epoch.
-    borrowed: seconds that work taken from the cache took when it was done; part of the cost. world: the processes that
-    share this run, all with the same settings. guard: looks after the model that learns in `epochs`. resume: where the
-    state after an epoch is kept, so that a stopped call goes on; of the first `epochs` of a run that states its state.
+    Attributes:
+        seed: from which all random numbers derive, with one generator per purpose.
+        device: where the work is done.
+        precision: of forward and backward passes.
+        compile: whether the model trained in `epochs` is compiled, which takes a minute and changes the last digits.
+        budget_seconds: time after which no further epoch starts.
+        keep_snapshots: whether the weights after each epoch are kept.
+        label: name of the run, for messages.
+        progress: called after each epoch.
+        cancelled: polled between epochs.
+        cache: the cache folder.
+        world: the processes that share this run, all with the same settings.
+        guard: monitors the model trained in `epochs`.
+        resume: where the state after an epoch is stored, so that a stopped call can continue; only for the first
+            `epochs` of a run, with `state`.
+        history: one row per epoch.
+        stages: seconds per stage.
+        notes: remarks for the user.
+        details: further results, ready for JSON.
+        snapshots: weights by number of epochs.
+        status: how the run ended.
+        cached_seconds: seconds that results read from the cache took when they were computed; part of the cost.
     """
 
     seed: int = 0
@@ -127,7 +157,7 @@ class Run:
     details: dict[str, Any] = field(default_factory=dict)
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     status: Status = "finished"
-    borrowed: float = 0.0
+    cached_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.precision == "auto":
@@ -138,14 +168,15 @@ class Run:
         self.progress, self.cancelled = opaque(self.progress), opaque(self.cancelled)
 
     def seed_for(self, *purpose: object) -> int:
+        """The seed of one purpose, e.g. `seed_for("shuffle", epoch)`."""
         return derive(self.seed, *purpose)
 
     def module_seed(self, *purpose: object) -> int:
-        """For what modules draw themselves (dropout); processes that share a batch must not draw the same."""
+        """Seed of random numbers that modules draw (dropout), different in each process that shares a batch."""
         return self.seed_for(*purpose, *((self.world.rank,) if self.world.rank else ()))
 
     def autocast(self) -> Any:
-        """Context for the backbone's passes; losses that need it stay in float32 outside."""
+        """Autocast context for forward passes; losses that need float32 are computed outside."""
         import torch
 
         kind = torch.device(self.device).type
@@ -160,21 +191,22 @@ class Run:
         what: str | None = None,
         state: Sequence[Stateful] | None = None,
     ) -> Iterator[Epoch]:
-        """Epochs `first`..`count`, 1-based. Owns the bookkeeping: snapshots, history, NaN guard, budget, cancellation.
+        """Iterate over the epochs `first`..`count`, counted from 1, with snapshots, history, budget and cancellation.
 
         Args:
-            model: What learns.
-            count: Epochs.
-            first: The first of them that is left to do.
+            model: The model that is trained.
+            count: Number of epochs.
+            first: The first epoch to do.
             what: Name of the work, for progress.
-            state: All that is carried from epoch to epoch beside the model's weights, PyTorch's random generators and
-                this run: optimisers, endless batches, `core.resume.Values`. With it a stopped run can `resume`; what
-                is made before the first epoch is made again. None: the work begins again.
+            state: Everything carried from epoch to epoch besides the model's weights, PyTorch's random generators and
+                this run: optimisers, endless batches, `core.resume.Values`. With it a stopped run can `resume`; objects
+                made before the first epoch are made again. None: the work begins again.
 
         Raises:
-            DivergedError: A logged mean or a weight is not finite.
-            Cancelled: The caller asked.
-            CheckpointError: What `resume` kept does not fit this model.
+            UsageError: If `count` is negative.
+            DivergedError: If a logged mean or a weight is not finite.
+            Cancelled: If the caller stops the run.
+            CheckpointError: If the stored state does not fit this model.
         """
         if count < 0:
             raise UsageError(f"the number of epochs must be >= 0, got {count}.")
@@ -192,16 +224,16 @@ class Run:
             if self.guard is not None:
                 self._settle(self.guard, model)
         finally:
-            model._compiled_call_impl = None  # the weights stay; only the compiled forward pass goes
+            model._compiled_call_impl = None  # removes the compiled forward pass alone
 
     def _epochs(self, model: nn.Module, count: int, first: int, what: str, keeps: _Kept | None) -> Iterator[Epoch]:
         for number in range(first, count + 1):
-            began = time.perf_counter()
+            start = time.perf_counter()
             epoch = Epoch(number, self.label, self._trained(model, number))
             yield epoch
             values = epoch.close()
             self.check_finite(model, values, number)
-            row = {"epoch": float(len(self.history) + 1), **values, "seconds": time.perf_counter() - began}
+            row = {"epoch": float(len(self.history) + 1), **values, "seconds": time.perf_counter() - start}
             self.history.append(row)
             self.snapshot(len(self.history), model)
             stops = self.world.any(epoch.stop)
@@ -229,43 +261,46 @@ class Run:
             self.notes.append(note)
 
     def snapshot(self, number: int, model: nn.Module) -> None:
-        """Keep the weights of `number` rows of the history in memory, for `methods.rewind`; 0: before the first."""
+        """Keep the weights after `number` rows of the history in memory, for `methods.rewind`; 0: before the first."""
         if self.keep_snapshots:
             self.snapshots[number] = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def report(self, what: str, done: int, total: int, numbers: dict[str, float] | None = None) -> None:
+        """Report progress; raises `Cancelled` if the caller stops the run."""
         if self.cancelled is not None and self.world.any(self.cancelled()):
             raise Cancelled(f"{what} was cancelled after {done} of {total}.")
         if self.progress is not None:
             self.progress(Progress(what, done, total, dict(numbers or {})))
 
     def over_budget(self) -> bool:
+        """Whether the time budget is used up."""
         return self.budget_seconds is not None and self.world.any(self.elapsed() > self.budget_seconds)
 
     def elapsed(self) -> float:
+        """Seconds since the start."""
         return time.perf_counter() - self.started
 
-    def borrow(self, seconds: float, stage: str | None = None) -> None:
-        """Count seconds of work taken from the cache; below 0: leave out seconds that are not the method's."""
-        self.borrowed += seconds
+    def count_seconds(self, seconds: float, stage: str | None = None) -> None:
+        """Add seconds of cached work to the cost; negative: seconds that are not part of it."""
+        self.cached_seconds += seconds
         if stage is not None:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     def spent(self) -> float:
-        """Seconds since this run was made, with those that were borrowed."""
-        return time.perf_counter() - self._made + self.borrowed
+        """Seconds since this run was created, including those of cached work."""
+        return time.perf_counter() - self._made + self.cached_seconds
 
     def spent_before(self, spent: float, elapsed: float) -> None:
-        """Go on with the clock of an earlier call; what this call did so far is not counted."""
+        """Continue the clock of an earlier call; the time of this call so far is not counted."""
         self.started = time.perf_counter() - elapsed
-        self.borrow(spent - self.spent())
+        self.count_seconds(spent - self.spent())
 
     def waited(self, seconds: float) -> None:
-        """Leave out seconds that passed while another run of this process had to end first; a note from 1 s on."""
+        """Subtract seconds of waiting for another run of this process; adds a note from 1 s on."""
         if seconds < 1e-3:
             return
         self.started += seconds
-        self.borrow(-seconds)
+        self.count_seconds(-seconds)
         if seconds >= 1:
             self.notes.append(
                 f"waited {seconds:.0f} s for another run of this process: they share PyTorch's random generators, so "
@@ -274,21 +309,23 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the seconds of the block to `stages[name]` (after the device has finished)."""
-        began = time.perf_counter()
+        """Add the seconds of the block to `stages[name]`, including pending work of the device."""
+        start = time.perf_counter()
         try:
             yield
         finally:
             self.synchronize()
-            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - start
 
     def synchronize(self) -> None:
+        """Wait for pending work of the device."""
         import torch
 
         if torch.device(self.device).type == "cuda":
             torch.cuda.synchronize()
 
     def check_finite(self, model: nn.Module, values: dict[str, float], number: int) -> None:
+        """Raise `DivergedError` if a number of the epoch or a weight is not finite."""
         import torch
 
         bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -342,7 +379,7 @@ class _Kept:
         }
         seconds += self.resume.write(state)
         run.started += seconds
-        run.borrow(-seconds)
+        run.count_seconds(-seconds)
 
     def restore(self, what: str, count: int) -> int:
         """The number of finished epochs; 0 where nothing was kept that this run can use, and a note says why."""
@@ -379,17 +416,17 @@ class _Kept:
 
         run = self.run
         self.model.load_state_dict(state["model"])
-        for each, kept in zip(self.carried, state["carried"], strict=True):
-            each.load_state_dict(kept)
+        for part, stored in zip(self.carried, state["carried"], strict=True):
+            part.load_state_dict(stored)
         if run.guard is not None:
             run.guard.load_state_dict(state["guard"])
         torch.set_rng_state(state["random"])
         if self._on_cuda():
             torch.cuda.set_rng_state(state["random_device"], run.device)
         run.history[:], run.notes[:] = state["history"], state["notes"]
-        for mine, kept in ((run.stages, state["stages"]), (run.details, state["details"])):
-            mine.clear()
-            mine.update(kept)
+        for target, stored in ((run.stages, state["stages"]), (run.details, state["details"])):
+            target.clear()
+            target.update(stored)
         run.status = state["status"]
 
     def _on_cuda(self) -> bool:

@@ -1,4 +1,4 @@
-"""One seed, one generator per purpose: adding a random call somewhere never shifts another one."""
+"""Random generators per purpose, derived from one seed: an additional draw never changes another stream."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *purpose: object) -> int:
-    """A 63-bit seed for one purpose, e.g. `derive(0, "shuffle", "retain", epoch)`. Same input, same output, forever."""
+    """A 63-bit seed for one purpose, e.g. `derive(0, "shuffle", "retain", epoch)`."""
     text = "\x1f".join(map(str, (seed, *purpose))).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
 def torch_generator(seed: int, *purpose: object) -> torch.Generator:
-    """A CPU generator of its own for one purpose."""
+    """A torch CPU generator for one purpose."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 def numpy_generator(seed: int, *purpose: object) -> numpy.random.Generator:
+    """A NumPy generator for one purpose."""
     import numpy
 
     return numpy.random.default_rng(derive(seed, *purpose))
 
 
 def python_generator(seed: int, *purpose: object) -> random.Random:
+    """A generator of Python's `random` for one purpose."""
     return random.Random(derive(seed, *purpose))
 
 
@@ -43,10 +45,10 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def global_generators(device: torch.device | str = "cpu") -> Iterator[float]:
-    """Hold PyTorch's global generators, from which modules draw (dropout), and put them back as they were.
+    """Lock PyTorch's global generators, from which modules draw (dropout), and restore their state afterwards.
 
-    The threads of a process share them: without a lock two trainings would take each other's numbers, and neither could
-    be repeated. So only one thread at a time is inside; a thread may enter again.
+    The threads of a process share them: without a lock two concurrent trainings would not be reproducible. Only one
+    thread at a time is within the context; it may enter again.
 
     Args:
         device: whose generators, besides those of the CPU.
@@ -56,9 +58,9 @@ def global_generators(device: torch.device | str = "cpu") -> Iterator[float]:
     """
     import torch
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     with _LOCK:
-        waited = time.perf_counter() - began
+        waited = time.perf_counter() - start
         devices = [torch.cuda.current_device()] if torch.device(device).type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             yield waited

@@ -1,7 +1,7 @@
-"""The cache folder as something that may be missing, full, read-only, or in other hands.
+"""Safe use of the cache folder, which may be missing, full, read-only, or writable by other users.
 
-What is kept there saves time and is never needed: a folder that cannot be used costs a sentence, not the work. A folder
-that others can write is not even read, because whoever writes there decides what comes out of it.
+The cache saves time and is never required: a folder that cannot be used causes a warning, not an error. A folder that
+other users can write is not read, because they could determine the results.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ ADVICE = "set EXPUNGE_CACHE to a folder of your own"
 
 
 def doubt(folder: Path) -> str | None:
-    """Why what is kept in `folder` cannot be believed, in one sentence; None if it can, or if there is nothing yet.
+    """Why the content of `folder` cannot be trusted, in one sentence; None if it can, or if the folder does not exist.
 
-    A folder is believed if it belongs to this user (or to root) and nobody else can write it; the user's own primary
-    group does not count as somebody else. Systems without owners and modes (Windows) are not asked.
+    A folder is trusted if it belongs to this user (or to root) and no other user can write it; the user's primary group
+    is trusted too. Systems without owners and modes (Windows) are not checked.
     """
     if not hasattr(os, "getuid"):
         return None
@@ -42,17 +42,17 @@ def doubt(folder: Path) -> str | None:
 
 @contextmanager
 def claimed(path: Path, *, wait: bool = True) -> Iterator[str | None]:
-    """Hold the entry `path` of the cache against other processes.
+    """Hold the lock of the entry `path` of the cache.
 
     Args:
-        path: The file that is kept; its folder is made.
-        wait: Wait for a process that holds it.
+        path: The file of the entry; its folder is created.
+        wait: Whether to wait for another process that holds the lock.
 
     Yields:
-        None, or a sentence that says why nothing can be written there; what is there can be read all the same.
+        None, or a sentence that says why nothing can be written; an existing entry can still be read.
 
     Raises:
-        filelock.Timeout: Another process holds it, and `wait` is false.
+        filelock.Timeout: If another process holds the lock, and `wait` is false.
     """
     lock = FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0)
     problem = None

@@ -1,4 +1,4 @@
-"""The version of the package, and of what it runs on: the only place that states them."""
+"""The version of the package, and the versions of its environment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
-    """What a reader needs to reproduce a number on the same kind of machine."""
+    """Versions needed to reproduce a number on the same kind of machine."""
     import torch  # on demand: `expunge --version` does without it
 
     return {

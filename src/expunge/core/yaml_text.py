@@ -1,4 +1,4 @@
-"""YAML as every file of settings is read: no code, no surprise, and bounded in time and memory.
+"""Reading of YAML files without code execution, with bounded time and memory.
 
 Differences from PyYAML's safe loader: a key that is given twice is an error; `1e-3` is a number, as in YAML 1.2;
 anchors, aliases and merge keys (`<<`) work, but a text that is too large, too deep, or grows too much by its aliases
@@ -19,7 +19,7 @@ from expunge.core.errors import UsageError
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 50
 MAX_VALUES = 20_000
-"""Keys and values, each alias counted as often as what it stands for."""
+"""Keys and values, with aliases expanded."""
 
 MERGE = "tag:yaml.org,2002:merge"
 
@@ -77,7 +77,7 @@ def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
 
 
 def reason(error: yaml.YAMLError) -> str:
-    """` in line 3: what is wrong`, or `: what is wrong`."""
+    """End of a message: ` in line 3: what is wrong`, or `: what is wrong`."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
     return f"{f' in line {mark.line + 1}' if mark is not None else ''}: {problem}"
@@ -88,7 +88,7 @@ def _located(problem: str, mark: Any) -> yaml.MarkedYAMLError:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys that are given twice; a merge key (`<<`) may repeat what the mapping overrides."""
+    """Refuses duplicate keys; a merge key (`<<`) may repeat keys that the mapping overrides."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         if isinstance(node, yaml.MappingNode):
@@ -107,7 +107,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]
 
 
 def _check_events(text: str) -> None:
-    """Depth and number of values as written, counted while parsing, so that nothing large is ever built."""
+    """Check depth and number of values while parsing, before anything is built."""
     depth = values = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
@@ -122,7 +122,7 @@ def _check_events(text: str) -> None:
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """Values at and below a node, every alias written out; `yaml.YAMLError` above `MAX_VALUES` or in a circle."""
+    """Number of values of a node with aliases expanded; raises `yaml.YAMLError` above `MAX_VALUES` or for a cycle."""
     if id(node) in above:
         raise _located("an alias contains itself", node.start_mark)
     if id(node) not in sizes:

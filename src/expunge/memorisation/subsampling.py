@@ -234,7 +234,7 @@ def _cached_row(
 ) -> np.ndarray:
     stored = rows.get(key)
     if stored is not None and {"bits", "seconds"} <= set(stored):
-        training.outer.borrow(float(stored["seconds"]))
+        training.outer.count_seconds(float(stored["seconds"]))
         return np.unpackbits(stored["bits"], count=count).astype(bool)
     row = training.row(student, run)
     rows.put(key, bits=np.packbits(row), seconds=np.array(run.elapsed()))

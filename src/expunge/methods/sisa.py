@@ -63,6 +63,8 @@ class SISA(Method):
             training.train(training_run)
             run.synchronize()
             seconds = time.perf_counter() - start
-            run.borrow(-seconds)  # the original's own training is not part of unlearning, as for every other method
+            run.count_seconds(
+                -seconds
+            )  # the original's own training is not part of unlearning, as for every other method
             run.details["sharded_training_seconds"] = seconds
             return training.forget(forget, run)

@@ -216,10 +216,10 @@ def attack_cached(
             return settings.attack(model, pixels, targets, space, run.seed)
     before = run.elapsed()
     with claimed(file) as problem:
-        run.borrow(before - run.elapsed())  # the time of waiting for another worker's attack is not counted
+        run.count_seconds(before - run.elapsed())  # the time of waiting for another worker's attack is not counted
         stored = _load(file)
         if stored is not None:
-            run.borrow(float(stored["seconds"]), "attack")
+            run.count_seconds(float(stored["seconds"]), "attack")
             return stored["images"].to(pixels.device), stored["reached"].to(pixels.device)
         start = time.perf_counter()
         with run.stage("attack"):

@@ -1,1 +1,1 @@
-"""For authors of methods: the conformance checks every built-in method passes (`expunge.testing.conformance`)."""
+"""Conformance checks for authors of methods, which every built-in method passes (`expunge.testing.conformance`)."""

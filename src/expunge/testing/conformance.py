@@ -1,11 +1,11 @@
-"""Executable checks that a method does what a method must. Discovered for every registered one; run them on yours:
+"""Executable checks of the contract of methods, run for every registered method; for your own:
 
     from expunge.testing.conformance import CHECKS, Settings
     for check in CHECKS:
         check(MyMethod, Settings())
 
-Each raises `ConformanceError` with what was seen. They fail on the faults found in published ports: a teacher that
-shares its student's weights, an optimiser built on the wrong model, raw logits handed to a KL, an option never read.
+Each raises `ConformanceError` with what was observed. They fail for faults of published code: a teacher that shares its
+student's weights, an optimiser of the wrong model, raw logits passed to a KL divergence, an option that is never read.
 """
 
 from __future__ import annotations
@@ -45,18 +45,24 @@ RECIPE = {"epochs": 3, "batch_size": 30, "optimizer": "adam", "lr": 0.02, "weigh
 
 
 class ConformanceError(AssertionError):
-    """A method broke the contract."""
+    """A method violates the contract."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to exercise a method on the toy problem.
+    """How to run a method on the toy problem.
 
-    options: make it small and make it work. contexts: option -> the other options under which changing it shows.
-    values: option -> the value to change it to, where the automatic one does not fit. inert: option -> why changing
-    it changes neither weights nor what is read on the toy problem (e.g. it only trades memory for speed).
-    prepare: changes each toy problem before it is used, for a method that works on one kind of model only.
-    refuses_odd_models: words of the sentence that refuses tied or frozen weights; none: the method works on them.
+    Attributes:
+        options: options that make the method fast and effective.
+        contexts: option -> other options under which changing it has an effect.
+        values: option -> the value to change it to, if the automatic one is not suitable.
+        inert: option -> why changing it changes neither weights nor what is read on the toy problem (e.g. it only
+            trades memory for speed).
+        identity_at_zero_epochs: whether zero epochs return the original weights.
+        forgets: whether the loss on the forget set rises.
+        forget_class: the class to forget; None: mixed samples.
+        refuses_odd_models: part of the message that refuses tied or frozen weights; None: the method supports them.
+        prepare: changes each toy problem before it is used, for a method that supports one kind of model only.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -70,7 +76,7 @@ class Settings:
     prepare: Callable[[ToyProblem], None] | None = None
 
     def problem(self, model: nn.Module | None = None) -> ToyProblem:
-        """A toy problem of these settings."""
+        """A toy problem with these settings."""
         made = toy_problem(model, forget_class=self.forget_class)
         if self.prepare is not None:
             self.prepare(made)
@@ -78,7 +84,7 @@ class Settings:
 
 
 def run(method: Method, problem: ToyProblem, *, seed: int = 0, **more: Any) -> Result:
-    """`unlearn` with everything a method could need; it receives only what it declares."""
+    """`unlearn` with all data that a method could need, of which it receives what it declares."""
     return unlearn(
         problem.model,
         forget=problem.forget,
@@ -89,37 +95,41 @@ def run(method: Method, problem: ToyProblem, *, seed: int = 0, **more: Any) -> R
         method=method,
         seed=seed,
         device="cpu",
-        measure=False,  # what is read is to be the method's own
+        measure=False,  # only reads of the method itself are counted
         **{"precision": "float32", **more},  # "auto" decides by timing
     )
 
 
 def make(cls: type[Method], settings: Settings, **changes: Any) -> Method:
-    """Without its guard, which would take back what a check is about to look at."""
+    """The method with its options, without its guard, which could undo the changes that a check measures."""
     unguarded = {"max_drop": None} if "max_drop" in option_names(cls) else {}
-    made: Method = build(cls, {**unguarded, **settings.options, **changes}, cls.card.name)
-    return dataclasses.replace(made)  # type: ignore[type-var]  # all options given: none is scaled to the toy
+    built: Method = build(cls, {**unguarded, **settings.options, **changes}, cls.card.name)
+    return dataclasses.replace(built)  # type: ignore[type-var]  # all options given: none is scaled to the toy
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts are bit-equal."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def require(condition: bool, cls: type[Method], text: str) -> None:
+    """Raise `ConformanceError` unless the condition holds."""
     if not condition:
         raise ConformanceError(f"{cls.card.name}: {text}")
 
 
 def is_reference(cls: type[Method]) -> bool:
+    """Whether the method is the untouched original."""
     return cls.card.name == "original"
 
 
 def check_original_untouched(cls: type[Method], settings: Settings) -> None:
-    """(a) The given model is bit-identical afterwards, and the result lives in other memory."""
+    """(a) The given model is bit-identical afterwards, and the result does not share its memory."""
     problem = settings.problem()
     before = weights(problem.model)
     result = run(make(cls, settings), problem)
@@ -130,7 +140,7 @@ def check_original_untouched(cls: type[Method], settings: Settings) -> None:
 
 
 def check_weights_move(cls: type[Method], settings: Settings) -> None:
-    """Trainable weights change: an optimiser on the wrong model, or a loss that is zero, shows here."""
+    """Trainable weights change: fails for an optimiser of the wrong model, or a loss that is zero."""
     if is_reference(cls) or not cls.same_tensors:  # other tensors: nothing to compare with
         return
     problem = settings.problem()
@@ -141,7 +151,7 @@ def check_weights_move(cls: type[Method], settings: Settings) -> None:
 
 
 def check_deterministic(cls: type[Method], settings: Settings) -> None:
-    """(b) Same seed, same bits, twice in one process."""
+    """(b) Two runs with the same seed in one process give bit-equal weights."""
     problem = settings.problem()
     first = run(make(cls, settings), problem, seed=3)
     second = run(make(cls, settings), problem, seed=3)
@@ -152,7 +162,7 @@ def check_reads_only_declared(cls: type[Method], settings: Settings) -> None:
     """(c) Undeclared splits are never fetched, declared ones are."""
     problem = settings.problem()
     chosen = make(cls, settings)
-    with _looking(cls, lambda *_: problem.clear()):  # what the entry point reads before is its own affair
+    with _looking(cls, lambda *_: problem.clear()):  # reads of the entry point before are not counted
         run(chosen, problem)
     require(not problem.read("test"), cls, "the test split was read.")
     for name in ("forget", "retain", "validation"):
@@ -164,10 +174,10 @@ def check_reads_only_declared(cls: type[Method], settings: Settings) -> None:
 
 
 def check_sealed(cls: type[Method], settings: Settings) -> None:
-    """(c) All splits lie in one store, and nothing that the method is handed leads to a sample or label beyond its own.
+    """(c) With all splits in one store, nothing given to the method leads to an undeclared sample or label.
 
-    Everything reachable from its problem and its run is searched for undeclared samples, labels and ids. And with other
-    values in their place, the result is the same by every bit, whatever way a method may have thought of.
+    Everything reachable from its problem and its run is searched for undeclared samples, labels and ids. With other
+    values in their place, the result must be bit-equal.
     """
     chosen = make(cls, settings)
     clean, poisoned = (settings.problem() for _ in range(2))
@@ -175,7 +185,7 @@ def check_sealed(cls: type[Method], settings: Settings) -> None:
     met: list[str] = []
     with _looking(cls, lambda *handed: met.extend(leaks(list(handed), secrets))):
         second = run(chosen, poisoned, progress=lambda _: poisoned.store)
-    require(not met, cls, f"what it is handed leads to undeclared data: {', '.join(met)}.")
+    require(not met, cls, f"its problem or run leads to undeclared data: {', '.join(met)}.")
     first = run(chosen, clean)
     require(
         same(weights(first.model), weights(second.model)), cls, "undeclared samples or labels leaked into the result."
@@ -183,7 +193,7 @@ def check_sealed(cls: type[Method], settings: Settings) -> None:
 
 
 def _poison(problem: ToyProblem, needs: Needs) -> dict[str, Tensor | np.ndarray]:
-    """Other values in every sample, label and id that `needs` does not declare; returns them by name."""
+    """Replace all samples, labels and ids that `needs` does not declare; returns the new values by name."""
     generator = torch.Generator().manual_seed(4)
     store = problem.store
     secrets: dict[str, Tensor | np.ndarray] = {}
@@ -202,7 +212,7 @@ def _poison(problem: ToyProblem, needs: Needs) -> dict[str, Tensor | np.ndarray]
 
 @contextlib.contextmanager
 def _looking(cls: type[Method], look: Callable[[Problem, Run], None]) -> Iterator[None]:
-    """Inside the block, `look` is called with what the algorithm of `cls` is handed, before it starts."""
+    """Within the context `look` is called with problem and run before the algorithm of `cls` starts."""
     own, algorithm = "unlearn" in vars(cls), cls.unlearn
 
     def observed(self: Method, problem: Problem, run: Run) -> nn.Module:
@@ -220,9 +230,9 @@ def _looking(cls: type[Method], look: Callable[[Problem, Run], None]) -> Iterato
 
 
 def check_forget_set_matters(cls: type[Method], settings: Settings) -> None:
-    """Another forget set gives another result, by more than BatchNorm statistics: the forget term is alive."""
+    """Another forget set gives another result, beyond BatchNorm statistics: the forget term has an effect."""
     chosen = make(cls, settings)
-    if chosen.needs.forget == "none" or "exact" in cls.card.tags:  # what never saw the forget set cannot depend on it
+    if chosen.needs.forget == "none" or "exact" in cls.card.tags:  # exact results do not depend on the forget set
         return
     results = []
     for other in (False, True):
@@ -236,7 +246,7 @@ def check_forget_set_matters(cls: type[Method], settings: Settings) -> None:
 
 
 def check_forgets(cls: type[Method], settings: Settings) -> None:
-    """(j) On a task with a known answer the loss on the forget set rises, and the rest stays usable."""
+    """(j) On a task with a known answer the loss on the forget set rises."""
     if is_reference(cls) or not settings.forgets:
         return
     problem = settings.problem()
@@ -254,6 +264,7 @@ def check_options_have_effect(cls: type[Method], settings: Settings) -> None:
 
 
 def check_option(cls: type[Method], settings: Settings, name: str) -> None:
+    """Check that changing one option has an effect."""
     context = dict(settings.contexts.get(name, {}))
     base = make(cls, settings, **context)
     value = settings.values[name] if name in settings.values else another(cls, name, getattr(base, name))
@@ -262,7 +273,7 @@ def check_option(cls: type[Method], settings: Settings, name: str) -> None:
         problem = settings.problem()
         with _looking(cls, lambda *_, problem=problem: problem.clear()):
             result = run(chosen, problem)
-        # An option that only shows in the history or the details was copied there, and changes nothing else.
+        # Effects on the history or the details alone do not count: an option may merely be copied there.
         seen.append((weights(result.model), [problem.read(split) for split in ("forget", "retain", "validation")]))
     changed = not same(seen[0][0], seen[1][0]) or seen[0][1] != seen[1][1]
     require(changed, cls, f"option `{name}` ({getattr(base, name)!r} -> {value!r}) changed nothing: is it ever read?")
@@ -300,7 +311,7 @@ def _candidates(kind: Any, value: Any) -> list[Any]:
 
 
 def check_zero_epochs(cls: type[Method], settings: Settings) -> None:
-    """(e) Zero epochs of an iterative method return the model as it was."""
+    """(e) Zero epochs of an iterative method return the original weights."""
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if "epochs" not in names or not settings.identity_at_zero_epochs:
         return
@@ -310,7 +321,7 @@ def check_zero_epochs(cls: type[Method], settings: Settings) -> None:
 
 
 def check_state_restored(cls: type[Method], settings: Settings) -> None:
-    """(f) Global random state, train/eval modes, requires_grad and hooks come back, also after an exception."""
+    """(f) Global random state, train/eval modes, requires_grad and hooks are restored, also after an exception."""
 
     def explode(_: Progress) -> None:
         raise KeyboardInterrupt
@@ -328,15 +339,15 @@ def check_state_restored(cls: type[Method], settings: Settings) -> None:
             result = run(make(cls, settings), problem, progress=progress)
         require(torch.equal(state, torch.get_rng_state()), cls, "the global random state was moved.")
         for model in [problem.model] + ([result.model] if result and cls.same_tensors else []):
-            now = {name: m.training for name, m in model.named_modules()}
-            require(modes == now, cls, "train/eval modes were not restored.")
+            current = {name: m.training for name, m in model.named_modules()}
+            require(modes == current, cls, "train/eval modes were not restored.")
             require(not list(model.parameters())[-1].requires_grad, cls, "requires_grad was not restored.")
             hooked = [n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
             require(not hooked, cls, f"hooks were left on {hooked}.")
 
 
 def check_bad_values(cls: type[Method], settings: Settings) -> None:
-    """(g) Unknown options and values of the wrong type are refused, in one wording."""
+    """(g) Unknown options and values of the wrong type are refused with the usual message."""
     untyped = {name for name, kind in typing.get_type_hints(cls).items() if kind is Any}
     names = [f.name for f in dataclasses.fields(cls) if f.name not in untyped]  # type: ignore[arg-type]
     bad: list[dict[str, Any]] = [{"no_such_option": 1}, *({name: object()} for name in names)]
@@ -350,14 +361,14 @@ def check_bad_values(cls: type[Method], settings: Settings) -> None:
 
 
 def check_json_round_trip(cls: type[Method], settings: Settings) -> None:
-    """(h) Options to JSON and back give the same options."""
+    """(h) Options survive a round trip through JSON."""
     chosen = make(cls, settings)
-    back = build(cls, json.loads(json.dumps(to_dict(chosen))), cls.card.name)
-    require(back == chosen, cls, f"options changed on the way through JSON: {chosen} -> {back}.")
+    restored = build(cls, json.loads(json.dumps(to_dict(chosen))), cls.card.name)
+    require(restored == chosen, cls, f"options changed on the way through JSON: {chosen} -> {restored}.")
 
 
 def check_odd_models(cls: type[Method], settings: Settings) -> None:
-    """(i) Tied and frozen weights: the method works and ties stay tied, or it refuses in words that `Settings` has."""
+    """(i) Tied and frozen weights: the method works and keeps ties, or it refuses with the message in `Settings`."""
     torch.manual_seed(0)
     problem = settings.problem(TiedNet())
     words = settings.refuses_odd_models
@@ -370,13 +381,13 @@ def check_odd_models(cls: type[Method], settings: Settings) -> None:
         except ExpungeError as again:
             require(False, cls, f"refuses an ordinary model too: {again}")
         return
-    require(words is None, cls, f"works on tied and frozen weights, but its settings say that it refuses: {words}")
+    require(words is None, cls, f"supports tied and frozen weights, but its settings say that it refuses: {words}")
     for model in [m for m in result.model.modules() if isinstance(m, TiedNet)]:
         require(model.first.weight is model.second.weight, cls, "tied weights came apart.")
 
 
 def check_ignores_trained_weights(cls: type[Method], settings: Settings) -> None:
-    """(k) A method that declares `weights=False` gives the same bits whatever the trained weights are."""
+    """(k) The result of a method that declares `weights=False` does not depend on the trained weights."""
     if cls.card.needs.weights:
         return
     problem = settings.problem()
@@ -416,10 +427,10 @@ def compare_cost(chosen: Method, problem: ToyProblem) -> None:
     next(problem.model.children()).register_forward_hook(hook)  # copies of the model share the function
     run(chosen, problem)
     # A step costs three passes without gradients, and a look with gradients may stand for one without.
-    real, said = 3 * counted[True] + counted[False], 3 * stated.step_samples + stated.forward_samples
-    least = 0 if stated.bound == "at most" else said - 3 * LOOKS
+    real, expected = 3 * counted[True] + counted[False], 3 * stated.step_samples + stated.forward_samples
+    least = 0 if stated.bound == "at most" else expected - 3 * LOOKS
     require(
-        least <= real <= said + 3 * LOOKS,
+        least <= real <= expected + 3 * LOOKS,
         type(chosen),
         f"cost() states {stated.step_samples} samples through training steps and {stated.forward_samples} through "
         f"forward passes ({stated.bound}), and a run made {counted[True]} and {counted[False]}.",

@@ -1,8 +1,8 @@
-"""What can be reached from an object: the check that sealed data are sealed.
+"""Objects reachable from an object, to check that sealed data are sealed.
 
-The walk follows what the garbage collector knows of every object (attributes, items, slots, cells of closures, the
-objects of bound methods, defaults). It does not enter modules, classes and the global names of functions, through which
-every object of a program reaches every other one.
+The search follows the references that the garbage collector knows (attributes, items, slots, cells of closures, the
+objects of bound methods, defaults). It does not enter modules, classes and the globals of functions, through which all
+objects of a program are connected.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _CLOSED = (types.ModuleType, type, types.CodeType, types.BuiltinFunctionType, ty
 
 
 def reachable(*roots: object) -> Iterator[object]:
-    """Every object on a path from the roots, each once, the roots included."""
-    seen: dict[int, object] = {}  # keeps what it has seen alive, so that no id is used twice
+    """All objects reachable from the roots, each once, including the roots."""
+    seen: dict[int, object] = {}  # keeps objects alive, so that no id is reused
     waiting = list(roots)
     while waiting:
         item = waiting.pop()
@@ -35,7 +35,7 @@ def reachable(*roots: object) -> Iterator[object]:
 def _referents(item: object) -> list[object]:
     if isinstance(item, types.FunctionType):
         return [item.__closure__, item.__defaults__, item.__kwdefaults__, item.__dict__]
-    if isinstance(item, Tensor):  # what a view shows is less than what it leads to
+    if isinstance(item, Tensor):  # a view leads to more than its own values
         return [item._base, item.grad, *vars(item).values()]
     if isinstance(item, np.ndarray):
         return [item.base, *(item.ravel().tolist() if item.dtype == object else [])]
@@ -43,11 +43,16 @@ def _referents(item: object) -> list[object]:
 
 
 def leaks(roots: list[object], secret: dict[str, Tensor | np.ndarray]) -> list[str]:
-    """Names of the secrets that a walk from `roots` comes across.
+    """Find undeclared data that are reachable.
 
-    secret: name -> samples (n, ...) or labels (n,) as tensors, or ids (n,) as an array of strings. A tensor counts as
-    met if any memory on the way has the bytes of one of its samples, or those of all its labels in a row; an array if
-    one of its ids is met.
+    Args:
+        roots: where the search starts.
+        secret: name -> samples (n, ...) or labels (n,) as tensors, or ids (n,) as an array of strings. A tensor is
+            found if any reachable memory contains the bytes of one of its samples, or of all its labels in order; an
+            array, if one of its ids is reachable.
+
+    Returns:
+        Names of the data that were found, sorted.
     """
     tests: dict[str, Callable[[object], bool]] = {}
     for name, values in secret.items():
@@ -56,10 +61,10 @@ def leaks(roots: list[object], secret: dict[str, Tensor | np.ndarray]) -> list[s
         else:
             rows = [values] if values.dim() == 1 else list(values)
             tests[name] = _meets_bytes([row.contiguous().numpy().tobytes() for row in rows])
-    met = set()
+    leaked = set()
     for item in reachable(*roots):
-        met |= {name for name, test in tests.items() if name not in met and test(item)}
-    return sorted(met)
+        leaked |= {name for name, test in tests.items() if name not in leaked and test(item)}
+    return sorted(leaked)
 
 
 def _meets_bytes(patterns: list[bytes]) -> Callable[[object], bool]:
@@ -71,7 +76,7 @@ def _meets_bytes(patterns: list[bytes]) -> Callable[[object], bool]:
 
 
 def _memory(item: object) -> bytes | None:
-    """All bytes of the storage that a tensor or an array lies in, whatever part of it is shown."""
+    """All bytes of the storage of a tensor, also those that a view does not show, or of an array."""
     if isinstance(item, Tensor):
         if item.device.type != "cpu" or item.layout != torch.strided:
             item = item.detach().to("cpu").to_dense() if item.is_sparse else item.detach().to("cpu")

@@ -1,4 +1,4 @@
-"""A problem small enough for dozens of runs a second apart, with a known answer.
+"""A toy problem with a known answer, small enough for many runs.
 
 Four classes of 8 x 8 images: a bright quadrant in noise. Any sound classifier learns them in a few epochs.
 """
@@ -20,7 +20,7 @@ CLASSES = 4
 
 
 class ToyNet(nn.Module):
-    """Conv - (BatchNorm) - ReLU - pool - linear - linear. tied: one more use of the first linear's weight."""
+    """Conv - (BatchNorm) - ReLU - pool - linear - linear."""
 
     def __init__(self, batchnorm: bool = True) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ToyNet(nn.Module):
 
 
 class TiedNet(nn.Module):
-    """Two linear layers that are one parameter, and a frozen one in front."""
+    """A frozen linear layer, then two linear layers with tied weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,10 +52,11 @@ class TiedNet(nn.Module):
 
 
 class SpyStore(ResidentStore):
-    """Counts the samples that were fetched, and remembers their positions.
+    """A store that records which samples are fetched.
 
-    fetched: positions in order, of this store. handed: positions fetched from stores sealed from it, which is what
-    methods read.
+    Attributes:
+        fetched: positions fetched from this store, in order.
+        handed: positions fetched from stores sealed from it, which are those that methods read.
     """
 
     def __init__(self, samples: Tensor, labels: Tensor) -> None:
@@ -94,7 +95,7 @@ def toy_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class ToyProblem:
-    """A trained model, and splits of one store, as those of a real data set are."""
+    """A trained model, and splits of one store, as of a real data set."""
 
     model: nn.Module
     forget: Split
@@ -105,15 +106,16 @@ class ToyProblem:
     store: SpyStore
 
     def split(self, name: str) -> Split:
+        """A split by name."""
         split: Split = getattr(self, name)
         return split
 
     def read(self, name: str) -> int:
-        """How many samples of a split were fetched, by whomever."""
+        """Number of samples of a split that were fetched, by the method or its caller."""
         return self._count(name, self.store.fetched) + self.handed(name)
 
     def handed(self, name: str) -> int:
-        """How many samples of a split a method has fetched."""
+        """Number of samples of a split that the method has fetched."""
         return self._count(name, self.store.handed)
 
     def _count(self, name: str, positions: list[int]) -> int:
@@ -121,7 +123,7 @@ class ToyProblem:
         return sum(position in members for position in positions)
 
     def clear(self) -> None:
-        """Forget what was fetched so far."""
+        """Reset the counts."""
         self.store.fetched.clear()
         self.store.handed.clear()
 
@@ -130,7 +132,7 @@ TRAIN, VALIDATION, TEST = 120, 40, 80
 
 
 def toy_problem(model: nn.Module | None = None, *, epochs: int = 6, forget_class: int | None = 1) -> ToyProblem:
-    """A trained toy model and its splits: one class to forget, or a mixed handful (`forget_class=None`)."""
+    """A trained toy model and its splits, with one class as forget set, or 24 mixed samples (`forget_class=None`)."""
     parts = [toy_images(count, seed) for seed, count in enumerate((TRAIN, VALIDATION, TEST))]
     images, labels = parts[0]
     chosen = torch.arange(TRAIN) < 24 if forget_class is None else labels == forget_class

@@ -80,7 +80,7 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
     # counted. Of processes that share this run only the main process holds the lock and reads.
     before = run.elapsed()
     with claimed(weights) if run.world.is_main else nullcontext() as problem:
-        run.borrow(before - run.elapsed())
+        run.count_seconds(before - run.elapsed())
         stored = run.world.from_main(lambda: _load(model, weights, run))
         if stored is None:
             start = run.elapsed()
@@ -92,7 +92,7 @@ def train_cached(model: nn.Module, data: Split, recipe: Recipe, run: Run, *, pur
         else:
             run.world.broadcast_parameters(model)
             run.history.extend(stored[0])
-            run.borrow(stored[1])
+            run.count_seconds(stored[1])
     return model.to(run.device)
 
 

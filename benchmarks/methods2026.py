@@ -42,7 +42,8 @@ METHODS_2026 = (
     "finetune", "neggrad+", "random-label", "scrub", "ssd", "ssd/det", "lfssd", "lfssd/det", "assd", "potion", "salun",
     "salun/cifar10", "l1-sparse", "perturb/not", "perturb/ct", "perturb/msg", "perturb/reinit", "perturb/shrink",
     "delete", "pour-p", "pour-d", "esc", "lotus", "lotus/class", "jit", "mu-mis", "scar", "scar/held-out", "amun",
-    "amun/apart", "regun", "regun/uniform", "head-distillation", "confidence-masking",
+    "amun/apart", "regun", "regun/uniform", "pcgrad", "munba", "cup", "hamu", "agrmo", "orthograd", "unsir", "sfr-on",
+    "influence", "negmerge", "gs-lora", "rum", "noisy-finetune", "head-distillation", "confidence-masking",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from expunge.core.version import __version__
 
 if TYPE_CHECKING:
     from expunge.api import data_parallel, method, methods, scenario
+    from expunge.api.between import between
     from expunge.api.evaluate import Scores, evaluate
     from expunge.api.exact import fit_head
     from expunge.api.inspection import inspect
@@ -35,6 +36,7 @@ _HOMES = {
         "Result",
         "Scores",
         "TrainedModel",
+        "between",
         "data_parallel",
         "evaluate",
         "fit_head",
@@ -65,6 +67,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "audit",
+    "between",
     "data_parallel",
     "data_set",
     "evaluate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from expunge.api.between import between
 from expunge.api.evaluate import Scores, evaluate
 from expunge.api.exact import fit_head
 from expunge.api.memorise import memorise
@@ -24,6 +25,7 @@ __all__ = [
     "Result",
     "Scores",
     "TrainedModel",
+    "between",
     "data_parallel",
     "evaluate",
     "fit_head",

@@ -127,7 +127,7 @@ def between(
 def at(
     t: float, first: Mapping[str, Tensor], last: Mapping[str, Tensor], middle: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Tensors at t in [0, 1] on the line, or for names in `middle` on the curve; whole numbers are those of the last end.
+    """Tensors at t in [0, 1] on the line, or for names in `middle` on the curve; integers are those of the last end.
 
     >>> at(0.5, {"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}, {"w": torch.tensor([6.0])})["w"]
     tensor([4.])
@@ -161,7 +161,9 @@ def _control(
             seed = run.seed_for("retain", "shuffle", epoch)
             for batch in retain.batches(128, shuffle=True, seed=seed, device=run.device):
                 t = float(torch.rand((), generator=generator))
-                loss = F.cross_entropy(functional_call(model, at(t, *ends, middle), (batch.x,)).float(), batch.y)
+                loss = F.cross_entropy(
+                    functional_call(model, at(t, ends[0], ends[1], middle), (batch.x,)).float(), batch.y
+                )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

@@ -46,9 +46,9 @@ class Cell:
 
 
 def expand(study: Study, fingerprint: str) -> list[Cell]:
-    """All cells, in the order of the recipe: scenario, seeds, method (retrain first).
+    """All cells, in the order of the study: scenario, seeds, method (retrain first).
 
-    fingerprint: content hash of the data source. Files that the recipe names (ids to forget) count by their content,
+    fingerprint: content hash of the data source. Files that the study names (ids to forget) count by their content,
     and so does the source of the model, the methods, scenarios and metrics (`core.identity`). The device is not part of
     an id: a study may go on on another machine.
     """

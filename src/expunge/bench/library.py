@@ -1,4 +1,4 @@
-"""Recipes that come with Expunge: `expunge reproduce --list`."""
+"""Studies that come with Expunge: `expunge reproduce --list`."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ def recipes() -> dict[str, Path]:
 
 def titles() -> dict[str, str]:
     """name -> heading of the report, for a list."""
-    return {name: str(read_yaml(path, "recipe").get("title", "")) for name, path in recipes().items()}
+    return {name: str(read_yaml(path, "study").get("title", "")) for name, path in recipes().items()}

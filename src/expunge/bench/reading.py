@@ -1,4 +1,4 @@
-"""From a recipe file to a checked `Study`: YAML, `extends`, overrides, and errors that name the key."""
+"""From a study file to a checked `Study`: YAML, `extends`, overrides, and errors that name the key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PARTS: dict[str, type[pydantic.BaseModel]] = {
 
 
 def load_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
-    """Read a recipe; `overrides` are `key.subkey=value` strings in YAML syntax.
+    """Read a study; `overrides` are `key.subkey=value` strings in YAML syntax.
 
     Raises `UsageError` naming file and key.
     """
@@ -73,9 +73,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UsageError(f"{path} extends itself; remove one `extends`.")
     try:
-        content = read_yaml(path, "recipe")
+        content = read_yaml(path, "study")
     except FileNotFoundError:
-        raise UsageError(f"recipe {path} does not exist; `expunge reproduce --list` shows the built-in ones.") from None
+        raise UsageError(f"study {path} does not exist; `expunge reproduce --list` shows the built-in ones.") from None
     parent = content.pop("extends", None)
     if parent is None:
         return content
@@ -110,7 +110,7 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
 
 
 def _place(loc: tuple[int | str, ...], content: Any, *, keep_last: bool) -> tuple[int | str, ...]:
-    """Where in the recipe: pydantic's location without the names of union branches."""
+    """Where in the study: pydantic's location without the names of union branches."""
     place: list[int | str] = []
     for at, part in enumerate(loc):
         inside = range(len(content)) if isinstance(content, (list, tuple)) else content

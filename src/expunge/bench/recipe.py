@@ -1,4 +1,4 @@
-"""The study recipe: one YAML file that is the whole comparison. Typed, validated, composable with `extends`.
+"""The study: one YAML file that is the whole comparison. Typed, validated, composable with `extends`.
 
     name: demo
     data: {source: digits, validation: 0.1}
@@ -44,7 +44,7 @@ Items = tuple[str | dict[str, Any], ...]
 
 
 class _Part(pydantic.BaseModel):
-    """A block of the recipe. short: the key that a plain text stands for (`model: mlp` is `model: {name: mlp}`)."""
+    """A block of the study. short: the key that a plain text stands for (`model: mlp` is `model: {name: mlp}`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     short: ClassVar[str | None] = None
@@ -56,7 +56,7 @@ class _Part(pydantic.BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """For editors: the short form, and no required key, for it may stand in the extended recipe."""
+        """For editors: the short form, and no required key, for it may stand in the extended study."""
         schema = handler.resolve_ref_schema(handler(core))
         schema.pop("required", None)
         return {"anyOf": [{"type": "string"}, schema]} if cls.short is not None else schema
@@ -160,13 +160,13 @@ class Space(_Part):
 class TunePart(_Part):
     """What `expunge tune` may try. Part of no result."""
 
-    trials: int = Field(12, ge=1, description="per method, the recipe's own options included")
+    trials: int = Field(12, ge=1, description="per method, the study's own options included")
     seeds: tuple[int, ...] = Field((100,), min_length=1, description="of data and training; not those of the study")
     rule: Literal["match", "rf-jsd"] = Field("match", description="how forgetting is judged without a retrained model")
     spaces: dict[str, dict[str, Space] | None] = Field(
         default_factory=dict,
         description="method label -> option -> values; a method without: its rates within a factor of ten, its epochs; "
-        "null takes back what an extended recipe says",
+        "null takes back what an extended study says",
     )
 
 
@@ -281,7 +281,7 @@ class Study(_Part):
         return _distinct("method", found)
 
     def method_items(self) -> list[tuple[str, str, str, dict[str, Any]]]:
-        """(place in the recipe, label, name, options as written) of every method, not checked yet."""
+        """(place in the study, label, name, options as written) of every method, not checked yet."""
         items = list(self._listed_methods())
         listed = any(_name(item) == "retrain" for _, item in items)
         if listed and not self.retrain:
@@ -390,7 +390,7 @@ def _make(where: str, cls: type[T], given: Mapping[str, Any]) -> T:
 
 @contextmanager
 def _within(where: str) -> Iterator[None]:
-    """An error inside says where in the recipe it came from."""
+    """An error inside says where in the study it came from."""
     try:
         yield
     except UsageError as error:

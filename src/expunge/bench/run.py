@@ -32,7 +32,7 @@ _PIECES = 4  # work items per worker: fewer leave workers idle at the end, more 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study as it stands. records: one per cell in the recipe's order; failed and unfinished ones say so."""
+    """A study as it stands. records: one per cell in the study's order; failed and unfinished ones say so."""
 
     folder: Path
     records: list[CellRecord]
@@ -62,10 +62,10 @@ def run_study(
 ) -> StudyResult:
     """Run every cell that is not done yet. Whatever interrupts, the same call goes on; results are in `out`.
 
-    study: a recipe file, with `overrides` such as "train.epochs=3", or a `Study`. jobs: worker processes, one thread
+    study: a file, with `overrides` such as "train.epochs=3", or a `Study`. jobs: worker processes, one thread
     each; results do not depend on it. engine: where cells run, instead of `jobs`. watch: called in this process with
     the record of every cell that is done or has failed, those of earlier calls first. again: compute finished cells
-    once more. Raises `UsageError` for a recipe
+    once more. Raises `UsageError` for a study
     that cannot be right, `ExpungeError` if another process works in `out` or results cannot be written.
     """
     if jobs < 1:
@@ -129,7 +129,7 @@ def cells(folder: str | Path) -> list[CellRecord]:
 
 
 def study(folder: str | Path) -> Study | None:
-    """The recipe of a study folder, as it was run last; None if another version of Expunge wrote it."""
+    """The study of a folder, as it was run last; None if another version of Expunge wrote it."""
     with _opened(folder) as store:
         text = store.study()
     try:

@@ -1,4 +1,4 @@
-"""The JSON Schema of recipes: editors complete keys, names and options, from the very classes that run."""
+"""The JSON Schema of studies: editors complete keys, names and options, from the very classes that run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from expunge.training.recipe import Recipe
 
 
 def json_schema() -> str:
-    """JSON Schema (draft 2020-12) of a recipe file with all registered methods, scenarios and metrics.
+    """JSON Schema (draft 2020-12) of a study file with all registered methods, scenarios and metrics.
 
     It accepts whatever may be right: `path/to/file.py:Mine` names code that is known only when it runs.
     """
     schema = Study.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     properties = schema["properties"]
-    properties["extends"] = {"type": "string", "description": "another recipe, beside this one, to start from"}
+    properties["extends"] = {"type": "string", "description": "another study, beside this one, to start from"}
     properties["train"] = _options(Recipe, definitions)
     methods = {name: _options(METHODS.load(name), definitions) for name in METHODS.usable()}
     properties["options"] = {"type": "object", "properties": methods, "additionalProperties": False}

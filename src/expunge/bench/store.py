@@ -22,7 +22,7 @@ VERSION = 2  # of the tables below
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS cells (
     id TEXT PRIMARY KEY,
-    position INTEGER,               -- in the recipe; NULL: no longer part of it, kept in case it comes back
+    position INTEGER,               -- in the study; NULL: no longer part of it, kept in case it comes back
     scenario TEXT NOT NULL,
     method TEXT NOT NULL,
     seeds TEXT NOT NULL,            -- JSON
@@ -99,7 +99,7 @@ class Store:
         return False
 
     def plan(self, cells: Sequence[Cell], study: str, *, again: bool = False) -> None:
-        """Make the recipe's cells the current ones. Failed and interrupted ones run again; with `again`, all do."""
+        """Make the study's cells the current ones. Failed and interrupted ones run again; with `again`, all do."""
         with self._transaction():
             self._db.execute("UPDATE cells SET position = NULL")
             for position, cell in enumerate(cells):
@@ -115,11 +115,11 @@ class Store:
             self._db.execute("INSERT OR REPLACE INTO facts VALUES ('study', ?)", (study,))
 
     def study(self) -> str:
-        """JSON of the recipe."""
+        """JSON of the study."""
         return str(self._rows("SELECT value FROM facts WHERE key = 'study'")[0][0])
 
     def states(self) -> dict[str, str]:
-        """id -> state of the current cells, in the recipe's order."""
+        """id -> state of the current cells, in the study's order."""
         return dict(self._rows("SELECT id, state FROM cells WHERE position IS NOT NULL ORDER BY position"))
 
     def counts(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ _NUMBERS = ["value", "low", "high"]
 
 
 def frame(records: Sequence[CellRecord], *, time: bool = True) -> pd.DataFrame:
-    """Tidy: one row per (cell, metric, group), in the recipe's order.
+    """Tidy: one row per (cell, metric, group), in the study's order.
 
     state: "done", "failed" or "missing" (not finished yet). effect: a label of `api.effect`, empty where none was made.
     A cell without a result is one row with its error and no metric. time=False: without seconds, and without ratios of

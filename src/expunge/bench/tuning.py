@@ -1,8 +1,8 @@
 """Choosing options without an oracle: the same budget for every method, by a rule that needs no retrained model.
 
-Data       the recipe's, with seeds of its own (`tune.seeds`) and a validation set held out; test data are never read
-Trials     the first one has the recipe's own options; the others are Optuna's (TPE). A trial's number is its score
-           averaged over the recipe's scenarios and the tuning seeds; lower is better
+Data       the study's, with seeds of its own (`tune.seeds`) and a validation set held out; test data are never read
+Trials     the first one has the study's own options; the others are Optuna's (TPE). A trial's number is its score
+           averaged over the study's scenarios and the tuning seeds; lower is better
 Score      how far forgetting is from right, by a rule, plus what the retained and the validation samples (of the
            classes that stay) lost in accuracy against the original model, each counted where positive
 `match`    |forget accuracy - what a model that never saw the samples would reach|: 0 for classes that go as a whole;
@@ -55,7 +55,7 @@ from expunge.metrics.base import Evaluation
 if TYPE_CHECKING:
     import optuna
 
-HELD_OUT = 0.1  # of the training samples, where the recipe holds out none
+HELD_OUT = 0.1  # of the training samples, where the study holds out none
 JOURNAL = "trials.journal"
 NOT_TUNED = ("original", "retrain")
 
@@ -72,7 +72,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was tried for one method. The first trial has the recipe's options."""
+    """What was tried for one method. The first trial has the study's options."""
 
     label: str
     trials: list[Trial]
@@ -100,10 +100,10 @@ def tune(
     progress: Callable[[Progress], None] | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Tuned]:
-    """Search options for every method of a recipe and write `tuned.yaml`, a recipe with what was found.
+    """Search options for every method of a study and write `tuned.yaml`, a study with what was found.
 
     jobs: methods searched at the same time, one thread each. oracle: also print regret (trains the reference).
-    Raises `UsageError` for a recipe, a space or a folder that does not fit.
+    Raises `UsageError` for a study, a space or a folder that does not fit.
     """
     _optuna()
     study = load_study(recipe, overrides)
@@ -149,9 +149,9 @@ def tune(
 
 
 def space_of(study: Study, label: str) -> dict[str, Space]:
-    """Option -> what is tried: the recipe's space, else every rate within a factor of ten, and epochs by halves.
+    """Option -> what is tried: the study's space, else every rate within a factor of ten, and epochs by halves.
 
-    The recipe's own value always belongs. Raises `UsageError` for an option that the method lacks.
+    The study's own value always belongs. Raises `UsageError` for an option that the method lacks.
     """
     method = dict(study.named_methods())[label]
     options = to_dict(method)
@@ -238,7 +238,7 @@ class Judge:
         """Mean |difference| to the retrained model of this cell."""
         reference = self.bench.reference(self.cell)
         if reference is None:
-            raise UsageError("regret needs the retrained model, but the recipe says `retrain: false`.")
+            raise UsageError("regret needs the retrained model, but the study says `retrain: false`.")
         exact = self.accuracies(self._seen(reference.model))
         return sum(abs(numbers[s] - exact[s]) for s in ("forget", "retain", "validation")) / 3
 
@@ -302,7 +302,7 @@ def _suggest(trial: optuna.Trial, name: str, space: Space) -> Any:
 
 
 def _with_own(space: Space, value: Any) -> Space:
-    """The space with the recipe's own value in it."""
+    """The space with the study's own value in it."""
     if space.values is not None:
         return space if value in space.values else Space(values=(value, *space.values))
     if value is None:
@@ -335,7 +335,7 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 def _check_folder(folder: Path, identity: str) -> None:
-    """Trials of another recipe or budget must not count for this one."""
+    """Trials of another study or budget must not count for this one."""
     marker = folder / "tuning.id"
     if marker.is_file():
         if marker.read_text(encoding="utf-8").strip() != identity:
@@ -346,7 +346,7 @@ def _check_folder(folder: Path, identity: str) -> None:
 
 
 def _as_recipe(study: Study, recipe: Path, folder: Path, found: Sequence[Tuned]) -> str:
-    """The methods of the recipe with the chosen options, as a recipe that extends it."""
+    """The methods of the study with the chosen options, as a study that extends it."""
     chosen = {one.label: one.best.options for one in found if one.best is not None}
     methods: list[Any] = []
     for _, label, name, given in study.method_items():

@@ -23,7 +23,7 @@ Folder = Annotated[Path, typer.Argument(help="A study folder, as `run` prints it
 Out = Annotated[Path | None, typer.Option("--out", help="Study folder; default: runs/NAME.", show_default=False)]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change the recipe, e.g. data.source=path or seeds=[0,1]."),
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Change the study, e.g. data.source=path or seeds=[0,1]."),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Cells that run at the same time, one thread each.")]
 EngineName = Annotated[str, typer.Option("--engine", help="Where cells run: local, ray or slurm.")]
@@ -68,7 +68,7 @@ def demo(
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
+    study: Annotated[Path, typer.Argument(help="A study file (YAML).")],
     out: Out = None,
     jobs: Jobs = 1,
     change: Changes = None,
@@ -79,9 +79,9 @@ def run(
     track: Track = None,
     force: Annotated[bool, typer.Option("--force", help="Compute finished cells again.")] = False,
 ) -> None:
-    """Run a study from its recipe. Finished cells are kept: Ctrl-C is safe, the same command goes on."""
-    folder = out or Path("runs") / recipe.stem
-    _study(recipe, folder, jobs, change or (), _engine(engine, folder, address, gpus, partition), track, force)
+    """Run a study from its file. Finished cells are kept: Ctrl-C is safe, the same command goes on."""
+    folder = out or Path("runs") / study.stem
+    _study(study, folder, jobs, change or (), _engine(engine, folder, address, gpus, partition), track, force)
 
 
 def status(folder: Folder) -> None:
@@ -179,7 +179,7 @@ def export(
 
 
 def tune(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML), or the name of one in the library.")],
+    study: Annotated[Path, typer.Argument(help="A study file (YAML), or the name of one in the library.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the search; default: tuned/NAME.", show_default=False)
     ] = None,
@@ -191,13 +191,13 @@ def tune(
 ) -> None:
     """Search options for every method with one budget, on validation data, without a retrained model.
 
-    Writes tuned.yaml, a recipe with what was found. Ctrl-C is safe, the same command goes on.
+    Writes tuned.yaml, a study with what was found. Ctrl-C is safe, the same command goes on.
     """
     from expunge.bench.tuning import tune as search
     from expunge.cli.faults import Interrupted
     from expunge.cli.tables import tuned_table
 
-    file = recipe if recipe.is_file() or recipe.suffix in (".yaml", ".yml") else _from_library(str(recipe))
+    file = study if study.is_file() or study.suffix in (".yaml", ".yml") else _from_library(str(study))
     folder = out or Path("tuned") / file.stem
     try:
         with console.progress() as progress:
@@ -205,7 +205,7 @@ def tune(
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; trials are kept in {folder}; run the same command again to go on.") from None
     console.out().print(tuned_table(found, oracle))
-    console.out().print(f"recipe: {folder / 'tuned.yaml'}", soft_wrap=True)
+    console.out().print(f"study: {folder / 'tuned.yaml'}", soft_wrap=True)
 
 
 def compare(
@@ -238,7 +238,7 @@ def compare(
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="A recipe of the library.")] = "",
+    name: Annotated[str, typer.Argument(help="A study of the library.")] = "",
     show: Annotated[bool, typer.Option("--list", help="List the library.")] = False,
     out: Out = None,
     jobs: Jobs = 1,
@@ -295,7 +295,7 @@ def _from_library(name: str) -> Path:
 
     known = recipes()
     if name not in known:
-        raise unknown("recipe", name, known)
+        raise unknown("study", name, known)
     return Path(known[name])
 
 

@@ -47,7 +47,7 @@ def test_from_a_checkpoint_to_a_case_file(init: list[object], tmp_path: Path, ex
     planned = expunge("requests", "fulfil", "--plan", *place)
     assert "forget 3 of 120 training samples" in planned.out
     done = expunge(*FULFIL, "-s", "lr=1e-4", *place)
-    assert "fulfilment 1 (1 requests, 3 samples)" in done.out, done.err
+    assert "fulfilment 1 (1 request, 3 samples)" in done.out, done.err
     shown = expunge("requests", "show", 1, "--json", *place)
     assert json.loads(shown.out)["request"]["id"] == 1
     assert expunge("requests", "show", 1, "--samples", *place).out.split() == ["train-9", "train-10", "train-11"]

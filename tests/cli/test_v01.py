@@ -76,4 +76,4 @@ def test_data_that_changed_are_not_taken_for_those_of_the_folder(here: Path) -> 
 def test_a_request_of_a_workspace_is_fulfilled(here: Path, expunge: Call) -> None:
     done = expunge("requests", "fulfil", "--workspace", here / "desk")
     assert done.code == 0, done.err
-    assert "fulfilment 1 (1 requests, 2 samples)" in done.out
+    assert "fulfilment 1 (1 request, 2 samples)" in done.out

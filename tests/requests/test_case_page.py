@@ -188,6 +188,13 @@ def test_the_pdf_says_what_the_page_says(signer: Signer, monkeypatch: pytest.Mon
         assert re.sub(r"\s+", " ", text) in page.replace("&#39;", "'")
 
 
+def test_the_pdf_has_the_picture_of_the_page(signer: Signer) -> None:
+    made = document(signer)
+    assert b"/Subtype /Image" in case_pdf(made)
+    made["content"]["audit"]["attacks"] = []
+    assert b"/Subtype /Image" not in case_pdf(made)
+
+
 def test_equal_cases_give_equal_pdfs(signer: Signer, tmp_path: Path) -> None:
     made = document(signer)
     path = build_case_pdf(made, tmp_path / "a.pdf")

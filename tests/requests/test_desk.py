@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -378,3 +379,29 @@ def test_two_processes_at_once_do_the_work_once(desk: Desk) -> None:
     assert desk.ledger.counts()["fulfilled"] == 4
     assert len(desk.ledger.fulfilments()) == 1
     assert desk.check() == []
+
+
+def test_in_a_column_of_numbers_a_subject_may_be_written_with_a_point(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "desk")
+    for name in ("train", "test"):  # subjects t3, e3 become the numbers 3
+        text = (made.parent / f"{name}.csv").read_text()
+        (tmp_path / f"{name}.csv").write_text(re.sub(r",t(\d+),", r",\1,", text))
+    settings = tmp_path / "desk" / "expunge.yaml"
+    settings.write_text(settings.read_text().replace(str(made.parent), str(tmp_path)))
+    (tmp_path / "tickets.csv").write_text("subject\n3.0\n4\n5.5\n03.0\n")
+    with Desk.open(tmp_path / "desk") as desk:
+        desk.import_tickets(tmp_path / "tickets.csv")
+        (done,) = desk.fulfil(**FAST)
+        assert (len(done.samples), done.requests) == (6, (1, 2))
+        assert desk.samples_of(1) == ["train-9", "train-10", "train-11"]
+        assert [one.state for one in desk.ledger.requests()][2:] == ["rejected"] * 2
+        again, new = desk.add("3")
+        assert new
+        desk.fulfil(**FAST)
+        assert desk.ledger.request(again.id).message == "all samples of this subject were forgotten before."
+
+
+def test_in_a_column_of_texts_it_may_not(desk: Desk) -> None:
+    desk.add("t3.0")
+    assert desk.fulfil(**FAST) == []
+    assert desk.ledger.request(1).state == "rejected"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from expunge.cli import console
+from expunge.core.display import counted
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.requests.records import STATES
 
@@ -87,7 +88,7 @@ def import_(
     with _register(workspace) as register:
         taken = register.import_tickets(file)
         new = sum(1 for _, fresh in taken if fresh)
-        console.out().print(f"{new} new requests, {len(taken) - new} known already")
+        console.out().print(f"{counted(new, 'new request')}, {len(taken) - new:,} known already")
 
 
 @app.command(epilog="Examples: expunge requests fulfil --batch weekly; expunge requests fulfil --method retrain --plan")
@@ -127,7 +128,8 @@ def fulfil(
             console.out().print("nothing to do: no request waits")
         failed = [one for one in done if one.state == "failed"]
         if failed:
-            raise ExpungeError(f"{len(failed)} of {len(done)} fulfilments failed; see `expunge requests status`.")
+            of = counted(len(done), "fulfilment")
+            raise ExpungeError(f"{len(failed)} of {of} failed; see `expunge requests status`.")
 
 
 @app.command(epilog="Example: expunge requests status")
@@ -234,7 +236,7 @@ def verify(
         console.out().print(f"{'ok  ' if one.ok else 'NOT '} {one.sentence}", soft_wrap=True)
     bad = sum(1 for one in findings if not one.ok)
     if bad:
-        raise ExpungeError(f"{bad} of {len(findings)} checks do not hold; do not rely on this case file.")
+        raise ExpungeError(f"not in order: {bad} of {counted(len(findings), 'check')}; do not rely on this case file.")
 
 
 @app.command(epilog="Example: expunge requests export 12 --pdf case.pdf --json case.json")
@@ -333,9 +335,9 @@ def purge(
         for thing in plan.kept:
             console.say(f"keep    {thing['place']}  {thing['what']}: {thing['why']}")
         if rows:
-            counted = f"{len(rows):,} {'thing' if len(rows) == 1 else 'things'} ({size(sum(r['bytes'] for r in rows))})"
-            if not yes and not (console.interactive() and console.asked(f"Remove {counted}?")):
-                console.out().print(f"nothing removed: {counted} would be; --yes removes them")
+            what = f"{counted(len(rows), 'thing')} ({size(sum(row['bytes'] for row in rows))})"
+            if not yes and not (console.interactive() and console.asked(f"Remove {what}?")):
+                console.out().print(f"nothing removed: {what} would be; --yes removes them")
                 return
         done = register.purge(wanted, say=console.say)
     for problem in done.left:
@@ -343,9 +345,10 @@ def purge(
     if done.record is None:
         console.out().print("nothing to remove")
         return
-    noun = "thing" if len(done.removed) == 1 else "things"
     freed = size(sum(row["bytes"] for row in done.removed))
-    console.out().print(f"{len(done.removed):,} {noun} removed ({freed}); signed record: {done.record}", soft_wrap=True)
+    console.out().print(
+        f"{counted(len(done.removed), 'thing')} removed ({freed}); signed record: {done.record}", soft_wrap=True
+    )
     if done.left:
         raise ExpungeError(f"{len(done.left)} could not be removed; run the same command again later.")
 
@@ -358,7 +361,7 @@ def check(workspace: Place = HERE) -> None:
     for one in breaks:
         console.out().print(f"NOT  {one}", soft_wrap=True)
     if breaks:
-        raise ExpungeError(f"{len(breaks)} things do not hold; restore the workspace from a backup.")
+        raise ExpungeError(f"not in order: {counted(len(breaks), 'thing')}; restore the workspace from a backup.")
     console.out().print("ok   the ledger, its case files and model versions are as they were written")
 
 

@@ -122,7 +122,18 @@ def _inside(at: float) -> float:
 
 
 def attack_intervals(frame: pd.DataFrame) -> str:
-    """AUC of every attack with its interval; the span of the retrained models behind it."""
+    """`attack_figure` as SVG."""
+    with matplotlib.rc_context(PICTURE_STYLE):
+        figure = attack_figure(frame)
+        return svg(figure, "AUC of every attack on the original, the unlearned and retrained models, with intervals")
+
+
+def attack_figure(frame: pd.DataFrame) -> Figure:
+    """AUC of every attack with its interval; the span of the retrained models behind it.
+
+    Args:
+        frame: One row per attack and model: signal, model, auc, auc_low, auc_high.
+    """
     signals = list(dict.fromkeys(frame["signal"]))
     again = frame["model"].str.startswith("retrained")
     with matplotlib.rc_context(PICTURE_STYLE):
@@ -149,7 +160,7 @@ def attack_intervals(frame: pd.DataFrame) -> str:
         axes.set_xlabel("AUC: left of one half the samples stick out, right of it they still look known")
         axes.set_xlim(0, 1)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        return svg(figure, "AUC of every attack on the original, the unlearned and retrained models, with intervals")
+    return figure
 
 
 def roc_curves(verdict: Verdict) -> str:

@@ -238,13 +238,14 @@ class Desk(Register):
         trained_on = np.isin(data.samples, list(data.members))
         already = np.isin(data.samples, list(forgotten))
         missing = len(data.members - set(data.samples.tolist()) - forgotten)
-        before = {request.subject for request in self.ledger.requests("fulfilled")}
+        before = {data.spellings.get(request.subject, request.subject) for request in self.ledger.requests("fulfilled")}
         for request in requests:
-            of_subject = data.subjects == request.subject
+            subject = data.spellings.get(request.subject, request.subject)
+            of_subject = data.subjects == subject
             wanted = of_subject & trained_on & ~already
             if bool(wanted.any()):
                 resolved.samples[request.id] = data.samples[wanted]
-            elif bool((of_subject & trained_on).any()) or request.subject in before:
+            elif bool((of_subject & trained_on).any()) or subject in before:
                 resolved.rejected[request.id] = "all samples of this subject were forgotten before."
             elif missing:
                 resolved.waiting[request.id] = (
@@ -252,7 +253,7 @@ class Desk(Register):
                     f"{len(data.members):,} samples that the model was trained on are missing from it. Restore them "
                     "and run the same command again: what is deleted from the data first cannot be unlearned."
                 )
-            elif bool((data.test_subjects == request.subject).any()):
+            elif bool((data.test_subjects == subject).any()):
                 resolved.rejected[request.id] = (
                     "this subject has samples in the test data only; the model was not trained on them. Delete them "
                     "there."
@@ -301,7 +302,8 @@ class Desk(Register):
     def samples_of(self, number: int) -> list[str]:
         """Ids, in the data, of the samples that a request means: for who has to delete them there."""
         request, worker = self.ledger.request(number), self._worker()
-        mine = worker.data.train.ids[worker.data.subjects == request.subject]
+        subject = worker.data.spellings.get(request.subject, request.subject)
+        mine = worker.data.train.ids[worker.data.subjects == subject]
         return [str(one) for one in mine.tolist()]
 
     # proving

@@ -61,7 +61,7 @@ class Data:
     """Training and test data, with the keyed hash of each training sample, and of the subject of each sample.
 
     members: hashes of all samples that the first model was trained on. test_subjects: empty where the test data do not
-    say whose they are.
+    say whose they are. spellings: `members.spellings` of the training data.
     """
 
     train: Split
@@ -70,6 +70,7 @@ class Data:
     subjects: np.ndarray
     members: set[str]
     test_subjects: np.ndarray
+    spellings: dict[str, str]
 
 
 class Refused(ExpungeError):
@@ -102,6 +103,7 @@ class Worker:
             members.owners(self.pepper, train, column),
             members.read_members(self.workspace.folder / MEMBERS),
             members.owners(self.pepper, test, column) if column in columns_of(test) else np.empty(0, dtype="U64"),
+            members.spellings(self.pepper, train, column),
         )
 
     def carry_on(self, one: Fulfilment) -> Fulfilment:

@@ -11,7 +11,7 @@ from expunge.core.errors import DataError
 from expunge.core.files import write_text
 from expunge.data.ids import columns_of
 from expunge.data.split import Split
-from expunge.data.values import as_text, key, whole_numbers
+from expunge.data.values import as_text, key, kind_of, whole_numbers
 from expunge.requests.case.keys import sample_hash, subject_hash
 
 
@@ -35,6 +35,19 @@ def owners(pepper: bytes, split: Split, column: str) -> np.ndarray:
         raise DataError(f"{split.name} has no column `{column}`; it has: {', '.join(sorted(columns))}.")
     names, which = np.unique(as_text(whole_numbers(columns[column])), return_inverse=True)
     return np.array([of_subject(pepper, name) if name else "" for name in names.tolist()], dtype="U64")[which]
+
+
+def spellings(pepper: bytes, split: Split, column: str) -> dict[str, str]:
+    """Hash of `5.0` -> hash of `5`, for every whole number in a column of numbers; nothing for columns of text.
+
+    Spreadsheets write an id as `5.0` where a cell of its column is empty. A request is stored before anybody knows the
+    type of the column, so this is asked when the request is fulfilled; the texts `5.0` and `5` stay two subjects.
+    """
+    values = whole_numbers(columns_of(split)[column])
+    if kind_of(values) != "integer":
+        return {}
+    names = [name for name in np.unique(as_text(values)).tolist() if name]
+    return {of_subject(pepper, f"{name}.0"): of_subject(pepper, name) for name in names}
 
 
 def write_members(path: Path, hashes: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from expunge.core.display import counted
 from expunge.core.errors import UsageError
 from expunge.core.options import build
 from expunge.evidence.explain import verdict_label
@@ -174,7 +175,8 @@ class Register:
 
     def sentence(self, one: Fulfilment) -> str:
         """What came of a fulfilment, in one line."""
-        what = f"fulfilment {one.id} ({len(one.requests)} requests, {len(one.samples)} samples)"
+        asked, meant = counted(len(one.requests), "request"), counted(len(one.samples), "sample")
+        what = f"fulfilment {one.id} ({asked}, {meant})"
         if one.state != "fulfilled":
             return f"{what} {one.state}: {one.message}"
         return f"{what}: {verdict_label(one.audit)}, by {one.plan['method']}; model in force: {str(one.version)[:12]}"

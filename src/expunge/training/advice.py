@@ -103,8 +103,8 @@ def _numbers(drift: Drift, limit: Limits) -> list[tuple[str, float, float, bool]
         rows.append((text, drift.disagreement, limit.disagreement, True))
     share = drift.forgotten / drift.knew
     rows.append((f"{share:.1%} of the training samples were forgotten since then", share, limit.forgotten, True))
-    noun = "step" if drift.steps == 1 else "steps"
-    rows.append((f"{drift.steps} approximate {noun} were made since then", drift.steps, limit.steps, True))
+    made = "1 approximate step was" if drift.steps == 1 else f"{drift.steps} approximate steps were"
+    rows.append((f"{made} made since then", drift.steps, limit.steps, True))
     return rows
 
 

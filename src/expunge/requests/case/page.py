@@ -14,7 +14,7 @@ from expunge.core.version import __version__
 from expunge.report.audit_page import attack_intervals
 from expunge.report.environment import environment, stylesheet
 from expunge.requests.case.document import Finding
-from expunge.requests.case.story import FORGOTTEN, tell
+from expunge.requests.case.story import FORGOTTEN, PICTURE, tell
 
 
 def case_html(
@@ -29,6 +29,7 @@ def case_html(
     return environment("expunge.requests.case").get_template("case.html").render(
         **{name: getattr(story, name) for name in ("title", "label", "tone", "meaning", "basis", "facts", "sections")},
         pictured=FORGOTTEN,
+        caption=PICTURE,
         picture=None if attacks.empty else Markup(attack_intervals(attacks)),
         findings=findings,
         version=__version__,

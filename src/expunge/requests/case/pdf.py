@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import matplotlib
+import pandas as pd
 
 from expunge.core.files import write_bytes
 from expunge.core.version import __version__
-from expunge.requests.case.story import Section, Story, Table, tell
+from expunge.report.audit_page import attack_figure
+from expunge.report.plots import PICTURE_STYLE
+from expunge.requests.case.story import FORGOTTEN, PICTURE, Section, Story, Table, tell
 from expunge.requests.extras import extra
 
 with extra("requests"):
@@ -23,6 +27,7 @@ _FACES = {"": "DejaVuSans.ttf", "B": "DejaVuSans-Bold.ttf"}
 _MISSING = "\u25a1"  # stands where the font has no glyph; the case file has the text itself
 _INK, _SOFT, _LINE, _TINT = (28, 32, 38), (90, 99, 112), (216, 221, 227), (243, 246, 249)
 _TONES = {"good": (10, 107, 61), "bad": (163, 48, 0), "open": (90, 99, 112)}
+_DPI = 200  # of the picture
 _WIDEST = 64.0  # mm of a column before the table is stretched over the page
 
 
@@ -69,8 +74,11 @@ def case_pdf(document: Mapping[str, Any], purges: Sequence[Mapping[str, Any]] = 
     sheet = _Sheet(story)
     sheet.add_page()
     _head(sheet, story)
+    attacks = pd.DataFrame(document["content"]["audit"].get("attacks", ()))
     for section in story.sections:
         _section(sheet, section)
+        if section.title == FORGOTTEN and not attacks.empty:
+            _picture(sheet, attacks)
     return bytes(sheet.output())
 
 
@@ -109,7 +117,7 @@ def _head(sheet: _Sheet, story: Story) -> None:
 
 
 def _section(sheet: _Sheet, section: Section) -> None:
-    if sheet.will_page_break(30):  # a heading never stands alone at the foot of a page
+    if sheet.will_page_break(30 + 6 * min(len(section.facts), 8)):  # a heading never stands alone at a page's foot
         sheet.add_page()
     sheet.ln(4)
     sheet.set_draw_color(*_LINE)
@@ -132,6 +140,22 @@ def _section(sheet: _Sheet, section: Section) -> None:
     if section.table is not None:
         sheet.ln(1)
         _table(sheet, section.table)
+
+
+def _picture(sheet: _Sheet, attacks: pd.DataFrame) -> None:
+    """The attacks as one picture, on a page of its own if it does not fit on this one."""
+    with matplotlib.rc_context({**PICTURE_STYLE, "font.family": "DejaVu Sans"}):
+        figure = attack_figure(attacks)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    width, (across, up) = sheet.epw, figure.get_size_inches()
+    height = width * up / across
+    if sheet.will_page_break(height + 14):
+        sheet.add_page()
+    sheet.ln(3)
+    sheet.ink(_SOFT, 8.5)
+    sheet.say(PICTURE, height=4.6)
+    sheet.image(buffer, w=width, h=height, alt_text="AUC of every attack with its interval")
 
 
 def _facts(sheet: _Sheet, facts: Sequence[tuple[str, str]]) -> None:

@@ -20,6 +20,10 @@ from expunge.requests.case.numbers import class_table, main_numbers, overall
 from expunge.requests.case.words import count, day, duration, minute, moment, short, visible
 
 FORGOTTEN = "How well it forgot"  # title of the section that the page illustrates
+PICTURE = (
+    "Each attack looks at one number per sample and tries to tell the samples to forget from unseen ones of the same "
+    "classes. One half is guessing; lines are 95 % intervals."
+)
 _MOST_ROWS = 100  # of requests and of versions that a page lists; the case file holds all
 _STATUS = {
     "finished": "it ran to its end",

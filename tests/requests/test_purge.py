@@ -16,7 +16,7 @@ from expunge.core.entries import entries, record
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.data.origin import origin_of
 from expunge.data.split import Split
-from expunge.evidence.verdict import WORDS
+from expunge.evidence.verdict import LABELS
 from expunge.requests import copies, purge
 from expunge.requests.case.document import PURGE_KIND, read_case
 from expunge.requests.desk import Desk
@@ -31,7 +31,7 @@ def fulfilled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("fulfilled")
     patch = pytest.MonkeyPatch()
     patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
-    accept = [word for word in WORDS if word != "damaged"]
+    accept = [word for word in LABELS if word != "damaged"]
     with make_desk(folder, accept=accept, residue=False, outside=[str(folder / "prod.safetensors")]) as desk:
         train, unseen = desk.workspace.load()
         forget = train.take(train.index[9:12])

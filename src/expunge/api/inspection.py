@@ -81,7 +81,7 @@ class CheckpointFacts:
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class MeasuredAccuracy:
     """On at most 2,000 samples of one part of the data, drawn by seed 0. value: in [0, 1]."""
 
     samples: int
@@ -132,7 +132,7 @@ class ModelInspection:
     train_output: str = ""
     deterministic: bool | None = None
     draws: bool | None = None
-    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
+    accuracy: Mapping[str, MeasuredAccuracy] = field(default_factory=dict)
     checkpoint: CheckpointFacts | None = None
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -562,9 +562,9 @@ def _part(model: nn.Module, name: str) -> Part:
 
 def _accuracies(
     model: nn.Module, splits: Mapping[str, Split], device: torch.device, notes: list[str]
-) -> dict[str, Accuracy]:
+) -> dict[str, MeasuredAccuracy]:
     labelled = {name: split for name, split in splits.items() if split.has_labels}
-    found = {name: Accuracy(*accuracy_on(model, split, device=device)) for name, split in labelled.items()}
+    found = {name: MeasuredAccuracy(*accuracy_on(model, split, device=device)) for name, split in labelled.items()}
     if "train" in labelled:
         fit = measure_fit(model, labelled["train"], labelled.get("test", labelled["train"]), device=device)
         if fit.near_chance:

@@ -307,7 +307,7 @@ def audit(job: Audit) -> None:
             cache=cache_root(), features=job.residue, goal=job.goal,
             random=job.forget.partition(":")[0] == "random", progress=_counting("shadows", progress),
         )  # fmt: skip
-    facts = inputs.facts_beside(job.unlearned)
+    facts = facts_beside(job.unlearned)
     if facts.get("weights") == weights_hash(unlearned):  # what was written about this very model
         verdict = evidence.by_construction(verdict, facts, split.forget)
     record = {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class MethodFilter:
     """What a list of methods is narrowed to.
 
     request: meant for a "class", "samples" or "labels"; "" for all. without_retain: reads no retained sample.
@@ -40,11 +40,11 @@ class Wanted:
         )
 
 
-def list_kind(kind: str, as_json: bool, wanted: Wanted | None = None) -> None:
+def list_kind(kind: str, as_json: bool, wanted: MethodFilter | None = None) -> None:
     """A table of all names of one kind; imports no implementation."""
-    wanted = wanted or Wanted()
+    wanted = wanted or MethodFilter()
     methods = catalogue(kind).kind == "method"
-    if wanted != Wanted() and not methods:
+    if wanted != MethodFilter() and not methods:
         raise UsageError(f"`--for` and `--without-...` narrow the list of methods; leave them out for {kind}.")
     cards = [card for card in catalogue(kind).cards() if wanted.takes(card)]
     if as_json:

@@ -76,11 +76,11 @@ def list_(
     ] = False,
 ) -> None:
     """What there is: methods, metrics, scenarios, models, datasets."""
-    from expunge.cli.listing import Wanted, list_kind, print_matrix
+    from expunge.cli.listing import MethodFilter, list_kind, print_matrix
 
-    wanted = Wanted(request or "", without_retain, without_labels)
+    wanted = MethodFilter(request or "", without_retain, without_labels)
     if markdown:
-        print_matrix(kind, plain=wanted == Wanted() and not json)
+        print_matrix(kind, plain=wanted == MethodFilter() and not json)
     else:
         list_kind(kind, json, wanted)
 

@@ -123,7 +123,7 @@ def schema(
     from expunge.core.files import write_text
     from expunge.requests.settings import Settings
 
-    makers = {"study": json_schema, "workspace": lambda: settings_schema(Settings)}
+    makers: dict[str, Callable[[], str]] = {"study": json_schema, "workspace": lambda: settings_schema(Settings)}
     if of not in makers:
         raise unknown("settings file", of, makers)
     text = makers[of]() + "\n"
@@ -309,7 +309,8 @@ def _study(
     force: bool = False,
 ) -> None:
     """Run or resume a study, print a table per scenario, write its report, and say where and how long."""
-    from expunge.bench.run import load_study, run_study
+    from expunge.bench.reading import load_study
+    from expunge.bench.run import run_study
     from expunge.cli.faults import Interrupted
     from expunge.cli.reports import check_published, read_cells, write_report
     from expunge.cli.tables import cells_tables, failure_reasons

@@ -204,10 +204,11 @@ def data_parallel() -> Iterator[World]:
 def _join(gpus: bool) -> Any:
     """Make the process group of torchrun's processes; returns their key-value store."""
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     shared, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=30)))
-    store = dist.PrefixStore(f"expunge/{next(_groups)}", shared)
+    store = PrefixStore(f"expunge/{next(_groups)}", shared)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     return store

@@ -231,7 +231,7 @@ def _compiled(thing: Any, seen: set[int]) -> str:
     return digest.hexdigest()
 
 
-_Plain = int | float | str | bytes | tuple | bool
+_Plain = (int, float, str, bytes, tuple, bool)
 
 
 def _compiled_parts(thing: Any, seen: set[int]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""The state of a run after an epoch, in a file: the same call goes on from there, with the same result.
+"""The state of a run after an epoch, in a file from which an equal call continues with an equal result.
 
-The file counts only for the call that wrote it: it states the key of everything that decides the result (data, weights,
-options, code), and the hash of what it holds. Loading it never executes anything.
+The file is valid only for the call that wrote it: it contains the key of everything that determines the result (data,
+weights, options, code), and the hash of its content. Loading it never executes code.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OVERHEAD = 0.05
-"""Largest share of a run's time that goes into writing its state; the state after the first epoch is always written."""
+"""Largest share of a run's time spent on writing its state; the state after the first epoch is always written."""
 
 
 class Stateful(Protocol):
-    """What a method carries from epoch to epoch: an optimiser, a module, `Values`, endless batches."""
+    """An object that a method carries from epoch to epoch: an optimiser, a module, `Values`, endless batches."""
 
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+    def state_dict(self) -> Any:
+        """The state, as tensors and plain values."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Restore a state."""
 
 
 class Values(SimpleNamespace):
@@ -43,31 +46,35 @@ class Values(SimpleNamespace):
     """
 
     def state_dict(self) -> dict[str, Any]:
+        """The attributes."""
         return dict(vars(self))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        """Set the attributes."""
         vars(self).update(state_dict)
 
 
 class Generator:
-    """A generator that draws on from epoch to epoch, as something that has a state."""
+    """A random generator that is used over several epochs, with a state."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
 
     def state_dict(self) -> dict[str, torch.Tensor]:
+        """The state of the generator."""
         return {"state": self._generator.get_state()}
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], /) -> None:
+        """Restore a state."""
         self._generator.set_state(state_dict["state"])
 
 
 class Resume:
-    """Where a run keeps its state.
+    """The files in which a run stores its state.
 
     Args:
-        path: The file. Others beside it begin with its name and a dot.
-        key: Identifies the work; a file with another key is left alone until this run writes its own.
+        path: The main file. The names of further files begin with its name and a dot.
+        key: Identifies the work; a file with another key is not changed until this run writes its own.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -75,14 +82,17 @@ class Resume:
         self._due = 0.0
 
     def second(self) -> Resume:
-        """For the second try of the same work."""
+        """The files of a second try of the same work."""
         return Resume(self.path.with_name(f"{self.path.name}.second"), f"{self.key} second")
 
     def read(self, part: str = "") -> tuple[dict[str, Any] | None, str]:
-        """What was written, and a sentence where there is a file that cannot be used.
+        """Read a state.
 
         Args:
-            part: Name of a file beside the main one.
+            part: Name of a further file.
+
+        Returns:
+            The state, or None and, if there is a file that cannot be used, the reason.
         """
         import torch
 
@@ -106,13 +116,13 @@ class Resume:
         return time.perf_counter() >= self._due
 
     def write(self, state: Mapping[str, Any], part: str = "") -> float:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Returns:
             Seconds that it took.
 
         Raises:
-            ExpungeError: It cannot be written.
+            ExpungeError: If it cannot be written.
         """
         import torch
 
@@ -135,20 +145,20 @@ class Resume:
 
 
 def remove_state(path: Path) -> None:
-    """Remove a state file and those beside it, once the result is kept."""
+    """Remove the files of a state, once the result is stored."""
     for file in state_files(path):
         file.unlink(missing_ok=True)
 
 
 def state_files(path: Path) -> list[Path]:
-    """A state file and those beside it, as far as they exist."""
+    """The existing files of a state."""
     if not path.parent.is_dir():
         return []
     return sorted(file for file in path.parent.iterdir() if f"{file.name}.".startswith(f"{path.name}."))
 
 
 def content_hash(value: Any) -> str:
-    """Hex sha256 over a tree of mappings, sequences, tensors and plain values."""
+    """Hex SHA-256 over a tree of mappings, sequences, tensors and plain values."""
     digest = hashlib.sha256()
     _add(digest, value)
     return digest.hexdigest()

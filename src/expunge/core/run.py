@@ -41,10 +41,17 @@ FINITE_EVERY = 16  # sums of batch means read within an epoch, to see a loss tha
 class Watch(Stateful, Protocol):
     """Monitors a model during training; see `training.guard`."""
 
-    def begin(self, original: nn.Module) -> None: ...
-    def trained(self, model: nn.Module, samples: int, point: str) -> None: ...
-    def passed(self, model: nn.Module, number: int, *, last: bool) -> bool: ...
-    def settle(self, model: nn.Module) -> str: ...
+    def begin(self, original: nn.Module) -> None:
+        """Called with the original model, before any change."""
+
+    def trained(self, model: nn.Module, samples: int, point: str) -> None:
+        """Called after every step with its number of samples; `point` describes the progress."""
+
+    def passed(self, model: nn.Module, number: int, *, last: bool) -> bool:
+        """Called after epoch `number`; returns whether to stop."""
+
+    def settle(self, model: nn.Module) -> str:
+        """Called at the end: restore the model if necessary; returns a note, or an empty string."""
 
 
 class Epoch:

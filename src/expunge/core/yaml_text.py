@@ -25,12 +25,12 @@ MERGE = "tag:yaml.org,2002:merge"
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain values of a YAML text: mappings, lists, strings, numbers, booleans, None, dates.
+    r"""Plain values of a YAML text: mappings, lists, strings, numbers, booleans, None, dates.
 
     Raises:
         yaml.YAMLError: if the text is no YAML, gives a key twice, or exceeds a limit of this module.
 
-    >>> parse_yaml("base: &b {lr: 1e-3}\\nfast: {<<: *b, epochs: 2}")["fast"]
+    >>> parse_yaml("base: &b {lr: 1e-3}\nfast: {<<: *b, epochs: 2}")["fast"]
     {'lr': 0.001, 'epochs': 2}
     """
     if len(text) > MAX_CHARACTERS:

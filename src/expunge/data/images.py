@@ -258,5 +258,5 @@ def _open(images: Encoded, position: int, source: bytes | Path) -> Image.Image:
             raise ValueError(f"it has {image.width * image.height:,} pixels, at most {PIXELS:,} are read")
         return image
     except BROKEN as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
         raise DataError(f"{images.where(position)}: cannot be opened ({reason}).") from None

@@ -27,7 +27,8 @@ def origin_of(split: Split) -> Facts:
 
 
 def form_of(dtype: str, shape: Any) -> str:
-    """
+    """Type and shape of samples as text.
+
     >>> form_of("uint8", (1, 28, 28))
     'uint8 1x28x28'
     """

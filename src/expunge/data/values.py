@@ -218,9 +218,9 @@ def ids_of_cells(cells: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np
 
 
 def key(text: str) -> str:
-    """Normalised text for comparisons: Unicode NFC, without surrounding space.
+    r"""Normalised text for comparisons: Unicode NFC, without surrounding space.
 
-    >>> key(" Zoe\\u0308 ") == "Zo\\u00eb"
+    >>> key(" Zoe\u0308 ") == "Zo\u00eb"
     True
     """
     return unicodedata.normalize("NFC", text).strip()

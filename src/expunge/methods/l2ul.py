@@ -138,9 +138,11 @@ class Cycle:
         return self._batches[(self._next - 1) % len(self._batches)]
 
     def state_dict(self) -> dict[str, int]:
+        """The position in the cycle."""
         return {"next": self._next}
 
     def load_state_dict(self, state_dict: Mapping[str, int], /) -> None:
+        """Restore the position."""
         self._next = state_dict["next"]
 
 

@@ -258,9 +258,11 @@ class WeightMean:
         self._rate = 0.1
 
     def state_dict(self) -> dict[str, Any]:
+        """The mean and the rate of its next update."""
         return {"mean": self._mean, "rate": self._rate}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        """Restore mean and rate."""
         torch._foreach_copy_(self._mean, state_dict["mean"])
         self._rate = state_dict["rate"]
 

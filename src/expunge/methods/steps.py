@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from expunge.core.errors import UsageError
 from expunge.core.run import Run
-from expunge.data.augment import Augment
-from expunge.data.split import Batch, Split
+from expunge.data.split import Augment, Batch, Split
 from expunge.models.anatomy import Anatomy, anatomy
 
 
@@ -42,9 +41,11 @@ class Endless:
         return batch
 
     def state_dict(self) -> dict[str, int]:
+        """The number of the pass, and of the batches taken from it."""
         return {"pass": self._pass, "taken": self._taken}
 
     def load_state_dict(self, state_dict: Mapping[str, int], /) -> None:
+        """Continue from a state."""
         self._pass, self._taken = state_dict["pass"], state_dict["taken"]
         self._batches = islice(self._shuffled(), self._taken, None)
 

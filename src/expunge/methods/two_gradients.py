@@ -382,16 +382,17 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def unit(v: Tensor) -> Tensor:
+    """v (d,) scaled to length 1; 0 stays 0."""
     return v / v.norm().clamp(min=TINY)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of the angle between two vectors; 0 where one of them is 0."""
+    """Cosine of the angle between two vectors (d,); 0 if one of them is 0."""
     return unit(a) @ unit(b)
 
 
 def beside(v: Tensor, along: Tensor) -> Tensor:
-    """v without its part along the other vector."""
+    """The component of v (d,) orthogonal to `along` (d,)."""
     direction = unit(along)
     return v - (v @ direction) * direction
 
@@ -480,4 +481,5 @@ def set_gradient(model: nn.Module, flat: Tensor) -> None:
 
 
 def trainable(model: nn.Module) -> Sequence[nn.Parameter]:
+    """The parameters that require gradients."""
     return [p for p in model.parameters() if p.requires_grad]

@@ -51,7 +51,8 @@ def bounded_noise(
     """Standard deviation s with which `steps` noisy steps of bounded length give (epsilon, delta).
 
     Args:
-        epsilon, delta: Of the guarantee; epsilon >= 0, delta in (0, 1).
+        epsilon: Of the guarantee, >= 0.
+        delta: Of the guarantee, in (0, 1).
         steps: T, >= 1.
         radius: Norm that the start is clipped to; two starts are at most twice that apart.
         lr: Learning rate.

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from expunge.api.planning.pace import measure_pace
-from expunge.api.planning.planner import Plan, make_plan
+from expunge.api.planning.plan import Plan
+from expunge.api.planning.planner import make_plan
 from expunge.api.planning.situation import situation_of
 from expunge.api.prepare import check_fit, pick_device
 from expunge.core.entries import KINDS

@@ -170,6 +170,7 @@ def scenario_class(name: str, *, summary: str = "") -> Callable[[type[C]], type[
 
 
 def make_scenario(name: str, given: Mapping[str, Any] | None = None) -> Scenario:
+    """Build a scenario from its name and options; raises `UsageError` for unknown names and bad values."""
     name = SCENARIOS.named(name)
     return build(SCENARIOS.load(name), dict(given or {}), name)
 

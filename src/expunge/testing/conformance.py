@@ -1,4 +1,6 @@
-"""Executable checks of the contract of methods, run for every registered method; for your own:
+"""Executable checks of the contract of methods, run for every registered method.
+
+For a method of your own:
 
     from expunge.testing.conformance import CHECKS, Settings
     for check in CHECKS:

@@ -41,6 +41,7 @@ class Drift:
 
     @property
     def accuracy_loss(self) -> float | None:
+        """Test accuracy lost since the base; None if unknown."""
         if self.base_accuracy is None or self.accuracy is None:
             return None
         return self.base_accuracy - self.accuracy

@@ -128,11 +128,11 @@ def batch_norm(norm: _BatchNorm, world: World, x: Tensor) -> Tensor:
     dims = [0, *range(2, x.dim())]
     shape = [1, -1] + [1] * (x.dim() - 2)
     own = wide.new_tensor([wide.numel() / wide.shape[1]])
-    sums = _Sum.apply(torch.cat([wide.sum(dims), own]), world)
+    sums = _sum(torch.cat([wide.sum(dims), own]), world)
     count = sums[-1].detach()
     mean = sums[:-1] / count
     centred = wide - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(dims), world) / count
+    variance = _sum(centred.square().sum(dims), world) / count
     if norm.training:
         _update_statistics(norm, mean.detach(), variance.detach() * (count / (count - 1)))
     y = centred * (variance + norm.eps).rsqrt().view(shape)
@@ -162,3 +162,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.world.all_reduce(gradient.contiguous().clone()), None
+
+
+def _sum(x: Tensor, world: World) -> Tensor:
+    total: Tensor = _Sum.apply(x, world)  # type: ignore[no-untyped-call]
+    return total

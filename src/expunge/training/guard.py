@@ -48,12 +48,14 @@ class Guard:
         self._since, self._worse, self._lowest_rise = 0, 0, 0.0
 
     def accuracy(self, model: nn.Module) -> float:
+        """Accuracy of a model on the held-out samples, in [0, 1]."""
         data = resolve(self._data)
         right = predict(model, data, self.device, world=self.world).argmax(1).cpu() == data.y
         return float(right.double().mean())
 
     @property
     def beyond(self) -> bool:
+        """Whether the accuracy has fallen by more than `max_drop`."""
         # Half a sample of slack: 1 - 0.97 is a little more than 0.03.
         lost = self.before - self.now - self.max_drop
         return self.world.any(lost > 0.5 / self._count)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from expunge.core.errors import DataError, UsageError
 from expunge.core.seeds import numpy_generator
-from expunge.data.manifest import FILE, SUFFIXES, listing, write_manifest
+from expunge.data.folder import FILE
+from expunge.data.manifest import SUFFIXES, listing, write_manifest
 
 SIZES = (16, 64, 128, 256)
 CLASSES = 1000

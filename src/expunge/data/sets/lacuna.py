@@ -27,7 +27,8 @@ from pathlib import Path
 from expunge.core.errors import DataError, UsageError
 from expunge.core.seeds import numpy_generator
 from expunge.data.cache import file_hash
-from expunge.data.manifest import FILE, SUFFIXES, listing, write_manifest
+from expunge.data.folder import FILE
+from expunge.data.manifest import SUFFIXES, listing, write_manifest
 
 TRAIN, TEST = 400, 100
 SMALL, LARGE = 10, 100  # identities of Lacuna-10 and of Lacuna-100

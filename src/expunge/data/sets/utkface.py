@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from expunge.core.errors import DataError, UsageError
-from expunge.data.manifest import FILE, SUFFIXES, listing, write_manifest
+from expunge.data.folder import FILE
+from expunge.data.manifest import SUFFIXES, listing, write_manifest
 
 # Left-closed bins: class i holds edges[i] <= age < edges[i + 1] (L2UL authors' code).
 GROUPINGS = {

@@ -16,7 +16,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as Call
 
 from expunge.core.errors import ExpungeError, UsageError
-from expunge.methods.base import METHODS, preset_values
+from expunge.methods import METHODS
+from expunge.methods.base import preset_values
 from expunge.requests.desk import Desk
 from expunge.requests.records import Request, State
 from expunge.requests.service import schemas

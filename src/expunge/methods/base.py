@@ -35,6 +35,7 @@ from expunge.models.checkpoint import weights_hash
 from expunge.models.contract import copied
 from expunge.models.layout import channels_last, contiguous
 from expunge.models.modes import lone_samples, without_lone_samples
+from expunge.training.recipe import make_optimizer
 
 C = TypeVar("C", bound="Method")
 
@@ -194,6 +195,36 @@ class IterativeMethod(Method):
     def needs(self) -> Needs:
         needs: Needs = self.card.needs
         return needs | Needs(forget="labels", validation="labels") if self.rewind else needs
+
+
+@options
+class SharpMethod(IterativeMethod):
+    """An iterative method whose steps can be sharpness-aware (SAM, arXiv:2010.01412); others have no such option."""
+
+    sam_rho: float = Field(
+        0.0, ge=0, description="SAM: radius of the ball whose worst point gives the gradient; 0: off"
+    )
+
+    def sharp(self, work: Work) -> Work:
+        """The work of training steps, twice that where each takes two passes."""
+        return work + work if self.sam_rho else work
+
+
+@options
+class DualMethod(SharpMethod):
+    """A method with a forget and a retain loss, whose steps can be taken by two optimisers.
+
+    DualOptim (Zhong et al., arXiv:2504.15827): Adam with moments of its own takes the forget step, then the method's
+    optimiser the retain step, on the same weights. Methods with one loss have no such option.
+    """
+
+    dual_lr: float | None = Field(
+        None, gt=0, description="DualOptim: learning rate of Adam, which takes the forget steps; none: one optimiser"
+    )
+
+    def dual(self, model: nn.Module) -> torch.optim.Optimizer | None:
+        """Adam for the forget steps; None where one optimiser takes both."""
+        return None if self.dual_lr is None else make_optimizer("adam", model.parameters(), lr=self.dual_lr)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))

@@ -14,27 +14,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.core.options import Field
 from expunge.core.run import Run
+from expunge.data.split import Batch
 from expunge.methods import scaling
-from expunge.methods.base import IterativeMethod, method
+from expunge.methods.base import DualMethod, SharpMethod, method
 from expunge.methods.cost import Work, paired_steps, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
-from expunge.methods.steps import endless, with_decay
+from expunge.methods.steps import cross_entropy, endless, two_loss_step, with_decay
 from expunge.models.modes import training_mode
 from expunge.training.ddp import Passes
-from expunge.training.loop import L2Reference, step
-from expunge.training.recipe import clip_gradients, make_optimizer
+from expunge.training.loop import L2Reference, sharp_step
+from expunge.training.recipe import make_optimizer
 
 MAX_EXPOSURE = 20  # passes of ascent over the forget set at full weight
 
 
 @method("neggrad")
-class NegGrad(IterativeMethod):
+class NegGrad(SharpMethod):
     """Ascent on the cross-entropy of the forget set; needs nothing but the forget samples and their labels."""
 
     parallel: ClassVar[bool] = True
@@ -59,7 +59,7 @@ class NegGrad(IterativeMethod):
         }
 
     def cost(self, sizes: Sizes) -> Work:
-        return steps(sizes.forget, self.batch_size, self.epochs)
+        return self.sharp(steps(sizes.forget, self.batch_size, self.epochs))
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -73,10 +73,14 @@ class NegGrad(IterativeMethod):
             for batch in problem.forget.batches(
                 self.batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
             ):
-                with run.autocast():
-                    loss = F.cross_entropy(passes(batch).float(), batch.y)
-                step(-loss, student, optimizer, self.clip)
-                epoch.add("forget_loss", loss, len(batch))
+                losses: list[Tensor] = []
+
+                def ascent(batch: Batch = batch, losses: list[Tensor] = losses) -> Tensor:
+                    losses.append(cross_entropy(passes, batch, batch.y, run))
+                    return -losses[-1]
+
+                sharp_step(ascent, student, optimizer, rho=self.sam_rho, clip=self.clip)
+                epoch.add("forget_loss", losses[0], len(batch))
         return student
 
 
@@ -93,7 +97,7 @@ _FAITHFUL: dict[str, dict[str, Any]] = {
 
 
 @method("neggrad+")
-class NegGradPlus(IterativeMethod):
+class NegGradPlus(DualMethod):
     """Descent on a retain batch and ascent on a forget batch in each step.
 
     `neggrad+/<family>` has the settings of an experiment family of the SCRUB paper; `neggrad+/<family>/faithful` omits
@@ -134,7 +138,9 @@ class NegGradPlus(IterativeMethod):
         }
 
     def cost(self, sizes: Sizes) -> Work:
-        return paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.epochs)
+        return self.sharp(
+            paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.epochs)
+        )
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -144,21 +150,20 @@ class NegGradPlus(IterativeMethod):
         pull = L2Reference(student, self.alpha * self.l2_reference)
         passes = Passes(student, run)
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
-        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches]):
+        dual = self.dual(student)
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches, *([dual] if dual else [])]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
             for retained in problem.retain.batches(
                 self.retain_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
             ):
                 forgotten = next(forget_batches)
-                with run.autocast():
-                    retain_loss = F.cross_entropy(passes(retained).float(), retained.y)
-                    forget_loss = F.cross_entropy(passes(forgotten).float(), forgotten.y)
-                optimizer.zero_grad(set_to_none=True)
-                (self.alpha * retain_loss - (1 - self.alpha) * forget_loss).backward()
-                pull.add_gradient()
-                clip_gradients(student, self.clip)
-                optimizer.step()
-                epoch.add("retain_loss", retain_loss, len(retained))
-                epoch.add("forget_loss", forget_loss, len(forgotten))
+                told = two_loss_step(
+                    lambda batch=retained: cross_entropy(passes, batch, batch.y, run),
+                    lambda batch=forgotten: cross_entropy(passes, batch, batch.y, run),
+                    (self.alpha, -(1 - self.alpha)),
+                    student, optimizer, dual, rho=self.sam_rho, clip=self.clip, before_update=pull.add_gradient,
+                )  # fmt: skip
+                epoch.add("retain_loss", told[0], len(retained))
+                epoch.add("forget_loss", told[1], len(forgotten))
         return student

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from expunge.core.options import Field
@@ -22,14 +21,13 @@ from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.data.split import PerSample
 from expunge.methods import scaling
-from expunge.methods.base import IterativeMethod, method
+from expunge.methods.base import DualMethod, method
 from expunge.methods.cost import Work, paired_steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
-from expunge.methods.steps import endless
+from expunge.methods.steps import cross_entropy, endless, two_loss_step
 from expunge.models.modes import training_mode
 from expunge.training.ddp import Passes
-from expunge.training.loop import step
 from expunge.training.recipe import make_optimizer
 
 
@@ -42,7 +40,7 @@ MAX_EXPOSURE = 5  # passes over the wrong labels at full weight
 
 
 @method("random-label")
-class RandomLabel(IterativeMethod):
+class RandomLabel(DualMethod):
     """Cross-entropy to the true labels on the retained and to fixed random wrong labels on the forget batch."""
 
     parallel: ClassVar[bool] = True
@@ -69,7 +67,9 @@ class RandomLabel(IterativeMethod):
         }
 
     def cost(self, sizes: Sizes) -> Work:
-        return paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.epochs)
+        return self.sharp(
+            paired_steps(sizes.retain, sizes.forget, self.retain_batch_size, self.forget_batch_size, self.epochs)
+        )
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -80,18 +80,20 @@ class RandomLabel(IterativeMethod):
         )
         passes = Passes(student, run)
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
-        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches]):
+        dual = self.dual(student)
+        for epoch in run.epochs(student, self.epochs, state=[optimizer, forget_batches, *([dual] if dual else [])]):
             training_mode(student, self.batchnorm)
             seed = run.seed_for("retain", "shuffle", epoch.number)
             for retained in problem.retain.batches(
                 self.retain_batch_size, shuffle=True, seed=seed, device=run.device, world=run.world
             ):
                 forgotten = next(forget_batches)
-                with run.autocast():
-                    retain_loss = F.cross_entropy(passes(retained).float(), retained.y)
-                    target = wrong[forgotten.index].to(run.device)
-                    forget_loss = F.cross_entropy(passes(forgotten).float(), target)
-                step(retain_loss + self.weight * forget_loss, student, optimizer)
-                epoch.add("retain_loss", retain_loss, len(retained))
-                epoch.add("random_label_loss", forget_loss, len(forgotten))
+                told = two_loss_step(
+                    lambda batch=retained: cross_entropy(passes, batch, batch.y, run),
+                    lambda batch=forgotten: cross_entropy(passes, batch, wrong[batch.index].to(run.device), run),
+                    (1.0, self.weight),
+                    student, optimizer, dual, rho=self.sam_rho,
+                )  # fmt: skip
+                epoch.add("retain_loss", told[0], len(retained))
+                epoch.add("random_label_loss", told[1], len(forgotten))
         return student

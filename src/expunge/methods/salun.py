@@ -31,17 +31,18 @@ from expunge.core.run import Run
 from expunge.core.seeds import derive
 from expunge.data.mixing import mixed_batches
 from expunge.data.split import Batch, PerSample, Split
-from expunge.methods.base import IterativeMethod, method
+from expunge.methods.base import SharpMethod, method
 from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
 from expunge.methods.random_label import wrong_labels
 from expunge.methods.scaling import Sizes
 from expunge.models.modes import evaluation_mode, training_mode
 from expunge.training.recipe import make_optimizer
+from expunge.training.sharpness import sharp_gradients
 
 
 @method("salun")
-class SalUn(IterativeMethod):
+class SalUn(SharpMethod):
     """Random labels under a saliency mask.
 
     Defaults are the rate and mask of the authors' README, with weights restored and both sets mixed, which keeps more
@@ -69,7 +70,8 @@ class SalUn(IterativeMethod):
     batchnorm: Literal["train", "frozen"] = Field("train", description="BatchNorm while unlearning")
 
     def cost(self, sizes: Sizes) -> Work:
-        return steps(sizes.forget, self.batch_size) + steps(sizes.retain + sizes.forget, self.batch_size, self.epochs)
+        learning = steps(sizes.retain + sizes.forget, self.batch_size, self.epochs)
+        return steps(sizes.forget, self.batch_size) + self.sharp(learning)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -84,13 +86,18 @@ class SalUn(IterativeMethod):
             wrong = self._labels(problem, run, epoch.number)
             for forgotten, retained in self._steps(problem, run, epoch.number):
                 parts = [part for part in (forgotten, retained) if part is not None]
-                with run.autocast():
-                    logits = student(torch.cat([part.x for part in parts])).float()
-                targets = [] if forgotten is None else [wrong[forgotten.index].to(run.device)]
-                targets += [] if retained is None else [retained.y]
-                loss = F.cross_entropy(logits, torch.cat(targets))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                x = torch.cat([part.x for part in parts])
+                labels = [] if forgotten is None else [wrong[forgotten.index].to(run.device)]
+                targets = torch.cat(labels + ([] if retained is None else [retained.y]))
+                losses: list[Tensor] = []
+
+                def backward(x: Tensor = x, targets: Tensor = targets, losses: list[Tensor] = losses) -> None:
+                    with run.autocast():
+                        logits = student(x).float()
+                    losses.append(F.cross_entropy(logits, targets))
+                    losses[-1].backward()
+
+                sharp_gradients(backward, student, self.sam_rho)
                 if self.mask == "gradient":
                     for p, mask in zip(student.parameters(), masks, strict=True):
                         if p.grad is not None:
@@ -100,7 +107,7 @@ class SalUn(IterativeMethod):
                     with torch.no_grad():
                         for p, mask, first in zip(student.parameters(), masks, start, strict=True):
                             p.copy_(torch.where(mask, p, first))
-                epoch.add("loss", loss, len(logits))
+                epoch.add("loss", losses[0], len(targets))
         return student
 
     def _labels(self, problem: Problem, run: Run, epoch: int) -> PerSample:

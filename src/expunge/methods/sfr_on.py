@@ -8,7 +8,7 @@ Notation   F_f, F_r diagonal Fisher information of F and R at w_o: means over ba
     M = 1 where F_f >= threshold F_r
     every `every`-th step first:  w <- w + lr_f M clip(grad sum_i a_i CE(x_i)),  a_i ~ CE(x_i)^-power, sum_i a_i = 1
     every step:                   w <- w - lr grad CE over a batch of R           SGD, cosine
-    lr_f = coefficient lr, along the same cosine;  after each such pair w <- ema w + (1 - ema) w_before
+    lr_f = coefficient lr, or Adam at `dual_lr`, along the same cosine;  after each step w <- ema w + (1 - ema) w_before
 
 Cost       one pass over R and F for the Fisher information; epochs x passes over R, with a batch of F beside every
            `every`-th step
@@ -27,19 +27,20 @@ from torch import Tensor, nn
 
 from expunge.core.options import Field
 from expunge.core.run import Run
-from expunge.methods.base import IterativeMethod, method
+from expunge.data.split import Batch
+from expunge.methods.base import DualMethod, method
 from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem
 from expunge.methods.scaling import Sizes
 from expunge.methods.steps import endless
 from expunge.models.modes import training_mode
 from expunge.numerics.gradient_moments import gradient_moments
-from expunge.training.loop import step
+from expunge.training.loop import sharp_step
 from expunge.training.recipe import learning_rate, make_optimizer, set_rate
 
 
 @method("sfr-on")
-class SFROn(IterativeMethod):
+class SFROn(DualMethod):
     """Masked, adaptively weighted ascent inside fine-tuning; coefficient, power and clip of the authors' code."""
 
     preset_source: ClassVar[str] = "the code's settings for a random tenth of CIFAR-10, by a second-hand reading"
@@ -67,7 +68,7 @@ class SFROn(IterativeMethod):
         learning = steps(sizes.retain, self.retain_batch_size, self.epochs)
         count = -(-learning.step_batches // self.every)
         size = min(self.forget_batch_size, sizes.forget)
-        return measured + learning + Work(step_samples=count * size, step_batches=count)
+        return measured + self.sharp(learning + Work(step_samples=count * size, step_batches=count))
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         student = problem.student()
@@ -79,10 +80,11 @@ class SFROn(IterativeMethod):
         descend = make_optimizer(
             "sgd", student.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        ascend = make_optimizer("sgd", student.parameters(), lr=self.lr, momentum=0.0)
+        ascend = self.dual(student) or make_optimizer("sgd", student.parameters(), lr=self.lr, momentum=0.0)
+        base = self.coefficient * self.lr if self.dual_lr is None else self.dual_lr
         forget_batches = endless(problem.forget, self.forget_batch_size, run, "forget")
         parameters = dict(student.named_parameters())
-        for epoch in run.epochs(student, self.epochs, state=[descend, forget_batches]):
+        for epoch in run.epochs(student, self.epochs, state=[descend, ascend, forget_batches]):
             rate = learning_rate(epoch.number, base=self.lr, schedule="cosine", epochs=self.epochs)
             set_rate(descend, rate)
             training_mode(student, self.batchnorm)
@@ -93,27 +95,42 @@ class SFROn(IterativeMethod):
                 before = [p.detach().clone() for p in parameters.values()] if self.ema < 1 else []
                 if number % self.every == 0:
                     forgotten = next(forget_batches)
-                    with run.autocast():
-                        logits = student(forgotten.x).float()
-                    lose = weighted_loss(logits, forgotten.y, self.power)
-                    ascend.zero_grad(set_to_none=True)
-                    (-lose).backward()
-                    for name, p in parameters.items():
-                        if p.grad is not None:
-                            p.grad.mul_(masks[name])
-                    if self.clip is not None:
-                        torch.nn.utils.clip_grad_norm_(student.parameters(), self.clip)
-                    set_rate(ascend, self.coefficient * rate)
-                    ascend.step()
+                    set_rate(ascend, base * rate / self.lr)
+                    lose = self._ascend(student, forgotten, ascend, masks, run)
                     epoch.add("forget_loss", lose, len(forgotten))
-                with run.autocast():
-                    keep = F.cross_entropy(student(retained.x).float(), retained.y)
-                step(keep, student, descend)
+                losses: list[Tensor] = []
+
+                def descent(batch: Batch = retained, losses: list[Tensor] = losses) -> Tensor:
+                    with run.autocast():
+                        losses.append(F.cross_entropy(student(batch.x).float(), batch.y))
+                    return losses[-1]
+
+                sharp_step(descent, student, descend, rho=self.sam_rho)
                 with torch.no_grad():
                     for p, old in zip(parameters.values(), before, strict=False):
                         p.lerp_(old, 1 - self.ema)
-                epoch.add("retain_loss", keep, len(retained))
+                epoch.add("retain_loss", losses[0], len(retained))
         return student
+
+    def _ascend(
+        self, student: nn.Module, batch: Batch, ascend: torch.optim.Optimizer, masks: Mapping[str, Tensor], run: Run
+    ) -> Tensor:
+        """One masked step up the weighted loss; returns the loss before it."""
+        losses: list[Tensor] = []
+
+        def ascent() -> Tensor:
+            with run.autocast():
+                logits = student(batch.x).float()
+            losses.append(weighted_loss(logits, batch.y, self.power))
+            return -losses[-1]
+
+        def mask() -> None:
+            for name, p in student.named_parameters():
+                if p.grad is not None:
+                    p.grad.mul_(masks[name])
+
+        sharp_step(ascent, student, ascend, rho=self.sam_rho, clip=self.clip, before_update=mask)
+        return losses[0]
 
     def masks(self, model: nn.Module, problem: Problem, run: Run) -> dict[str, Tensor]:
         """M by parameter name, in its shape, 0 or 1."""

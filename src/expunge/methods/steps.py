@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,8 @@ from expunge.core.errors import UsageError
 from expunge.core.run import Run
 from expunge.data.split import Augment, Batch, Split
 from expunge.models.anatomy import Anatomy, anatomy
+from expunge.training.ddp import Passes
+from expunge.training.loop import sharp_step
 
 
 class Endless:
@@ -62,6 +64,61 @@ class Endless:
 def endless(split: Split, size: int, run: Run, purpose: str, augment: Augment | None = None) -> Endless:
     """Endless batches of `size` samples; `purpose` names the stream of their order."""
     return Endless(split, size, run, purpose, augment)
+
+
+def cross_entropy(passes: Passes, batch: Batch, targets: Tensor, run: Run) -> Tensor:
+    """Mean cross-entropy of a batch, in float32 after a pass in the run's precision; targets (B,)."""
+    with run.autocast():
+        logits = passes(batch)
+    return F.cross_entropy(logits.float(), targets)
+
+
+def two_loss_step(
+    retain_loss: Callable[[], Tensor],
+    forget_loss: Callable[[], Tensor],
+    weights: tuple[float, float],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dual: torch.optim.Optimizer | None = None,
+    *,
+    rho: float = 0.0,
+    clip: float | None = None,
+    before_update: Callable[[], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step on a weighted sum of two losses; with `dual` a forget step by that, then a retain step (DualOptim).
+
+    Args:
+        retain_loss, forget_loss: compute the losses, scalars; called once more where rho > 0.
+        weights: of the two losses in what is minimised.
+        model: the model that learns.
+        optimizer: of both losses, or of the retain step.
+        dual: of the forget step, with moments of its own.
+        rho: radius of SAM, >= 0.
+        clip: largest gradient norm of each step.
+        before_update: changes the gradients of `optimizer`'s step before they are clipped.
+
+    Returns:
+        The two losses before the step that they belong to, unweighted and detached.
+    """
+    told: dict[str, Tensor] = {}
+
+    def measured(name: str, loss: Callable[[], Tensor]) -> Tensor:
+        value = loss()
+        told.setdefault(name, value.detach())
+        return value
+
+    def retain() -> Tensor:
+        return weights[0] * measured("retain", retain_loss)
+
+    def forget() -> Tensor:
+        return weights[1] * measured("forget", forget_loss)
+
+    if dual is None:
+        sharp_step(lambda: retain() + forget(), model, optimizer, rho=rho, clip=clip, before_update=before_update)
+    else:
+        sharp_step(forget, model, dual, rho=rho, clip=clip)
+        sharp_step(retain, model, optimizer, rho=rho, clip=clip, before_update=before_update)
+    return told["retain"], told["forget"]
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

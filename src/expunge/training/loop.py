@@ -19,12 +19,43 @@ from expunge.models.layout import fast_layout
 from expunge.models.modes import lone_samples, training_mode
 from expunge.training.ddp import Passes
 from expunge.training.recipe import Recipe, clip_gradients, make_optimizer, set_rate
+from expunge.training.sharpness import sharp_gradients
 
 
 def step(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
     """Backward pass and one update; `clip` is the largest gradient norm, None for no clipping."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    clip_gradients(model, clip)
+    optimizer.step()
+
+
+def sharp_step(
+    loss: Callable[[], Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rho: float = 0.0,
+    clip: float | None = None,
+    before_update: Callable[[], None] | None = None,
+) -> None:
+    """One update by the gradient at the worst point within `rho` (SAM, see `training.sharpness`).
+
+    Args:
+        loss: computes the loss, a scalar; called twice where rho > 0.
+        model: the model that learns.
+        optimizer: of its parameters.
+        rho: radius, >= 0; 0: an ordinary step, bit for bit that of `step`.
+        clip: largest gradient norm, None for no clipping.
+        before_update: changes the gradients before they are clipped, such as `L2Reference.add_gradient`.
+    """
+
+    def backward() -> None:
+        loss().backward()
+
+    sharp_gradients(backward, model, rho)
+    if before_update is not None:
+        before_update()
     clip_gradients(model, clip)
     optimizer.step()
 

@@ -12,6 +12,7 @@ Limits     ascent is unbounded: without a clip it ends in NaN or in a ruined mod
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -159,8 +160,8 @@ class NegGradPlus(DualMethod):
             ):
                 forgotten = next(forget_batches)
                 told = two_loss_step(
-                    lambda batch=retained: cross_entropy(passes, batch, batch.y, run),
-                    lambda batch=forgotten: cross_entropy(passes, batch, batch.y, run),
+                    partial(cross_entropy, passes, retained, retained.y, run),
+                    partial(cross_entropy, passes, forgotten, forgotten.y, run),
                     (self.alpha, -(1 - self.alpha)),
                     student, optimizer, dual, rho=self.sam_rho, clip=self.clip, before_update=pull.add_gradient,
                 )  # fmt: skip

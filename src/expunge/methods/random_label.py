@@ -11,6 +11,7 @@ Limits     the forget set is pushed to confident wrong predictions, which an att
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -89,8 +90,8 @@ class RandomLabel(DualMethod):
             ):
                 forgotten = next(forget_batches)
                 told = two_loss_step(
-                    lambda batch=retained: cross_entropy(passes, batch, batch.y, run),
-                    lambda batch=forgotten: cross_entropy(passes, batch, wrong[batch.index].to(run.device), run),
+                    partial(cross_entropy, passes, retained, retained.y, run),
+                    partial(cross_entropy, passes, forgotten, wrong[forgotten.index].to(run.device), run),
                     (1.0, self.weight),
                     student, optimizer, dual, rho=self.sam_rho,
                 )  # fmt: skip

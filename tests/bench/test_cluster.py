@@ -14,7 +14,7 @@ import pytest
 from expunge.bench.cluster import Answer, Ray, Slurm, answer, keep
 from expunge.bench.reading import parse_study
 from expunge.bench.run import cells, export, run_study, status
-from expunge.bench.store import Store
+from expunge.bench.store import CellStore
 from expunge.core.errors import UsageError
 from expunge.core.run import Progress
 
@@ -118,7 +118,7 @@ def test_a_failure_and_foreign_data_come_back_as_sentences(tiny, tmp_path):
     failed = next(record for record in cells(tmp_path) if record.state == "failed")
     assert "diverged" in answer(text, failed.id).error
     assert "differ from those" in answer(text, "0" * 32).error
-    store = Store(tmp_path)
+    store = CellStore(tmp_path)
     keep(store, failed.id, Answer("", "no", {"original x": {"seconds": 1.0}}))
     assert store.states()[failed.id] == "failed"
     store.close()

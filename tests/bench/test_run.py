@@ -19,7 +19,7 @@ from expunge.bench import tables
 from expunge.bench.engines import ATTEMPTS, LocalProcesses
 from expunge.bench.reading import parse_study
 from expunge.bench.run import cells, export, frame, run_study, status, summary
-from expunge.bench.store import Store
+from expunge.bench.store import CellStore
 from expunge.core.errors import DataError, ExpungeError
 
 
@@ -63,7 +63,7 @@ def test_every_cell_is_done_and_measured(finished):
 
 
 def test_shared_stages_are_built_once(finished):
-    store = Store(finished)
+    store = CellStore(finished)
     stages = store.stages()
     store.close()
     assert [facts["kind"] for facts in stages.values()] == ["original"] * 2  # one per seed, for both scenarios
@@ -114,7 +114,7 @@ def counts(folder: Path) -> dict[str, int]:
     if not (folder / "study.sqlite").exists():
         return {}
     try:
-        store = Store(folder)
+        store = CellStore(folder)
     except DataError:  # the file is there, its tables are not yet
         return {}
     try:
@@ -154,7 +154,7 @@ def test_a_killed_worker_costs_the_cell_it_was_running(tiny, tmp_path):
 
     def kill_one() -> None:
         wait_until(lambda: bool(counts(tmp_path)))
-        store = Store(tmp_path)
+        store = CellStore(tmp_path)
         wanted = next(r.id for r in store.records() if r.method["label"] == "slow")
         wait_until(lambda: wanted in store.running())
         killed.append(int(store.running()[wanted][0].rpartition(":")[2]))
@@ -167,7 +167,7 @@ def test_a_killed_worker_costs_the_cell_it_was_running(tiny, tmp_path):
     killer.join()
     assert killed
     assert not result.failed()
-    store = Store(tmp_path)
+    store = CellStore(tmp_path)
     attempts = {r.method["label"]: store.attempts(r.id) for r in store.records()}
     store.close()
     assert attempts == {"retrain": 1, "original": 1, "slow": 2, "neggrad": 1}
@@ -300,7 +300,7 @@ def test_ctrl_c_keeps_what_is_done_and_leaves_no_worker(tiny, tmp_path):
 def wait_for_slow(folder: Path) -> list[int]:
     """Wait until only the slow cell is left; the process ids that run it."""
     wait_until(lambda: counts(folder).get("done", 0) == 3)
-    store = Store(folder)
+    store = CellStore(folder)
     wait_until(lambda: bool(store.running()))
     workers = [int(owner.rpartition(":")[2]) for owner, _ in store.running().values()]
     store.close()

@@ -12,7 +12,7 @@ from expunge.api.record import CellRecord
 from expunge.bench.cells import expand
 from expunge.bench.reading import parse_study
 from expunge.bench.run import run_study, status
-from expunge.bench.store import FILE, Store
+from expunge.bench.store import FILE, CellStore
 from expunge.core.errors import DataError, ExpungeError
 
 
@@ -21,7 +21,7 @@ def planned(tiny, tmp_path):
     """An open store with a plan, and its cells."""
     study = parse_study(tiny)
     grid = expand(study, "data")
-    store = Store(tmp_path, create=True)
+    store = CellStore(tmp_path, create=True)
     store.plan(grid, study.model_dump_json())
     yield store, grid, study
     store.close()

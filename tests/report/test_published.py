@@ -20,7 +20,7 @@ from expunge.methods import METHODS
 from expunge.metrics import METRICS
 from expunge.report import published
 from expunge.report.beside import beside, ours
-from expunge.report.published import Number
+from expunge.report.published import PublishedValue
 from expunge.report.summarise import blocks
 from tests.report.test_report import cell
 
@@ -96,7 +96,7 @@ def test_methods_and_metrics_are_ours_or_say_that_they_are_not() -> None:
 
 
 @pytest.mark.parametrize(("table", "number"), NUMBERS)
-def test_values_are_in_range(table: str, number: Number) -> None:
+def test_values_are_in_range(table: str, number: PublishedValue) -> None:
     high = {"percent": 100.0, "fraction": 1.0}.get(number.unit, float("inf"))
     low = float("-inf") if number.unit == "loss" else 0.0
     for value in (number.value, number.spread, *number.runs, *(number.range or ())):
@@ -115,7 +115,7 @@ def test_what_could_not_be_traced_has_no_number() -> None:
     assert all(not table.numbers for name, table in TABLES.items() if name.startswith("l2ul/"))
     assert len(list(TABLES["laf/table-2"].empty())) == 9 * 3
     with pytest.raises(ValueError, match="belongs to `missing`"):
-        Number(method="scrub", metric="test_error", unit="percent", tag="N")
+        PublishedValue(method="scrub", metric="test_error", unit="percent", tag="N")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_could_not_be_traced_has_no_number() -> None:
     ],
 )
 def test_numbers_read_as_printed(given: dict[str, Any], text: str) -> None:
-    assert Number(method="scrub", metric="x", tag="N", **given).text() == text
+    assert PublishedValue(method="scrub", metric="x", tag="N", **given).text() == text
 
 
 def study(**more: Any) -> dict[str, Any]:

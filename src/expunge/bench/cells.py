@@ -64,25 +64,25 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
         "files": files(study),
         "code": [code_hash(factory(study.model.name)), code_hash("expunge.training.loop", type(reference))],
     }
-    metrics = [[one.card.name, counted(one), code_hash(type(one))] for one in study.named_metrics()]
+    metrics = [[item.card.name, counted(item), code_hash(type(item))] for item in study.named_metrics()]
     scores = {
         "metrics": metrics,
         "curves": study.curves,
         "projection": study.projection,
     }
-    found = []
+    cells = []
     for scenario_label, scenario in study.named_scenarios():
         for seeds in study.seed_rows():
             retrained = ""  # the first method of a study that has a reference
             for method_label, method in methods:
-                own = {
+                facts = {
                     "scenario": [scenario.card.name, to_dict(scenario), code_hash(type(scenario))],
                     "method": [method.card.name, to_dict(method), code_hash(type(method))],
                     "seeds": seeds,
                 }
-                model = address({**shared, **own})
+                model = address({**shared, **facts})
                 retrained = retrained or (model if method == reference else "")
-                found.append(
+                cells.append(
                     Cell(
                         id=address({"model": model, **scores}),
                         scenario_label=scenario_label,
@@ -95,9 +95,9 @@ def expand(study: Study, fingerprint: str) -> list[Cell]:
                         reference=retrained,
                     )
                 )
-    if len({cell.id for cell in found}) != len(found):
+    if len({cell.id for cell in cells}) != len(cells):
         raise UsageError("two cells of the study have equal settings; remove the double method, scenario or seed.")
-    return found
+    return cells
 
 
 def counted(metric: Metric) -> dict[str, Any]:
@@ -113,12 +113,12 @@ def address(facts: dict[str, Any]) -> str:
 
 def files(study: Study) -> dict[str, str]:
     """Path -> sha256 of the files of data that decide results: ids, scores or features."""
-    found = {}
+    paths = {}
     for _, scenario in study.named_scenarios():
         for text in _texts(to_dict(scenario)):
             if Path(text).suffix.lower() in (".csv", ".json", ".txt", ".npy", ".parquet") and Path(text).is_file():
-                found[text] = file_hash(Path(text))
-    return found
+                paths[text] = file_hash(Path(text))
+    return paths
 
 
 def _texts(options: dict[str, Any]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from expunge.api.record import CellRecord
 from expunge.bench.cells import Cell, expand
 from expunge.bench.engines import ATTEMPTS, WorkItem
 from expunge.bench.reading import parse_study
-from expunge.bench.store import Store
+from expunge.bench.store import CellStore
 from expunge.bench.workbench import Workbench
 from expunge.core.errors import UsageError
 from expunge.data.cache import cache_root
@@ -42,14 +42,14 @@ def answer(study: str, cell: str, folder: str = "") -> Answer:
 
     folder: of the study, where unlearned models are kept; models of machines that cannot see it are not kept.
     """
-    bench, known = _bench(study)
+    bench, cells = _bench(study)
     bench.folder = Path(folder) if folder and Path(folder).is_dir() else None
-    if cell not in known:
+    if cell not in cells:
         return Answer("", "the data of this machine differ from those of the machine that planned the study.", {})
-    found = bench.attempt(known[cell])
+    record = bench.attempt(cells[cell])
     stages = dict(bench.stages)
     bench.stages.clear()
-    return Answer("", found, stages) if isinstance(found, str) else Answer(found.model_dump_json(), "", stages)
+    return Answer("", record, stages) if isinstance(record, str) else Answer(record.model_dump_json(), "", stages)
 
 
 @functools.lru_cache(maxsize=1)
@@ -63,12 +63,12 @@ def _bench(study: str) -> tuple[Workbench, dict[str, Cell]]:
     return bench, {cell.id: cell for cell in expand(recipe, bench.fingerprint())}
 
 
-def keep(store: Store, cell: str, found: Answer) -> None:
-    if found.record:
-        store.finish(cell, CellRecord.model_validate_json(found.record))
+def keep(store: CellStore, cell: str, answer: Answer) -> None:
+    if answer.record:
+        store.finish(cell, CellRecord.model_validate_json(answer.record))
     else:
-        store.fail(cell, found.error)
-    store.keep_stages(found.stages)
+        store.fail(cell, answer.error)
+    store.keep_stages(answer.stages)
 
 
 class Ray:
@@ -84,10 +84,10 @@ class Ray:
             raise UsageError(f"the engine `ray` needs the extra `ray`: pip install 'expunge[ray]' ({error}).") from None
         self._ray, self.address, self.gpus = ray, address, gpus
 
-    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
+    def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
         ray: Any = self._ray
-        mine = not ray.is_initialized()
-        if mine:
+        started_ray = not ray.is_initialized()
+        if started_ray:
             try:
                 _reachable(self.address)
                 ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -102,10 +102,10 @@ class Ray:
             self._run(ray, task, work, store, tick)
         finally:
             store.release([cell for item in work for cell in item.cells])
-            if mine:
+            if started_ray:
                 ray.shutdown()
 
-    def _run(self, ray: Any, task: Any, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
+    def _run(self, ray: Any, task: Any, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
         running: dict[Any, tuple[str, WorkItem]] = {}
 
         def submit(item: WorkItem, cells: Sequence[str]) -> None:
@@ -157,7 +157,7 @@ class Slurm:
             ) from None
         self._submitit, self.cluster, self.folder, self.options = submitit, cluster, folder, options
 
-    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
+    def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
         submitit: Any = self._submitit
         with tempfile.TemporaryDirectory(prefix="expunge-jobs-") as temporary:
             try:
@@ -187,10 +187,10 @@ class Slurm:
                     job.cancel(check=False)
                 store.release([cell for item in work for cell in item.cells])
 
-    def _collect(self, job: Any, item: WorkItem, store: Store) -> WorkItem | None:
+    def _collect(self, job: Any, item: WorkItem, store: CellStore) -> WorkItem | None:
         try:
-            for cell, found in zip(item.cells, job.result(), strict=True):
-                keep(store, cell, found)
+            for cell, answer in zip(item.cells, job.result(), strict=True):
+                keep(store, cell, answer)
             return None
         except self._submitit.core.utils.UncompletedJobError as error:
             reason = str(error).splitlines()[0]

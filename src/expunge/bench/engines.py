@@ -18,7 +18,7 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Protocol
 
-from expunge.bench.store import Store
+from expunge.bench.store import CellStore
 from expunge.core.errors import ExpungeError
 from expunge.core.pool import end_with_parent, without_main_module
 from expunge.core.run import Progress
@@ -40,7 +40,7 @@ class WorkItem:
 class Engine(Protocol):
     """Runs work until every cell is done or failed; `tick` is called now and then from the calling process."""
 
-    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None: ...
+    def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None: ...
 
 
 class InProcess:
@@ -49,7 +49,7 @@ class InProcess:
     def __init__(self, progress: Callable[[Progress], None] | None = None) -> None:
         self.progress = progress
 
-    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
+    def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
         import torch
 
         from expunge.bench.work import run_cells
@@ -77,7 +77,7 @@ class LocalProcesses:
         multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
         ensure_running()  # it loads for seconds, while the caller reads its recipe and data
 
-    def run(self, work: Sequence[WorkItem], store: Store, tick: Callable[[], None]) -> None:
+    def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
         context = multiprocessing.get_context("forkserver")
         waiting = list(work)
         running: dict[ForkServerProcess, WorkItem] = {}
@@ -103,7 +103,7 @@ class LocalProcesses:
                 process.join()
                 store.release(item.cells)
 
-    def _kill_hung(self, running: dict[ForkServerProcess, WorkItem], store: Store) -> None:
+    def _kill_hung(self, running: dict[ForkServerProcess, WorkItem], store: CellStore) -> None:
         if self.timeout is None:
             return
         late = {cell for cell, (_, began) in store.running().items() if time.time() - began > self.timeout}
@@ -112,7 +112,7 @@ class LocalProcesses:
                 process.kill()
                 process.join()
 
-    def _left(self, item: WorkItem, exitcode: int | None, store: Store) -> WorkItem | None:
+    def _left(self, item: WorkItem, exitcode: int | None, store: CellStore) -> WorkItem | None:
         """What a worker that ended has left undone; a cell that took it down too often has failed."""
         states = store.states()
         for cell in item.cells:

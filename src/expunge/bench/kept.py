@@ -100,11 +100,11 @@ class KeptModels:
         if self.keep == "best":
             with suppress(CheckpointError):
                 before = read_mapping(best) if best.is_file() else {}
-            known = before.get(group)
-            if known is not None and (place.parent / known[0]).is_dir() and known[1] <= gap():
+            entry = before.get(group)
+            if entry is not None and (place.parent / entry[0]).is_dir() and entry[1] <= gap():
                 return ""
-            if known is not None:
-                shutil.rmtree(place.parent / known[0], ignore_errors=True)
+            if entry is not None:
+                shutil.rmtree(place.parent / entry[0], ignore_errors=True)
         size = sum(value.nbytes for value in result.model.state_dict().values())
         taken = sum(path.stat().st_size for path in place.parent.rglob("*") if path.is_file())
         if taken + size > self.most:

@@ -35,7 +35,7 @@ _MARKDOWN = {c: f"\\{c}" for c in "\\|*_`<>[]#"}
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableEntry:
     """One number as it is printed; `text` is plain, with `±` between mean and spread."""
 
     text: str
@@ -49,7 +49,7 @@ class PaperTable:
     scenario: str
     caption: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    rows: tuple[tuple[str, tuple[TableEntry, ...]], ...]
 
 
 def paper_tables(
@@ -65,15 +65,15 @@ def paper_tables(
     Raises:
         UsageError: for a metric that no cell has.
     """
-    everything = frame(records)
-    lost = everything[everything["state"] != "done"].groupby(["scenario", "method"])["cell"].nunique().to_dict()
-    values = everything[everything["state"] == "done"]
+    records_frame = frame(records)
+    lost = records_frame[records_frame["state"] != "done"].groupby(["scenario", "method"])["cell"].nunique().to_dict()
+    values = records_frame[records_frame["state"] == "done"]
     values = values[values["group"].fillna("") == ""]
-    known = list(dict.fromkeys(values["metric"].dropna()))
+    known_metrics = list(dict.fromkeys(values["metric"].dropna()))
     for name in metrics:
-        if name not in known:
-            raise unknown("metric", name, known)
-    columns = list(metrics) or [name for name in known if name.endswith(("accuracy", "gap"))]
+        if name not in known_metrics:
+            raise unknown("metric", name, known_metrics)
+    columns = list(metrics) or [name for name in known_metrics if name.endswith(("accuracy", "gap"))]
     scenarios = list(dict.fromkeys(str(record.scenario["label"]) for record in records))
     return [_table(scenario, values, records, columns, spread, lost) for scenario in scenarios]
 
@@ -92,9 +92,9 @@ def to_latex(tables: Sequence[PaperTable]) -> str:
             r"    \midrule",
         ]
         for label, cells in table.rows:
-            shown = [_escape(c.text, _LATEX) for c in cells]
-            shown = [rf"\textbf{{{text}}}" if c.bold else text for text, c in zip(shown, cells, strict=True)]
-            lines.append(f"    {' & '.join([_escape(label, _LATEX), *shown])} \\\\")
+            texts = [_escape(c.text, _LATEX) for c in cells]
+            texts = [rf"\textbf{{{text}}}" if c.bold else text for text, c in zip(texts, cells, strict=True)]
+            lines.append(f"    {' & '.join([_escape(label, _LATEX), *texts])} \\\\")
         parts.append("\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]))
     return "\n\n".join(parts) + "\n"
 
@@ -133,8 +133,8 @@ def to_markdown(tables: Sequence[PaperTable]) -> str:
         lines.append("| " + " | ".join(_escape(name, _MARKDOWN) for name in names) + " |")
         lines.append("|---" + "|---:" * len(table.header) + "|")
         for label, cells in table.rows:
-            shown = [f"**{c.text}**" if c.bold else c.text for c in cells]
-            lines.append("| " + " | ".join([_escape(label, _MARKDOWN), *shown]) + " |")
+            texts = [f"**{c.text}**" if c.bold else c.text for c in cells]
+            lines.append("| " + " | ".join([_escape(label, _MARKDOWN), *texts]) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -151,14 +151,14 @@ def _table(
     labels = list(dict.fromkeys(str(r.method["label"]) for r in records if r.scenario["label"] == scenario))
     exact = next((str(r.method["label"]) for r in records if r.method["name"] == REFERENCE), None)
     seeds = part["cell"].groupby(part["method"]).nunique()
-    rows: dict[str, list[Cell]] = {label: [] for label in labels}
+    rows: dict[str, list[TableEntry]] = {label: [] for label in labels}
     for name in columns:
         column = part[part["metric"] == name]
         by_seed = {label: _by_seed(column, label) for label in labels}
         percent = bool((column["unit"] == "fraction").any())
         bold = _best(by_seed, str(column["direction"].iloc[0]) if len(column) else "", exact)
         for label in labels:
-            rows[label].append(Cell(_number(by_seed[label].to_numpy(), spread, percent), label in bold))
+            rows[label].append(TableEntry(_number(by_seed[label].to_numpy(), spread, percent), label in bold))
     counts = sorted({int(n) for n in seeds}) or [0]
     many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     what = "sample standard deviation" if spread == "sd" else "half-width of the 95 % t-interval of the mean"
@@ -167,8 +167,8 @@ def _table(
         "Bold: best, and not significantly worse (paired t-test over seeds, p ≥ 0.05)."
     )
     names = tuple(name.replace("_", " ") for name in columns)
-    shown = {label: f" ({lost[scenario, label]} lost)" if lost.get((scenario, label)) else "" for label in labels}
-    body = tuple((f"{label}{shown[label]}", tuple(cells)) for label, cells in rows.items())
+    headings = {label: f" ({lost[scenario, label]} lost)" if lost.get((scenario, label)) else "" for label in labels}
+    body = tuple((f"{label}{headings[label]}", tuple(cells)) for label, cells in rows.items())
     return PaperTable(scenario, caption, names, body)
 
 
@@ -227,6 +227,6 @@ def _escape(text: str, table: Mapping[str, str]) -> str:
     return "".join(table.get(c, c) for c in " ".join(text.split()))
 
 
-def _typst(cell: Cell) -> str:
+def _typst(cell: TableEntry) -> str:
     text = _escape(cell.text, _TYPST)
     return f"[*{text}*]" if cell.bold else f"[{text}]"

@@ -23,10 +23,10 @@ def projection(evaluation: Evaluation, model: str) -> dict[str, Any]:
     }
     if len(parts) < 2 or min(map(len, parts.values())) < 2:
         return {}
-    found = {name: evaluation.features(model, name, split) for name, split in parts.items()}
-    plane = PCA(n_components=min(2, found["test"].shape[1])).fit(found["test"].numpy())
+    features = {name: evaluation.features(model, name, split) for name, split in parts.items()}
+    plane = PCA(n_components=min(2, features["test"].shape[1])).fit(features["test"].numpy())
     rows = {}
     for name, split in parts.items():
-        points = plane.transform(found[name].numpy()).round(3).tolist()
+        points = plane.transform(features[name].numpy()).round(3).tolist()
         rows[name] = [[*point, label] for point, label in zip(points, split.y.tolist(), strict=True)]
     return rows

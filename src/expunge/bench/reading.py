@@ -69,8 +69,8 @@ def override(content: dict[str, Any], text: str) -> None:
         raise UsageError(f"`{text}` is not valid YAML{reason(error)}.") from None
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
+def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in parents:
         raise UsageError(f"{path} extends itself; remove one `extends`.")
     try:
         content = read_yaml(path, "study")
@@ -79,7 +79,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     parent = content.pop("extends", None)
     if parent is None:
         return content
-    return _merge(_read(path.parent / str(parent), (*seen, path.resolve())), content)
+    return _merge(_read(path.parent / str(parent), (*parents, path.resolve())), content)
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
     """Pydantic's findings, one per place, the deepest ones: a union reports every branch it tried."""
-    found: dict[tuple[int | str, ...], str] = {}
+    places: dict[tuple[int | str, ...], str] = {}
     for item in error.errors(include_url=False):
         place = _place(item["loc"], content, keep_last=item["type"] in ("missing", "extra_forbidden"))
         path = _dotted(place)
@@ -105,8 +105,8 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
         else:
             message = item["msg"].removeprefix("Input ")
             sentence = f"`{path}` {message[:1].lower()}{message[1:]}, got {item['input']!r}."
-        found.setdefault(place, sentence)
-    return " ".join(s for p, s in found.items() if not any(len(q) > len(p) and q[: len(p)] == p for q in found))
+        places.setdefault(place, sentence)
+    return " ".join(s for p, s in places.items() if not any(len(q) > len(p) and q[: len(p)] == p for q in places))
 
 
 def _place(loc: tuple[int | str, ...], content: Any, *, keep_last: bool) -> tuple[int | str, ...]:

@@ -248,37 +248,37 @@ class Study(_Part):
 
     def named_scenarios(self) -> list[tuple[str, Scenario]]:
         """(label, scenario), in order."""
-        found = []
+        scenarios = []
         for i, item in enumerate(self.scenarios):
             where = f"scenarios[{i}]"
             if isinstance(item, str):
                 with _within(where):
-                    found.append((item, parse_scenario(item)))
+                    scenarios.append((item, parse_scenario(item)))
                 continue
-            name, label, given = _parts(where, item)
+            name, label, options = _parts(where, item)
             with _within(where):
                 name = SCENARIOS.named(name)
                 cls = SCENARIOS.load(name)
-            _check_keys(where, cls, given)
+            _check_keys(where, cls, options)
             with _within(where):
-                found.append((label or _label(name, given), make_scenario(name, given)))
-        return _distinct("scenario", found)
+                scenarios.append((label or _label(name, options), make_scenario(name, options)))
+        return _distinct("scenario", scenarios)
 
     def named_methods(self) -> list[tuple[str, Method]]:
         """(label, method); `retrain` comes first and is always there, unless the study goes without a reference."""
-        found = []
-        for where, label, name, given in self.method_items():
+        methods = []
+        for where, label, name, options in self.method_items():
             with _within(where):
                 name = METHODS.named(name)
                 cls = METHODS.load(split_preset(name)[0])
-            _check_keys(where, cls, given)
+            _check_keys(where, cls, options)
             with _within(where):
                 guarded = issubclass(cls, IterativeMethod) and cls.card.name != "retrain"
                 usual = {"max_drop": self.max_drop} if guarded else {}
                 # As written, and else as the class has it: a study does not scale what it compares.
-                found.append((label, replace(make_method(name, **{**usual, **given}))))  # type: ignore[type-var]
-        found.sort(key=lambda pair: pair[1].card.name != "retrain")
-        return _distinct("method", found)
+                methods.append((label, replace(make_method(name, **{**usual, **options}))))  # type: ignore[type-var]
+        methods.sort(key=lambda pair: pair[1].card.name != "retrain")
+        return _distinct("method", methods)
 
     def method_items(self) -> list[tuple[str, str, str, dict[str, Any]]]:
         """(place in the study, label, name, options as written) of every method, not checked yet."""
@@ -290,13 +290,13 @@ class Study(_Part):
             raise UsageError("`keep: best` is the model nearest to the retrained one, and `retrain: false`; keep all.")
         if not listed and self.retrain:
             items.append(("retrain", "retrain"))
-        found = []
+        entries = []
         for where, item in items:
-            name, label, given = (item, item, {}) if isinstance(item, str) else _parts(where, item)
+            name, label, options = (item, item, {}) if isinstance(item, str) else _parts(where, item)
             if isinstance(item, str) and item in self.options:
-                where, given = f"options.{item}", self.options[item]
-            found.append((where, label or _label(name, given), name, given))
-        return found
+                where, options = f"options.{item}", self.options[item]
+            entries.append((where, label or _label(name, options), name, options))
+        return entries
 
     def reference(self) -> Method | None:
         """The method whose result the others are compared with."""
@@ -304,32 +304,32 @@ class Study(_Part):
 
     def named_metrics(self) -> list[Metric]:
         """What is measured, of that what can be; `asked_metrics` must be possible."""
-        everything, asked = self.metrics is None or "default" in self.metrics, self.asked_metrics()
-        named = {metric.card.name for metric in asked}  # their options replace the defaults
-        return [*(m for m in default_metrics() if everything and m.card.name not in named), *asked]
+        use_defaults, requested = self.metrics is None or "default" in self.metrics, self.asked_metrics()
+        named = {metric.card.name for metric in requested}  # their options replace the defaults
+        return [*(m for m in default_metrics() if use_defaults and m.card.name not in named), *requested]
 
     def asked_metrics(self) -> list[Metric]:
-        found = []
+        metrics = []
         for i, item in enumerate(self.metrics or ()):
             where = f"metrics[{i}]"
             if item == "default":
                 continue
-            name, _, given = (item, "", {}) if isinstance(item, str) else _parts(where, item)
+            name, _, options = (item, "", {}) if isinstance(item, str) else _parts(where, item)
             with _within(where):
                 cls = METRICS.load(METRICS.named(name))
-            found.append(_make(where, cls, given))
-        return found
+            metrics.append(_make(where, cls, options))
+        return metrics
 
     def references(self) -> list[tuple[str, str]]:
         """(paper/table, label of the scenario, or "" for all) of the published numbers to compare with."""
         labels = [label for label, _ in self.named_scenarios()]
-        found = []
+        references = []
         for i, item in enumerate(self.published):
             table, scenario = (item, "") if isinstance(item, str) else (item.table, item.scenario)
             if scenario and scenario not in labels:
                 raise UsageError(f"`published[{i}].scenario` is `{scenario}`; {nearest(scenario, labels)}.")
-            found.append((table, scenario))
-        return found
+            references.append((table, scenario))
+        return references
 
     def checked(self) -> Study:
         """Everything that can be wrong is found now, not in the tenth hour."""
@@ -370,22 +370,22 @@ class Study(_Part):
 
 def _parts(where: str, item: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """(name, label or "", options) of a mapping in a list."""
-    given = dict(item)
-    if "name" not in given:
+    entry = dict(item)
+    if "name" not in entry:
         raise UsageError(f"`{where}.name` is required.")
-    return str(given.pop("name")), str(given.pop("label", "")), given
+    return str(entry.pop("name")), str(entry.pop("label", "")), entry
 
 
-def _check_keys(where: str, cls: type, given: Mapping[str, Any]) -> None:
-    for key in given:
+def _check_keys(where: str, cls: type, entry: Mapping[str, Any]) -> None:
+    for key in entry:
         if key not in option_names(cls):
             raise UsageError(f"unknown key `{where}.{key}`; {nearest(str(key), option_names(cls))}.")
 
 
-def _make(where: str, cls: type[T], given: Mapping[str, Any]) -> T:
-    _check_keys(where, cls, given)
+def _make(where: str, cls: type[T], options: Mapping[str, Any]) -> T:
+    _check_keys(where, cls, options)
     with _within(where):
-        return build(cls, given)
+        return build(cls, options)
 
 
 @contextmanager
@@ -402,19 +402,19 @@ def _name(item: str | Mapping[str, Any]) -> str:
     return split_preset(str(item if isinstance(item, str) else item.get("name", "")))[0]
 
 
-def _label(name: str, given: Mapping[str, Any]) -> str:
-    options = ", ".join(f"{key}={value}" for key, value in given.items())
+def _label(name: str, entry_options: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in entry_options.items())
     return f"{name} ({options})" if options else name
 
 
-def _distinct(kind: str, found: list[tuple[str, T]]) -> list[tuple[str, T]]:
+def _distinct(kind: str, entries: list[tuple[str, T]]) -> list[tuple[str, T]]:
     """Two of one label would be one row of the table; two of one setting would be computed once and shown twice."""
     labels: dict[str, T] = {}
-    for label, thing in found:
+    for label, thing in entries:
         if label in labels:
             raise UsageError(f"two {kind}s are labelled `{label}`; give one of them another `label`.")
-        same = next((other for other, known in labels.items() if known == thing), None)
+        same = next((other for other, earlier in labels.items() if earlier == thing), None)
         if same is not None:
             raise UsageError(f"the {kind}s `{same}` and `{label}` have equal settings; remove one of them.")
         labels[label] = thing
-    return found
+    return entries

@@ -21,7 +21,7 @@ from expunge.bench.kept import KeptModels
 from expunge.bench.paper_tables import Spread, paper_tables, to_latex, to_markdown, to_typst
 from expunge.bench.reading import load_study
 from expunge.bench.recipe import Study
-from expunge.bench.store import Store
+from expunge.bench.store import CellStore
 from expunge.bench.workbench import Workbench
 from expunge.core.errors import ExpungeError, UsageError
 from expunge.core.run import Progress
@@ -74,7 +74,7 @@ def run_study(
     recipe = study if isinstance(study, Study) else load_study(study, overrides)
     grid = expand(recipe, Workbench(recipe, cache_root()).fingerprint())
     folder = Path(out)
-    store = Store(folder, create=True)
+    store = CellStore(folder, create=True)
     try:
         with store.claimed():
             store.plan(grid, recipe.model_dump_json(), again=again)
@@ -82,11 +82,11 @@ def run_study(
                 KeptModels(folder).drop(cell.model for cell in grid)
             states = store.states()
             left = [cell for cell in grid if states[cell.id] != "done"]
-            seen: set[str] = set()
+            reported: set[str] = set()
 
             def tick() -> None:
                 if watch is not None:
-                    _show_new(store, seen, watch)
+                    _show_new(store, reported, watch)
                 if progress is not None:
                     counts = store.counts()
                     progress(Progress("cells", counts.get("done", 0) + counts.get("failed", 0), len(grid), {}))
@@ -94,18 +94,18 @@ def run_study(
             tick()
             chosen.run(work_items(left, recipe, folder, jobs), store, tick)
             if watch is not None:
-                _show_new(store, seen, watch)
+                _show_new(store, reported, watch)
             return StudyResult(folder, store.records())
     finally:
         store.close()
 
 
-def _show_new(store: Store, seen: set[str], watch: Callable[[CellRecord], None]) -> None:
+def _show_new(store: CellStore, reported: set[str], watch: Callable[[CellRecord], None]) -> None:
     """Hand over the cells that ended since the last look."""
-    ended = {cell for cell, state in store.states().items() if state in ("done", "failed")} - seen
+    ended = {cell for cell, state in store.states().items() if state in ("done", "failed")} - reported
     for record in store.records(ended) if ended else ():
         watch(record)
-    seen |= ended
+    reported |= ended
 
 
 def work_items(left: list[Cell], recipe: Study, folder: Path, jobs: int) -> list[WorkItem]:
@@ -186,10 +186,10 @@ def export(
         _write_parquet(Path(parquet), table)
     writers = {to_latex: latex, to_typst: typst, to_markdown: markdown}
     if any(path is not None for path in writers.values()):
-        made = paper_tables(records, metrics=metrics, spread=spread)
+        rendered = paper_tables(records, metrics=metrics, spread=spread)
         for write, path in writers.items():
             if path is not None:
-                write_text(Path(path), write(made))
+                write_text(Path(path), write(rendered))
 
 
 def _write_parquet(path: Path, table: pd.DataFrame) -> None:
@@ -210,8 +210,8 @@ def _write_parquet(path: Path, table: pd.DataFrame) -> None:
 
 
 @contextmanager
-def _opened(folder: str | Path) -> Iterator[Store]:
-    store = Store(Path(folder))
+def _opened(folder: str | Path) -> Iterator[CellStore]:
+    store = CellStore(Path(folder))
     try:
         yield store
     finally:

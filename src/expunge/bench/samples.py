@@ -61,7 +61,7 @@ def only_classes(split: Split, numbers: list[int]) -> Split:
     return Split.whole(smaller, split.name)
 
 
-def sized(split: Split, size: int, how: str, seed: int, what: str) -> Split:
+def sized(split: Split, size: int, selection: str, seed: int, what: str) -> Split:
     """`size` samples: the first ones (`prefix`), or equal numbers per class in ascending position; 0: all.
 
     Balanced counts differ by one where they do not divide evenly; a class that has too few gives all it has, and the
@@ -71,7 +71,7 @@ def sized(split: Split, size: int, how: str, seed: int, what: str) -> Split:
         return split
     if size > len(split):
         raise UsageError(f"`{what}` asks for {size} samples, but there are only {len(split)}.")
-    if how == "prefix":
+    if selection == "prefix":
         return split.take(split.index[:size])
     labels = split.y
     members = [split.index[labels == label] for label in labels.unique().tolist()]

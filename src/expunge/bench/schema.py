@@ -66,9 +66,11 @@ def _listed(options: dict[str, dict[str, Any]], more: list[str] | None) -> dict[
     plain = [{"type": "string"}] if more is None else [{"enum": [*options, *more]}, own_code]
     mappings: list[dict[str, Any]] = [{"type": "object", "properties": {"name": own_code}, "required": ["name"]}]
     for name, block in options.items():
-        own = {"name": {"const": name}, "label": {"type": "string"}, **block.get("properties", {})}
+        properties = {"name": {"const": name}, "label": {"type": "string"}, **block.get("properties", {})}
         if more:
-            own["name"] = {"enum": [name, *(m for m in more if m.startswith(f"{name}/"))]}
+            properties["name"] = {"enum": [name, *(m for m in more if m.startswith(f"{name}/"))]}
         required = ["name", *block.get("required", [])]
-        mappings.append({"type": "object", "properties": own, "required": required, "additionalProperties": False})
+        mappings.append(
+            {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+        )
     return {"type": "array", "items": {"anyOf": [*plain, *mappings]}}

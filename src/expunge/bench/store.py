@@ -41,7 +41,7 @@ FILE = "study.sqlite"
 STATES = ("done", "running", "pending", "failed")
 
 
-class Store:
+class CellStore:
     """One connection per process; WAL, so that workers write while the parent reads."""
 
     def __init__(self, folder: Path, *, create: bool = False) -> None:
@@ -60,9 +60,9 @@ class Store:
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
-        found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         empty = not self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
-        if found != VERSION and not (empty and found == 0):
+        if version != VERSION and not (empty and version == 0):
             raise DataError(f"{self.path} was written by another version of Expunge; choose another folder.")
         if empty:
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
@@ -182,7 +182,7 @@ class Store:
             "SELECT id, scenario, method, seeds, state, error, record FROM cells "
             "WHERE position IS NOT NULL ORDER BY position"
         )
-        found = []
+        records = []
         for cell, scenario, method, seeds, state, error, record in rows:
             if only is not None and cell not in only:
                 continue
@@ -199,8 +199,8 @@ class Store:
                     method={"label": method, "name": method},
                     seeds=json.loads(seeds),
                 )
-            found.append(loaded)
-        return found
+            records.append(loaded)
+        return records
 
     def _lock(self) -> FileLock:
         return FileLock(self.path.with_name(".lock"), is_singleton=False)

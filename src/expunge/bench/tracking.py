@@ -89,22 +89,22 @@ class MLflow:
     def __init__(self, study: str) -> None:
         self._mlflow = _client()
         self._client = self._mlflow.MlflowClient()
-        found = self._client.get_experiment_by_name(study)
-        self._experiment = found.experiment_id if found is not None else self._client.create_experiment(study)
+        experiment = self._client.get_experiment_by_name(study)
+        self._experiment = experiment.experiment_id if experiment is not None else self._client.create_experiment(study)
         self._known = dict(self._runs())  # cell -> (run id, status)
 
     def log(self, record: CellRecord) -> bool:
         run, status = self._known.get(record.id, (None, ""))
-        wanted = "FINISHED" if record.state == "done" else "FAILED"
-        if status == wanted or status == "FINISHED":
+        final_status = "FINISHED" if record.state == "done" else "FAILED"
+        if status == final_status or status == "FINISHED":
             return False
         if run is None:
             name = f"{record.method['label']} · {record.scenario['label']} · {_seeds(record)}"
             run = str(self._client.create_run(self._experiment, tags={CELL: record.id}, run_name=name).info.run_id)
             self._known[record.id] = (run, "RUNNING")
         self._write(run, record)
-        self._client.set_terminated(run, wanted)
-        self._known[record.id] = (run, wanted)
+        self._client.set_terminated(run, final_status)
+        self._known[record.id] = (run, final_status)
         return True
 
     def _runs(self) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -132,7 +132,7 @@ class MLflow:
 
 def parameters(record: CellRecord) -> dict[str, str]:
     """Settings of a cell: method, scenario and their options, seeds, data, model."""
-    found: dict[str, Any] = {
+    parameters_: dict[str, Any] = {
         "method": record.method.get("label", ""),
         "scenario": record.scenario.get("label", ""),
         "data": record.data.get("name"),
@@ -141,25 +141,25 @@ def parameters(record: CellRecord) -> dict[str, str]:
         **{f"method.{name}": value for name, value in dict(record.method.get("options", {})).items()},
         **{f"scenario.{name}": value for name, value in dict(record.scenario.get("options", {})).items()},
     }
-    return {_name(name): str(value)[:500] for name, value in found.items() if value is not None}
+    return {_name(name): str(value)[:500] for name, value in parameters_.items() if value is not None}
 
 
 def metrics(record: CellRecord) -> list[tuple[str, float, int]]:
     """(name, value, step): every score without groups, seconds of unlearning and of its stages, and the history."""
-    found = [(row["metric"], row["value"], 0) for row in record.measured if not row["group"]]
-    if record.seconds is not None and not any(name == "seconds" for name, _, _ in found):
-        found.append(("seconds", record.seconds, 0))
-    found += [(f"stage_seconds/{name}", value, 0) for name, value in record.stages.items()]
+    rows = [(row["metric"], row["value"], 0) for row in record.measured if not row["group"]]
+    if record.seconds is not None and not any(name == "seconds" for name, _, _ in rows):
+        rows.append(("seconds", record.seconds, 0))
+    rows += [(f"stage_seconds/{name}", value, 0) for name, value in record.stages.items()]
     for at, row in enumerate(record.history):
         step = int(row.get("epoch", at + 1))
-        found += [(f"epoch/{name}", value, step) for name, value in row.items() if name != "epoch"]
-    return [(_name(name), float(value), step) for name, value, step in found if math.isfinite(value)]
+        rows += [(f"epoch/{name}", value, step) for name, value in row.items() if name != "epoch"]
+    return [(_name(name), float(value), step) for name, value, step in rows if math.isfinite(value)]
 
 
 def tags(record: CellRecord) -> dict[str, str]:
     """What a run is found by: the cell, its study, how it ended, versions and machine."""
     versions = {f"version.{k}": str(v) for k, v in dict(record.provenance.get("versions", {})).items()}
-    found = {
+    values = {
         CELL: record.id,
         "expunge.study": record.study,
         "expunge.method": str(record.method.get("name", "")),
@@ -168,7 +168,7 @@ def tags(record: CellRecord) -> dict[str, str]:
         "expunge.hardware": str(record.provenance.get("hardware", "")),
         **versions,
     }
-    return {_name(name): value[:1000] for name, value in found.items()}
+    return {_name(name): value[:1000] for name, value in values.items()}
 
 
 def export_mlflow(study: str, records: list[CellRecord]) -> int:

@@ -125,9 +125,9 @@ def tune(
             raise UsageError(f"tune.spaces: no method is labelled `{label}`; {nearest(label, labels)}.")
     searched = [label for label in labels if space_of(tuning, label)]
     folder.mkdir(parents=True, exist_ok=True)
-    words = {"name", "title", "about", "published"}
+    header = {"name", "title", "about", "published"}
     source = Workbench(tuning, cache_root()).fingerprint()
-    identity = address({**tuning.model_dump(mode="json", exclude=words), "source": source, "oracle": oracle})
+    identity = address({**tuning.model_dump(mode="json", exclude=header), "source": source, "oracle": oracle})
     text = tuning.model_dump_json()
     items = [(text, str(folder), label, oracle) for label in searched]
     done: list[Tuned] = []
@@ -139,12 +139,12 @@ def tune(
     with _claimed(folder):
         _check_folder(folder, identity)
         tell()
-        for found in in_processes(_search, items, jobs=jobs, preload=PRELOAD):
-            done.append(found)
+        for tuned in in_processes(_search, items, jobs=jobs, preload=PRELOAD):
+            done.append(tuned)
             tell()
-    done.sort(key=lambda one: labels.index(one.label))
+    done.sort(key=lambda item: labels.index(item.label))
     write_text(folder / "tuned.yaml", _as_recipe(study, Path(recipe), folder, done))
-    write_text(folder / "trials.json", json.dumps([asdict(one) for one in done], indent=1))
+    write_text(folder / "trials.json", json.dumps([asdict(item) for item in done], indent=1))
     return done
 
 
@@ -155,19 +155,19 @@ def space_of(study: Study, label: str) -> dict[str, Space]:
     """
     method = dict(study.named_methods())[label]
     options = to_dict(method)
-    given = study.tune.spaces.get(label)
-    if given is not None:
-        for name in given:
+    configured = study.tune.spaces.get(label)
+    if configured is not None:
+        for name in configured:
             if name not in options:
                 raise UsageError(f"tune.spaces.{label}: unknown option `{name}`; {nearest(name, list(options))}.")
-        return {name: _with_own(space, options[name]) for name, space in given.items()}
-    found: dict[str, Space] = {}
+        return {name: _with_own(space, options[name]) for name, space in configured.items()}
+    spaces: dict[str, Space] = {}
     for name, value in options.items():
         if (name in ("lr", "scale") or name.startswith("lr_")) and isinstance(value, float):
-            found[name] = Space(low=value / 10, high=value * 10, log=True)
+            spaces[name] = Space(low=value / 10, high=value * 10, log=True)
         if name == "epochs" and isinstance(value, int) and value > 0:
-            found[name] = Space(values=tuple(sorted({max(1, value // 2), value, 2 * value})))
-    return found
+            spaces[name] = Space(values=tuple(sorted({max(1, value // 2), value, 2 * value})))
+    return spaces
 
 
 def score_of(numbers: Mapping[str, float]) -> float:
@@ -189,49 +189,50 @@ class Judge:
         if validation is None:
             raise ExpungeError("tuning needs a validation set")
         self.forget, self.retain = forgetting.forget, forgetting.retain
-        gone = self.forget.y.unique()
-        gone = gone[~torch.isin(gone, self.retain.y)]
-        self.gone, self.validation = gone, validation
-        kept = ~torch.isin(validation.y, gone)
-        self.kept = validation.take(validation.index[kept])
+        removed_classes = self.forget.y.unique()
+        removed_classes = removed_classes[~torch.isin(removed_classes, self.retain.y)]
+        self.removed_classes, self.validation = removed_classes, validation
+        retained = ~torch.isin(validation.y, removed_classes)
+        self.retained = validation.take(validation.index[retained])
         self.wrong = bool((forgetting.true_labels[self.forget.index] != self.forget.y).all())
         self.rule = bench.study.tune.rule
-        if self.rule == "rf-jsd" and (self.wrong or len(gone)):
+        if self.rule == "rf-jsd" and (self.wrong or len(removed_classes)):
             raise UsageError("the rule rf-jsd cannot judge whole classes or wrong labels; set tune.rule=match.")
-        seen = self._seen(bench.original(cell).model)
-        self.before, self.unseen = self.accuracies(seen), seen.logits("model", "validation").softmax(1)
+        outputs = self._outputs(bench.original(cell).model)
+        self.before, self.unseen = self.accuracies(outputs), outputs.logits("model", "validation").softmax(1)
 
     def numbers(self, model: nn.Module) -> dict[str, float]:
         """Accuracies, `forgetting` by the rule, and what was lost against the original."""
-        seen = self._seen(model)
-        found = self.accuracies(seen)
-        forgetting = abs(found["forget"] - self.target(seen)) if self.rule == "match" else self.rf_jsd(seen)
-        lost = {f"{split} lost": self.before[split] - found[split] for split in ("retain", "validation")}
-        return {**found, "forgetting": forgetting, **lost}
+        outputs = self._outputs(model)
+        accuracies = self.accuracies(outputs)
+        forgetting = abs(accuracies["forget"] - self.target(outputs)) if self.rule == "match" else self.rf_jsd(outputs)
+        lost = {f"{split} lost": self.before[split] - accuracies[split] for split in ("retain", "validation")}
+        return {**accuracies, "forgetting": forgetting, **lost}
 
-    def target(self, seen: Evaluation) -> float:
+    def target(self, outputs: Evaluation) -> float:
         """Forget accuracy of a model that never saw the samples (`match`)."""
         if self.wrong:
-            return (1 - self.accuracies(seen)["validation"]) / (self.forget.num_classes - 1)
-        if len(self.gone) == len(self.forget.y.unique()):
+            return (1 - self.accuracies(outputs)["validation"]) / (self.forget.num_classes - 1)
+        if len(self.removed_classes) == len(self.forget.y.unique()):
             return 0.0
-        return 1 - matched_error(seen.logits("model", "validation"), self.kept.y, self.forget.y)
+        return 1 - matched_error(outputs.logits("model", "validation"), self.retained.y, self.forget.y)
 
-    def rf_jsd(self, seen: Evaluation) -> float:
-        outputs, labels = seen.logits("model", "forget").softmax(1), self.forget.y
+    def rf_jsd(self, model_outputs: Evaluation) -> float:
+        outputs, labels = model_outputs.logits("model", "forget").softmax(1), self.forget.y
         total = 0.0
         for label in labels.unique().tolist():
-            mine, theirs = outputs[labels == label], self.unseen[self.kept.y == label]
-            if not len(theirs):
+            unlearned, reference = outputs[labels == label], self.unseen[self.retained.y == label]
+            if not len(reference):
                 raise UsageError(f"no validation sample has class {label}; hold out more, or set tune.rule=match.")
-            total += len(mine) * float(jsd(mine.mean(0, keepdim=True).log(), theirs.mean(0, keepdim=True).log()))
+            means = (rows.mean(0, keepdim=True).log() for rows in (unlearned, reference))
+            total += len(unlearned) * float(jsd(*means))
         return total / len(labels)
 
-    def accuracies(self, seen: Evaluation) -> dict[str, float]:
-        return {name: float(seen.correct("model", name).double().mean()) for name in seen.splits}
+    def accuracies(self, outputs: Evaluation) -> dict[str, float]:
+        return {name: float(outputs.correct("model", name).double().mean()) for name in outputs.splits}
 
-    def _seen(self, model: nn.Module) -> Evaluation:
-        splits = {"forget": self.forget, "retain": self.retain, "validation": self.kept}
+    def _outputs(self, model: nn.Module) -> Evaluation:
+        splits = {"forget": self.forget, "retain": self.retain, "validation": self.retained}
         return Evaluation({"model": model}, splits, device=pick_device(self.bench.study.device))
 
     def gap(self, numbers: Mapping[str, float]) -> float:
@@ -239,7 +240,7 @@ class Judge:
         reference = self.bench.reference(self.cell)
         if reference is None:
             raise UsageError("regret needs the retrained model, but the study says `retrain: false`.")
-        exact = self.accuracies(self._seen(reference.model))
+        exact = self.accuracies(self._outputs(reference.model))
         return sum(abs(numbers[s] - exact[s]) for s in ("forget", "retain", "validation")) / 3
 
 
@@ -250,7 +251,7 @@ def search(study: Study, folder: Path, label: str, *, oracle: bool) -> Tuned:
     bench = Workbench(study, cache_root())
     method = dict(study.named_methods())[label]
     cells = [cell for cell in expand(study, bench.fingerprint()) if cell.method_label == label]
-    space, own = space_of(study, label), to_dict(method)
+    space, options = space_of(study, label), to_dict(method)
     backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
     trials = optuna.create_study(
         study_name=label,
@@ -260,17 +261,20 @@ def search(study: Study, folder: Path, label: str, *, oracle: bool) -> Tuned:
         direction="minimize",
     )
     if not trials.trials:
-        known = {n: own[n] for n, one in space.items() if one.values is not None or own[n] is not None}
-        trials.enqueue_trial(known)
+        trial_numbers = {
+            n: options[n] for n, item in space.items() if item.values is not None or options[n] is not None
+        }
+        trials.enqueue_trial(trial_numbers)
     judges: dict[str, Judge] = {}
     while len(_finished(trials)) < study.tune.trials:
         trial = trials.ask()
-        chosen = {name: _suggest(trial, name, one) for name, one in space.items()}
+        chosen = {name: _suggest(trial, name, item) for name, item in space.items()}
         try:
             scores, gaps = [], []
             for cell in cells:
                 judge = judges.setdefault(str(cell.group), Judge(bench, cell))
-                result = bench.apply(cell, make_method(method.card.name, **{**own, **chosen}), cell.seeds["unlearn"])
+                candidate = make_method(method.card.name, **{**options, **chosen})
+                result = bench.apply(cell, candidate, cell.seeds["unlearn"])
                 numbers = judge.numbers(result.model)
                 scores.append(score_of(numbers))
                 if oracle:
@@ -284,7 +288,7 @@ def search(study: Study, folder: Path, label: str, *, oracle: bool) -> Tuned:
         if gaps:
             trial.set_user_attr("gap", sum(gaps) / len(gaps))
         trials.tell(trial, sum(scores) / len(scores))
-    return Tuned(label, [_trial(one) for one in _finished(trials)[: study.tune.trials]])
+    return Tuned(label, [_trial(item) for item in _finished(trials)[: study.tune.trials]])
 
 
 def _search(_: None, item: tuple[str, str, str, bool]) -> Tuned:
@@ -312,12 +316,12 @@ def _with_own(space: Space, value: Any) -> Space:
 
 
 def _finished(trials: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    return [one for one in trials.get_trials(deepcopy=False) if one.state.name in ("COMPLETE", "FAIL") and
-            (one.state.name == "COMPLETE" or "failed" in one.user_attrs)]  # fmt: skip
+    return [trial for trial in trials.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "FAIL") and
+            (trial.state.name == "COMPLETE" or "failed" in trial.user_attrs)]  # fmt: skip
 
 
-def _trial(one: optuna.trial.FrozenTrial) -> Trial:
-    return Trial(dict(one.params), one.value, one.user_attrs.get("gap"), one.user_attrs.get("failed", ""))
+def _trial(trial: optuna.trial.FrozenTrial) -> Trial:
+    return Trial(dict(trial.params), trial.value, trial.user_attrs.get("gap"), trial.user_attrs.get("failed", ""))
 
 
 @contextmanager
@@ -345,12 +349,12 @@ def _check_folder(folder: Path, identity: str) -> None:
     write_text(marker, identity + "\n")
 
 
-def _as_recipe(study: Study, recipe: Path, folder: Path, found: Sequence[Tuned]) -> str:
+def _as_recipe(study: Study, recipe: Path, folder: Path, tuned: Sequence[Tuned]) -> str:
     """The methods of the study with the chosen options, as a study that extends it."""
-    chosen = {one.label: one.best.options for one in found if one.best is not None}
+    chosen = {item.label: item.best.options for item in tuned if item.best is not None}
     methods: list[Any] = []
-    for _, label, name, given in study.method_items():
-        options = {**given, **chosen.get(label, {})}
+    for _, label, name, options_given in study.method_items():
+        options = {**options_given, **chosen.get(label, {})}
         methods.append({"name": name, "label": label, **options} if options or label != name else name)
     base = os.path.relpath(recipe.resolve(), folder.resolve())
     content = {"name": f"{study.name}-tuned", "extends": base, "methods": methods}

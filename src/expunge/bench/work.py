@@ -16,7 +16,7 @@ import torch._dynamo  # noqa: F401  # as above
 
 from expunge.bench.cells import expand
 from expunge.bench.reading import parse_study
-from expunge.bench.store import Store
+from expunge.bench.store import CellStore
 from expunge.bench.workbench import Workbench
 from expunge.core.errors import ExpungeError
 from expunge.core.run import Progress
@@ -26,7 +26,7 @@ from expunge.data.cache import cache_root
 def run_cells(
     study: str,
     folder: Path,
-    wanted: Sequence[str],
+    cell_ids: Sequence[str],
     progress: Callable[[Progress], None] | None,
     tick: Callable[[], None],
 ) -> None:
@@ -34,20 +34,20 @@ def run_cells(
     recipe = parse_study(json.loads(study))
     bench = Workbench(recipe, cache_root(), progress, folder=folder)
     by_id = {cell.id: cell for cell in expand(recipe, bench.fingerprint())}
-    store = Store(folder)
+    store = CellStore(folder)
     try:
         states = store.states()
-        for cell in wanted:
+        for cell in cell_ids:
             if states.get(cell) in ("done", "failed"):
                 continue
             if cell not in by_id:
                 raise ExpungeError("the data or a file of the recipe changed while the study ran; start it again.")
             store.start(cell)
-            found = bench.attempt(by_id[cell])
-            if isinstance(found, str):
-                store.fail(cell, found)
+            record = bench.attempt(by_id[cell])
+            if isinstance(record, str):
+                store.fail(cell, record)
             else:
-                store.finish(cell, found)
+                store.finish(cell, record)
             store.keep_stages(bench.stages)
             bench.stages.clear()
             tick()

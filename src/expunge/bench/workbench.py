@@ -123,10 +123,10 @@ class Workbench:
             trained = train_cached(copy.deepcopy(start), train, recipe, run)
             model = trained.cpu().eval()
             seconds = run.elapsed() + run.cached_seconds
-            made = Trained(model, weights_hash(model), seconds, len(run.history))
-            facts = {"kind": "original", "weights": made.weights, "seconds": seconds, "epochs": made.epochs}
+            original = Trained(model, weights_hash(model), seconds, len(run.history))
+            facts = {"kind": "original", "weights": original.weights, "seconds": seconds, "epochs": original.epochs}
             self.stages[key] = {**facts, "seed": seed, "data": train.content_hash()}
-            return made
+            return original
 
         return self._once(key, make)
 
@@ -147,8 +147,8 @@ class Workbench:
     def _result(self, cell: Cell, model: str, method: Method, seed: int) -> Result:
         """The model `model` of a cell: a kept one, or the method runs."""
         train = self.forgetting(cell).train
-        kept = self.kept.load(model, lambda: self._fresh(train.input_shape, train.num_classes, 0))
-        return self.apply(cell, method, seed) if kept is None else kept
+        stored = self.kept.load(model, lambda: self._fresh(train.input_shape, train.num_classes, 0))
+        return self.apply(cell, method, seed) if stored is None else stored
 
     def apply(self, cell: Cell, method: Method, seed: int) -> Result:
         """One method on this cell's scenario and models."""
@@ -213,25 +213,25 @@ class Workbench:
         results = {**({} if reference is None else {REFERENCE: reference}), name: result}
         return SharedEvaluation(
             shared,
-            {ORIGINAL: self.original(cell).model, **{key: one.model for key, one in results.items()}},
+            {ORIGINAL: self.original(cell).model, **{key: entry.model for key, entry in results.items()}},
             {key: split for key, split in splits.items() if split is not None},
             device=pick_device(self.study.device),
             seed=cell.seeds["evaluate"],
-            seconds={key: one.seconds for key, one in results.items()},
+            seconds={key: entry.seconds for key, entry in results.items()},
             sample=forgetting.sample,
         )
 
     def _scores(self, cell: Cell, evaluation: Evaluation, name: str) -> dict[str, Any]:
         """Score id -> rows of this cell's model (the reference has its own cell); what is known is not computed."""
-        found, asked = self.kept.scores(cell.model), self.study.asked_metrics()
-        left = {s: m for s, m in zip(cell.scores, self.study.named_metrics(), strict=True) if s not in found}
-        for score, values in zip(left, measure(evaluation, list(left.values()), name, asked), strict=True):
-            found[score] = [asdict(value) for value in values]
-        if self.study.curves and "curves" not in found:
-            found["curves"] = curves(evaluation, name)
-        if self.study.projection and "projection" not in found:
-            found["projection"] = projection(evaluation, name)
-        return found
+        stored, requested = self.kept.scores(cell.model), self.study.asked_metrics()
+        left = {s: m for s, m in zip(cell.scores, self.study.named_metrics(), strict=True) if s not in stored}
+        for score, values in zip(left, measure(evaluation, list(left.values()), name, requested), strict=True):
+            stored[score] = [asdict(value) for value in values]
+        if self.study.curves and "curves" not in stored:
+            stored["curves"] = curves(evaluation, name)
+        if self.study.projection and "projection" not in stored:
+            stored["projection"] = projection(evaluation, name)
+        return stored
 
     def _described(self, cell: Cell, result: Result) -> dict[str, Any]:
         forgetting, original = self.forgetting(cell), self.original(cell)
@@ -275,8 +275,8 @@ class Workbench:
         recipe = build(Recipe, part.recipe, "pretrain.recipe")
         train_cached(body, train, recipe, self._run(part.seed, "pretraining", body, train, recipe), purpose="pretrain")
         head = anatomy(body.cpu(), next(iter(train.batches(2))).x).head
-        kept = {name: value for name, value in body.state_dict().items() if not name.startswith(f"{head}.")}
-        fresh.load_state_dict({**fresh.state_dict(), **kept})
+        body_weights = {name: value for name, value in body.state_dict().items() if not name.startswith(f"{head}.")}
+        fresh.load_state_dict({**fresh.state_dict(), **body_weights})
         reset_parameters(fresh, [head], seed=seed)
         return fresh
 
@@ -304,8 +304,8 @@ class Workbench:
                 self._kept[key] = error
         if isinstance(self._kept[key], ExpungeError):
             raise self._kept[key]
-        kept: T = self._kept[key]
-        return kept
+        value: T = self._kept[key]
+        return value
 
 
 def gap(evaluation: Evaluation, model: str) -> float:
@@ -319,7 +319,7 @@ def gap(evaluation: Evaluation, model: str) -> float:
         [float(evaluation.correct(name, split).double().mean()) for name in (model, REFERENCE)]
         for split in evaluation.present(("forget", "retain", "test"))
     ]
-    return sum(abs(own - other) for own, other in both) / len(both)
+    return sum(abs(value - other) for value, other in both) / len(both)
 
 
 def hardware(device: str) -> str:

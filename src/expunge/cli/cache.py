@@ -71,16 +71,16 @@ def show(
     """Everything about one entry: its files, and what it was made of."""
     from expunge.core.entries import KINDS
 
-    found = _named(_root(), entry)
+    entries = _named(_root(), entry)
     if json:
-        console.print_json(_plain(found))
+        console.print_json(_plain(entries))
         return
-    origin = found.origin
+    origin = entries.origin
     facts = {
-        "entry": f"{found.kind}/{found.key}",
-        "holds": KINDS[found.kind],
-        "size": size(found.bytes),
-        "written": f"{found.written_at:%Y-%m-%d %H:%M} UTC",
+        "entry": f"{entries.kind}/{entries.key}",
+        "holds": KINDS[entries.kind],
+        "size": size(entries.bytes),
+        "written": f"{entries.written_at:%Y-%m-%d %H:%M} UTC",
         "data": "not known" if origin is None else origin.data or "none",
         "samples": "" if origin is None or not origin.count else f"{origin.count:,} ({origin.form})",
         "made by": "" if origin is None else origin.command,
@@ -88,7 +88,7 @@ def show(
     for name, value in facts.items():
         if value:
             console.out().print(f"{name}: {value}", soft_wrap=True)
-    for path in found.paths:
+    for path in entries.paths:
         console.out().print(f"  {path}", soft_wrap=True)
 
 
@@ -166,18 +166,16 @@ def _chosen(
 def _named(root: Path, name: str) -> Entry:
     from expunge.core.entries import entries
 
-    wanted = name.rpartition("/")
-    found = [
-        entry
-        for entry in entries(root)
-        if wanted[2] and entry.key.startswith(wanted[2]) and wanted[0] in ("", entry.kind)
+    parts = name.rpartition("/")
+    matches = [
+        entry for entry in entries(root) if parts[2] and entry.key.startswith(parts[2]) and parts[0] in ("", entry.kind)
     ]
-    if not found:
+    if not matches:
         raise UsageError(f"there is no entry {name!r} in {root}; `expunge cache list` names them.")
-    if len(found) > 1:
-        names = ", ".join(f"{entry.kind}/{entry.key}" for entry in found[:5])
-        raise UsageError(f"{name!r} is the beginning of {len(found)} entries; give more of it: {names}.")
-    return found[0]
+    if len(matches) > 1:
+        names = ", ".join(f"{entry.kind}/{entry.key}" for entry in matches[:5])
+        raise UsageError(f"{name!r} is the beginning of {len(matches)} entries; give more of it: {names}.")
+    return matches[0]
 
 
 def _counted(chosen: Sequence[Entry]) -> str:

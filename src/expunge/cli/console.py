@@ -22,14 +22,14 @@ SECONDS_BETWEEN_LINES = 2.0  # outside a terminal, long work writes a line this 
 
 
 @dataclass
-class Settings:
+class ConsoleSettings:
     """Global options, allowed anywhere on the command line."""
 
     quiet: bool = False
     debug: bool = False
 
 
-settings = Settings()
+settings = ConsoleSettings()
 
 
 def out() -> Console:
@@ -70,10 +70,10 @@ def table(*headers: str, right: tuple[str, ...] = (), title: str | None = None) 
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for header in headers:
-        made.add_column(header, justify="right" if header in right else "left", overflow="fold")
-    return made
+        grid.add_column(header, justify="right" if header in right else "left", overflow="fold")
+    return grid
 
 
 @contextmanager
@@ -133,5 +133,5 @@ def _what(event: Progress) -> str:
 
 def _numbers(event: Progress) -> str:
     """At most two numbers: more do not fit beside a bar."""
-    shown = [f"{name} {value:.3g}" for name, value in event.numbers.items() if name != "lr"]
-    return "  ".join(shown[:2])
+    texts = [f"{name} {value:.3g}" for name, value in event.numbers.items() if name != "lr"]
+    return "  ".join(texts[:2])

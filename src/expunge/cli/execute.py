@@ -56,15 +56,15 @@ def train(job: Train) -> None:
     world = distributed.current()
     world.from_main(lambda: claim(job))
     data = inputs.load_data(job, holdout=job.holdout, split_seed=job.split_seed)
-    seen = data.train
+    training_samples = data.train
     if job.forget is not None:
         forgetting = inputs.split_data(job, data.train)
-        seen = forgetting.train if job.on == "all" else forgetting.retain
+        training_samples = forgetting.train if job.on == "all" else forgetting.retain
     done = world.from_main(lambda: finished(job))
     code = user_code(job.model)
     if done is not None:
         check_code(job.out, done, code)
-        _same_data(job.out, done["training"]["data"], seen.content_hash())
+        _same_data(job.out, done["training"]["data"], training_samples.content_hash())
         console.say(f"{job.out} already holds this training ({done['seconds']:.1f} s); nothing to do.")
         _print_training(done, job.out)
         return
@@ -76,7 +76,7 @@ def train(job: Train) -> None:
         with console.progress() as progress:
             result = api.train(
                 model,
-                seen,
+                training_samples,
                 recipe=recipe,
                 seed=job.seed,
                 device=job.device,
@@ -91,7 +91,7 @@ def train(job: Train) -> None:
         "model": job.model,
         "recipe": to_dict(recipe),
         "seed": job.seed,
-        "data": seen.content_hash(),
+        "data": training_samples.content_hash(),
         "holdout": job.holdout,
         "split_seed": job.split_seed,
         "checkpoint": str(job.checkpoint) if job.checkpoint else None,
@@ -104,7 +104,11 @@ def train(job: Train) -> None:
     _print_training(result.record(), job.out)
     if data.test is not None:
         scores = api.evaluate(
-            {"trained": result}, retain=seen, test=data.test, metrics=["accuracy", "loss"], device=job.device
+            {"trained": result},
+            retain=training_samples,
+            test=data.test,
+            metrics=["accuracy", "loss"],
+            device=job.device,
         )
         console.out().print(tables.scores_table({"trained": scores.values["trained"]}))
 
@@ -130,8 +134,8 @@ def unlearn(job: Unlearn) -> None:
     )  # fmt: skip
     answering, _ = as_classifier(trained.model, splits, pick_device(job.device))
     method = named or _planned(answering, splits, at, job.device)
-    asked = {name: value for name, value in to_dict(method).items() if name in given(method)}
-    job = dataclasses.replace(job, method=job.method if named else method.card.name, options=asked)
+    options_given = {name: value for name, value in to_dict(method).items() if name in given(method)}
+    job = dataclasses.replace(job, method=job.method if named else method.card.name, options=options_given)
     check_parallel(method, world)
     world.from_main(lambda: claim(job))
     _check_first(job, method, trained, split)
@@ -149,8 +153,9 @@ def unlearn(job: Unlearn) -> None:
             result = Experiment(first, split, method, progress=progress, **common).unlearn(
                 budget_seconds=job.budget_seconds, compile=job.compile, resume=state
             )
-        known = {**result.facts["data"], "forget": split.forget.content_hash()}  # of a stream: all requests together
-        facts = {**result.facts, "training": trained.facts["training"], "data": known}
+        # of a stream: all requests together
+        data_facts = {**result.facts["data"], "forget": split.forget.content_hash()}
+        facts = {**result.facts, "training": trained.facts["training"], "data": data_facts}
         facts["code"] = user_code(job.model, method)
         result = dataclasses.replace(result, facts=facts)
         if world.is_main:
@@ -166,8 +171,8 @@ def unlearn(job: Unlearn) -> None:
     records = {"unlearned": record}
     if job.retrain:
         with console.progress() as progress:
-            again = Experiment(inputs.for_references(trained), split, progress=progress, **common)
-            models["retrained"] = again.reference()
+            reference_experiment = Experiment(inputs.for_references(trained), split, progress=progress, **common)
+            models["retrained"] = reference_experiment.reference()
         records["retrained"] = models["retrained"].record()
     scores = api.evaluate(
         models,
@@ -204,10 +209,10 @@ def _going_on(state: Path) -> Iterator[Path]:
         raise
     except KeyboardInterrupt:
         if state_files(state):
-            told = f"finished epochs are kept in {state.parent}; run the same command again to go on."
+            message = f"finished epochs are kept in {state.parent}; run the same command again to go on."
         else:
-            told = "no epoch was finished that could be kept, so the same command begins again."
-        raise Interrupted(f"interrupted; {told}") from None
+            message = "no epoch was finished that could be kept, so the same command begins again."
+        raise Interrupted(f"interrupted; {message}") from None
 
 
 def _named(job: Unlearn) -> Method:
@@ -243,8 +248,8 @@ def _announce(original: nn.Module, method: Method, at: Situation, split: ForgetS
 
 def evaluate(job: Evaluate) -> None:
     """Measure the given checkpoints side by side."""
-    given = {name: getattr(job, name) for name in ("original", "unlearned", "retrained")}
-    paths: dict[str, Path] = {name: path for name, path in given.items() if path is not None}
+    model_paths = {name: getattr(job, name) for name in ("original", "unlearned", "retrained")}
+    paths: dict[str, Path] = {name: path for name, path in model_paths.items() if path is not None}
     if not paths:
         raise UsageError("nothing to evaluate: give at least one of --original, --unlearned, --retrained.")
     job, data = inputs.data_for(job, next(iter(paths.values())))
@@ -294,14 +299,14 @@ def audit(job: Audit) -> None:
             "references and shadow models cannot be trained without the recipe of the original; give --recipe "
             "file.yaml, or an original that `expunge train` made."
         )
-    again: list[Any] = [inputs.build(job, data.train, weights=path) for path in _weights_in(job.retrained)]
-    again += train_references(
+    references: list[Any] = [inputs.build(job, data.train, weights=path) for path in _weights_in(job.retrained)]
+    references += train_references(
         original, job.retrain, forget=split.forget, retain=split.retain, seed=job.seed, device=job.device
     )
     unlearned = inputs.build(job, data.train, weights=job.unlearned)
     with console.progress() as progress:
         verdict = evidence.audit(
-            original, unlearned, forget=split, test=data.test, references=again,
+            original, unlearned, forget=split, test=data.test, references=references,
             margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
             shadows=job.shadows, method=method, design=job.design, requests=job.requests, jobs=job.jobs,
             cache=cache_root(), features=job.residue, goal=job.goal,
@@ -311,7 +316,7 @@ def audit(job: Audit) -> None:
     if facts.get("weights") == weights_hash(unlearned):  # what was written about this very model
         verdict = evidence.by_construction(verdict, facts, split.forget)
     record = {
-        **verdict.record(), "forgotten": split.describe(), "retrained": len(again), "settings": to_dict(job),
+        **verdict.record(), "forgotten": split.describe(), "retrained": len(references), "settings": to_dict(job),
         "versions": versions(),
     }  # fmt: skip
     write_text(job.out / "attacks.csv", csv_for_people(verdict.frame()))
@@ -324,7 +329,7 @@ def audit(job: Audit) -> None:
         verdict,
         job.out / "audit.html",
         title=f"Audit of {job.unlearned}",
-        facts=_audit_facts(job, data, split, len(again)),
+        facts=_audit_facts(job, data, split, len(references)),
     )
     _print_forgetting(split)
     console.out().print(tables.attacks_table(verdict))
@@ -344,30 +349,30 @@ class VerdictRefused(ExpungeError):
 
 def failing_words(names: str | None) -> list[str]:
     """Verdicts named on the command line, with hyphens or spaces. Raises `UsageError` for an unknown one."""
-    known = {word.replace(" ", "-"): word for word in LABELS}
-    wanted = [name.strip().replace(" ", "-") for name in (names or "").split(",") if name.strip()]
-    for name in wanted:
-        if name not in known:
-            raise unknown("verdict", name, known)
-    return [known[name] for name in wanted]
+    labels = {label.replace(" ", "-"): label for label in LABELS}
+    requested = [name.strip().replace(" ", "-") for name in (names or "").split(",") if name.strip()]
+    for name in requested:
+        if name not in labels:
+            raise unknown("verdict", name, labels)
+    return [labels[name] for name in requested]
 
 
 def _counting(what: str, report: Callable[[Progress], None] | None) -> Callable[[int, int], None] | None:
     """Progress from plain counts."""
     if report is None:
         return None
-    shown = report  # of a type that the inner function can rely on
-    return lambda done, of: shown(Progress(what, done, of, {}))
+    report_progress = report  # of a type that the inner function can rely on
+    return lambda done, of: report_progress(Progress(what, done, of, {}))
 
 
-def _audit_facts(job: Audit, data: Data, split: ForgetSplit, again: int) -> list[tuple[str, str]]:
-    found = [
+def _audit_facts(job: Audit, data: Data, split: ForgetSplit, references: int) -> list[tuple[str, str]]:
+    facts = [
         ("To forget", f"{len(split.forget):,} of {len(split.train):,} training samples ({job.forget})"),
         ("Data", f"{job.data}, {len(data.test) if data.test else 0:,} unseen samples"),
         ("Model", job.model),
-        ("Trained again", f"{again} models" if again else "none"),
+        ("Trained again", f"{references} models" if references else "none"),
     ]
-    return [*found, ("Shadow models", f"{job.shadows}, {job.design}")] if job.shadows else found
+    return [*facts, ("Shadow models", f"{job.shadows}, {job.design}")] if job.shadows else facts
 
 
 def _method_of(job: Audit) -> Method | None:
@@ -394,10 +399,10 @@ def _weights_in(folder: Path | None) -> list[Path]:
     """Checkpoints of a folder, also one level down, as `expunge train --out folder/1` leaves them."""
     if folder is None:
         return []
-    found = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
-    if not found:
+    paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
+    if not paths:
         raise UsageError(f"{folder} holds no .safetensors; name a folder of models trained without the forget set.")
-    return found
+    return paths
 
 
 def _check_first(job: Unlearn, method: Method, trained: TrainedModel, split: ForgetSplit) -> None:

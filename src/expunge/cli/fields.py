@@ -37,17 +37,17 @@ def job_command(
     passes = any(f.name == "options" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
 
     def decorate(function: Callable[[J], None]) -> Callable[..., None]:
-        def command(**given: Any) -> None:
-            context: typer.Context = given.pop("context")
-            config = given.pop("config")
-            job = assemble(cls, given, config, context.args, inner)
+        def command(**values: Any) -> None:
+            context: typer.Context = values.pop("context")
+            config = values.pop("config")
+            job = assemble(cls, values, config, context.args, inner)
             try:
                 function(job)
             except UsageError as error:
                 raise located(error, config, cls) from None
             except KeyboardInterrupt:
-                kept = getattr(job, "out", None)
-                where = f"finished work is kept in {kept}; " if kept else ""
+                folder = getattr(job, "out", None)
+                where = f"finished work is kept in {folder}; " if folder else ""
                 raise Interrupted(f"interrupted; {where}run the same command again to go on.") from None
 
         parameters = [_keyword("context", typer.Context), *_parameters(cls)]
@@ -62,10 +62,10 @@ def job_command(
 
 
 def assemble(
-    cls: type[J], given: Mapping[str, Any], config: Path | None, extra: Sequence[str], inner: Inner | None = None
+    cls: type[J], given_values: Mapping[str, Any], config: Path | None, extra: Sequence[str], inner: Inner | None = None
 ) -> J:
     """One validated job. Raises `UsageError` that names the option, and the file if the value stands there."""
-    typed = {name: value for name, value in given.items() if value is not None and name not in NESTED}
+    typed = {name: value for name, value in given_values.items() if value is not None and name not in NESTED}
     filed = read_settings(config, cls, typed, inner) if config is not None else {}
     values: dict[str, Any] = {**filed, **typed}
     if isinstance(metrics := values.get("metrics"), (str, list)):  # `--metrics a,b`, `--metrics a --metrics b`
@@ -74,7 +74,7 @@ def assemble(
     if isinstance(values.get("method"), str):
         values["method"] = METHODS.named(values["method"])
     for name in NESTED:
-        pairs = dict(pair(text) for text in given.get(name) or ())
+        pairs = dict(pair(text) for text in given_values.get(name) or ())
         if name == "options":
             pairs |= passed_through(extra)
         if pairs:
@@ -113,8 +113,8 @@ def read_settings(path: Path, cls: type, typed: Mapping[str, Any], inner: Inner 
     names = option_names(inner({**values, **typed})) if loose and inner is not None else []
     for key in loose:
         if key not in names:
-            known = [*option_names(cls), *names]
-            raise UsageError(f"{path}: {label_of(cls)} has no option `{key}`; {nearest(key, known)}.")
+            allowed = [*option_names(cls), *names]
+            raise UsageError(f"{path}: {label_of(cls)} has no option `{key}`; {nearest(key, allowed)}.")
     if loose:
         values["options"] = {**{key: values.pop(key) for key in loose}, **(values.get("options") or {})}
     return values
@@ -191,10 +191,10 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 
 def _parameters(cls: type) -> list[inspect.Parameter]:
     hints = get_type_hints(cls)
-    made = [_parameter(row, hints[row.name]) for row in describe(cls)]
+    parameters = [_parameter(row, hints[row.name]) for row in describe(cls)]
     help_text = "YAML file with the same names; what stands on the command line wins"
     config = Annotated[Path | None, typer.Option("--config", help=help_text, show_default=False)]
-    return [*made, _keyword("config", config)]
+    return [*parameters, _keyword("config", config)]
 
 
 def _parameter(row: OptionInfo, hint: Any) -> inspect.Parameter:
@@ -223,9 +223,9 @@ def _metavar(row: OptionInfo, kind: Any) -> str | None:
         return "NAME=VALUE"
     if kind in (bool, Path):
         return None
-    words = {"integer": "INT", "number": "FLOAT", "string": "TEXT", "list of string": "NAME"}
+    type_names = {"integer": "INT", "number": "FLOAT", "string": "TEXT", "list of string": "NAME"}
     first = row.type.split(" or ")[0]
-    return words.get(first, first.replace(" ", ""))
+    return type_names.get(first, first.replace(" ", ""))
 
 
 def _kind(hint: Any) -> Any:

@@ -27,7 +27,7 @@ class Init(Settings):
 def init(job: Init) -> None:
     """Copy the model in, draw keys, write expunge.yaml."""
     training = inputs.training_of(job.checkpoint)
-    known = inputs.recipe_of(job.recipe_file, training)
+    recipe = inputs.recipe_of(job.recipe_file, training)
     if job.shards is None:
         job, data = inputs.data_for(job, job.checkpoint)
     else:
@@ -36,8 +36,8 @@ def init(job: Init) -> None:
     if training.get("data", train.content_hash()) != train.content_hash():
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
     values = {name: getattr(job, name) for name in option_names(Settings)}
-    if job.recipe is None and known is not None:
-        values["recipe"] = to_dict(known)
+    if job.recipe is None and recipe is not None:
+        values["recipe"] = to_dict(recipe)
     if not job.outside:  # what lies beside the checkpoint of a run was made of the same data
         run = job.checkpoint.parent
         values["outside"] = [str(run if (run / RECORD).is_file() else job.checkpoint)]

@@ -60,8 +60,8 @@ def data_for(job: J, checkpoint: Path) -> tuple[J, Data]:
     data = data_of(settings, training)
     if training or "normalise" in settings.data_options:
         return job, data
-    model, others = build(settings, data.train, weights=checkpoint), [data.test, data.validation]
-    taken, note = settle_normalisation(model, data.train, others, device=pick_device(settings.device))
+    model, other_splits = build(settings, data.train, weights=checkpoint), [data.test, data.validation]
+    taken, note = settle_normalisation(model, data.train, other_splits, device=pick_device(settings.device))
     if not taken:
         return job, data
     console.say(f"note: {note}")
@@ -118,14 +118,14 @@ def training_of(checkpoint: Path) -> dict[str, Any]:
     return training
 
 
-def recipe_of(given: Path | None, training: dict[str, Any]) -> Recipe | None:
+def recipe_of(path: Path | None, training: dict[str, Any]) -> Recipe | None:
     """The recipe in the file `given`, else that of the training; None if it is not known."""
-    if given is None:
+    if path is None:
         return Recipe(**training["recipe"]) if "recipe" in training else None
     try:
-        return Recipe(**typed_options(Recipe, read_yaml(given)))
+        return Recipe(**typed_options(Recipe, read_yaml(path)))
     except UsageError as error:
-        raise UsageError(f"{given}: {error}") from None
+        raise UsageError(f"{path}: {error}") from None
 
 
 def original(job: Unlearn | Audit | Repair, checkpoint: Path, *, data: Data, train: Split) -> TrainedModel:
@@ -138,8 +138,11 @@ def original(job: Unlearn | Audit | Repair, checkpoint: Path, *, data: Data, tra
         train: What the model was trained on, with the labels it learned.
     """
     training = training_of(checkpoint)
-    own = getattr(job, "initial", None)
-    start = start_weights(to_dict(job), training, train) if own is None else build(job, train, weights=own).state_dict()
+    initial = getattr(job, "initial", None)
+    if initial is None:
+        start = start_weights(to_dict(job), training, train)
+    else:
+        start = build(job, train, weights=initial).state_dict()
     return TrainedModel(
         model=build(job, train, weights=checkpoint),
         train=train,
@@ -149,7 +152,7 @@ def original(job: Unlearn | Audit | Repair, checkpoint: Path, *, data: Data, tra
         initial=start,
         seed=training.get("seed"),
         importance=kept_importance(checkpoint if checkpoint.is_dir() else checkpoint.parent, facts_beside(checkpoint)),
-        facts={"training": training, "drawn": own is None and training.get("checkpoint") is None},
+        facts={"training": training, "drawn": initial is None and training.get("checkpoint") is None},
     )
 
 

@@ -100,8 +100,8 @@ def _columns_table(part: PartFacts) -> Any:
     grid = console.table("column", "role", "type", "missing", "distinct", "for example",
                          right=("missing", "distinct"), title=f"columns of {part.name}")  # fmt: skip
     for column in part.columns[:MOST]:
-        shown = ", ".join(text if len(text) <= 24 else f"{text[:21]}..." for text in column.examples)
-        grid.add_row(column.name, column.role, column.kind, f"{column.missing:,}", f"{column.distinct:,}", shown)
+        examples = ", ".join(text if len(text) <= 24 else f"{text[:21]}..." for text in column.examples)
+        grid.add_row(column.name, column.role, column.kind, f"{column.missing:,}", f"{column.distinct:,}", examples)
     if len(part.columns) > MOST:
         grid.add_row("...", "", "", "", "", f"{len(part.columns) - MOST} more columns")
     return grid

@@ -23,7 +23,7 @@ def together(arguments: Sequence[str], action: Callable[[], int]) -> int:
         return action()
     with data_parallel() as world, contextlib.ExitStack() as muted:
         try:
-            command = next((word for word in arguments if not word.startswith("-")), "")
+            command = next((argument for argument in arguments if not argument.startswith("-")), "")
             if command not in SHARED:
                 raise UsageError(
                     f"`expunge {command}` cannot be shared by {world.size} processes; run it without torchrun "

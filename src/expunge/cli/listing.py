@@ -40,13 +40,13 @@ class MethodFilter:
         )
 
 
-def list_kind(kind: str, as_json: bool, wanted: MethodFilter | None = None) -> None:
+def list_kind(kind: str, as_json: bool, query: MethodFilter | None = None) -> None:
     """A table of all names of one kind; imports no implementation."""
-    wanted = wanted or MethodFilter()
+    query = query or MethodFilter()
     methods = catalogue(kind).kind == "method"
-    if wanted != MethodFilter() and not methods:
+    if query != MethodFilter() and not methods:
         raise UsageError(f"`--for` and `--without-...` narrow the list of methods; leave them out for {kind}.")
-    cards = [card for card in catalogue(kind).cards() if wanted.takes(card)]
+    cards = [card for card in catalogue(kind).cards() if query.takes(card)]
     if as_json:
         console.print_json([card_facts(card) for card in cards])
         return
@@ -96,7 +96,7 @@ def short_needs(needs: Any) -> str:
     marks = {"inputs": "", "labels": "y"}
     splits = (("F", needs.forget), ("R", needs.retain), ("V", needs.validation))
     parts = [letter + marks[access] for letter, access in splits if access != "none"]
-    parts += [word for word, on in (("recipe", needs.recipe), ("init", needs.initial)) if on]
+    parts += [name for name, on in (("recipe", needs.recipe), ("init", needs.initial)) if on]
     if needs.labelled:
         parts.append(f"y of {needs.labelled:.0%}" if needs.labelled < 1 else f"y of {needs.labelled:.0f}")
     return " ".join(parts) or "-"
@@ -106,9 +106,9 @@ def venue(card: Card) -> str:
     """Where and when: `NeurIPS 2023`, `arXiv 2024`."""
     if card.paper is None:
         return "-"
-    found = re.search(r"[A-Za-z&]+ (19|20)\d\d", card.paper.cite.rpartition(",")[2])
+    match = re.search(r"[A-Za-z&]+ (19|20)\d\d", card.paper.cite.rpartition(",")[2])
     preprint = re.match(r"arXiv:(\d\d)", card.paper.url)
-    return found.group() if found else f"arXiv 20{preprint.group(1)}" if preprint else card.paper.url
+    return match.group() if match else f"arXiv 20{preprint.group(1)}" if preprint else card.paper.url
 
 
 def card_facts(card: Card) -> dict[str, Any]:
@@ -127,10 +127,10 @@ def needs_phrase(needs: Any) -> str:
     """
     if not isinstance(needs, Needs):
         return str(needs or "-")
-    words = {"none": None, "inputs": "{} (no labels)", "labels": "{}"}
-    parts = [words[getattr(needs, name)] for name in ("forget", "retain", "validation")]
+    phrases = {"none": None, "inputs": "{} (no labels)", "labels": "{}"}
+    parts = [phrases[getattr(needs, name)] for name in ("forget", "retain", "validation")]
     named = [part.format(name) for part, name in zip(parts, ("forget", "retain", "validation"), strict=True) if part]
-    extras = [word for word, wanted in (("recipe", needs.recipe), ("initial weights", needs.initial)) if wanted]
+    extras = [phrase for phrase, needed in (("recipe", needs.recipe), ("initial weights", needs.initial)) if needed]
     return ", ".join([*named, *extras]) or "-"
 
 
@@ -139,9 +139,9 @@ def short_citation(card: Card) -> str:
     if card.paper is None:
         return "-"
     authors, _, title = card.paper.cite.partition(":")
-    first, *others = authors.replace(" et al.", ",").split(",")
+    first, *coauthors = authors.replace(" et al.", ",").split(",")
     venue = (title or authors).rsplit(",", 1)[-1].strip()
-    return f"{first}{' et al.' if others else ''}, {venue}, {card.paper.url}"
+    return f"{first}{' et al.' if coauthors else ''}, {venue}, {card.paper.url}"
 
 
 def show(kind: str, name: str, as_json: bool) -> None:
@@ -204,10 +204,10 @@ def show_recipe(as_json: bool) -> None:
 
 def about(thing: Any, kind: str) -> str:
     """Methods explain themselves in their module (the equation) and their class; the others in their own docstring."""
-    own = inspect.getdoc(thing) if isinstance(thing, type) or inspect.isfunction(thing) else ""
+    docstring = inspect.getdoc(thing) if isinstance(thing, type) or inspect.isfunction(thing) else ""
     module = getattr(sys.modules.get(getattr(thing, "__module__", "")), "__doc__", "") if kind == "method" else ""
     follows = _follows(thing) if kind == "method" else ""
-    return "\n\n".join(part.strip() for part in (module, own, follows) if part)
+    return "\n\n".join(part.strip() for part in (module, docstring, follows) if part)
 
 
 def _follows(cls: Any) -> str:

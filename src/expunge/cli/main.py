@@ -78,11 +78,11 @@ def list_(
     """What there is: methods, metrics, scenarios, models, datasets."""
     from expunge.cli.listing import MethodFilter, list_kind, print_matrix
 
-    wanted = MethodFilter(request or "", without_retain, without_labels)
+    query = MethodFilter(request or "", without_retain, without_labels)
     if markdown:
-        print_matrix(kind, plain=wanted == MethodFilter() and not json)
+        print_matrix(kind, plain=query == MethodFilter() and not json)
     else:
-        list_kind(kind, json, wanted)
+        list_kind(kind, json, query)
 
 
 def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
@@ -230,12 +230,12 @@ app.add_typer(cache.app)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. `--quiet` and `--debug` may stand anywhere."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     console.settings.quiet = console.settings.debug = False
-    for token in given:
+    for token in argv:
         if token in GLOBAL:
             setattr(console.settings, GLOBAL[token], True)
-    rest = [token for token in given if token not in GLOBAL]
+    rest = [token for token in argv if token not in GLOBAL]
 
     def run() -> int:
         if _plain_list(rest):

@@ -58,10 +58,10 @@ def facts_of(out: Path) -> Path:
 
 
 def _print(scores: SampleScores) -> None:
-    known = scores.score[np.isfinite(scores.score)]
+    finite = scores.score[np.isfinite(scores.score)]
     names = ("lowest", "median", "mean", "highest")
     grid = console.table("samples", "score by", *names, right=("samples", *names))
-    values = (known.min(), np.median(known), known.mean(), known.max()) if len(known) else ()
+    values = (finite.min(), np.median(finite), finite.mean(), finite.max()) if len(finite) else ()
     cells = [f"{value:.3f}" for value in values] or ["-"] * len(names)
     grid.add_row(f"{len(scores):,}", scores.by, *cells)
     console.out().print(grid)

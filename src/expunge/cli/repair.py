@@ -52,21 +52,21 @@ def repair(job: Repair) -> None:
     if not inputs.is_trained_on(trained):
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
     common: dict[str, Any] = {"seed": job.seed, "device": job.device}
-    again = inputs.for_references(trained)
+    untrained = inputs.for_references(trained)
     record = _finished(job, correction, original)
     if record is not None:
-        told = read_json(job.out / RECORD)
-        if told is not None:
+        stored_record = read_json(job.out / RECORD)
+        if stored_record is not None:
             console.say(f"{job.out} already holds this repair; nothing to do.")
-            _print(job, told)
+            _print(job, stored_record)
             return
         console.say(f"{job.out} already holds the repaired model; measuring it.")
         result = _restored(job, record, inputs.build(job, data.train, weights=job.out / WEIGHTS))
     else:
         with console.progress() as progress:
             result = mend(
-                trained if isinstance(method, Method) and method.needs.initial else again, correction, method=method,
-                learn=learn, progress=progress, state=job.out, **common,
+                trained if isinstance(method, Method) and method.needs.initial else untrained, correction,
+                method=method, learn=learn, progress=progress, state=job.out, **common,
             )  # fmt: skip
         result = dataclasses.replace(result, facts={**result.facts, "training": training})
         result.save(job.out)
@@ -74,8 +74,9 @@ def repair(job: Repair) -> None:
     if job.retrain:
         with console.progress() as progress:
             models[REFERENCE] = train_again(
-                again, correction, recipe=recipe, progress=progress, cache=None if job.force else cache_root(), **common
-            )
+                untrained, correction, recipe=recipe, progress=progress,
+                cache=None if job.force else cache_root(), **common,
+            )  # fmt: skip
     effects = measure_repair(models, correction, test=data.test, k=job.neighbours, **common)
     facts_shown = [("Data", f"{job.data}, {len(data.test) if data.test else 0:,} test samples"), ("Model", job.model)]
     record = write_repair(
@@ -142,11 +143,11 @@ def _finished(job: Repair, correction: Correction, original: nn.Module) -> dict[
 
 def _restored(job: Repair, record: dict[str, Any], model: nn.Module) -> Result:
     """The result whose record an earlier call saved."""
-    own = ("format", "status", "seconds", "stages", "needs", "weights", "notes", "details", "history")
+    excluded = ("format", "status", "seconds", "stages", "needs", "weights", "notes", "details", "history")
     return Result(
         model=model,
         needs=Needs(**record["needs"]),
-        facts={name: value for name, value in record.items() if name not in own},
+        facts={name: value for name, value in record.items() if name not in excluded},
         **{name: record[name] for name in ("history", "seconds", "status", "stages", "notes", "details")},
     )
 
@@ -168,5 +169,5 @@ def _print(job: Repair, record: dict[str, Any]) -> None:
     console.out().print(f"report: {job.out / PAGE}", soft_wrap=True)
 
 
-def _percent(found: dict[str, float]) -> str:
-    return f"{100 * found['share']:.1f}"
+def _percent(value: dict[str, float]) -> str:
+    return f"{100 * value['share']:.1f}"

@@ -55,10 +55,10 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     """One self-contained page about all records of the given folders, headed by the study's own words if it is one."""
     from expunge import report
 
-    found = [_described(run) for run in runs]
-    cells = [cell for study in found for cell in study.cells]
-    words = {"title": found[0].title, "about": found[0].about} if len(found) == 1 and found[0].title else {}
-    report.build(cells, out, published=[reference for study in found for reference in study.published], **words)
+    studies = [_described(run) for run in runs]
+    cells = [cell for study in studies for cell in study.cells]
+    heading = {"title": studies[0].title, "about": studies[0].about} if len(studies) == 1 and studies[0].title else {}
+    report.build(cells, out, published=[reference for study in studies for reference in study.published], **heading)
 
 
 def write_site(runs: Sequence[Path], out: Path) -> Path:

@@ -112,8 +112,9 @@ def fulfil(
     options = dict(pair(text) for text in option or ())
     with _desk(workspace) as desk:
         if plan:
-            found = desk.plan(batch=batch, method=method, options=options)
-            console.out().print(str(found) if found is not None else "nothing to do: no request waits", soft_wrap=True)
+            planned = desk.plan(batch=batch, method=method, options=options)
+            text = str(planned) if planned is not None else "nothing to do: no request waits"
+            console.out().print(text, soft_wrap=True)
             return
         try:
             with console.progress() as progress:
@@ -122,11 +123,11 @@ def fulfil(
                 )
         except KeyboardInterrupt:
             raise Interrupted("interrupted; finished steps are kept; run the same command again to go on.") from None
-        for one in done:
-            console.out().print(desk.sentence(one), soft_wrap=True)
+        for fulfilment in done:
+            console.out().print(desk.sentence(fulfilment), soft_wrap=True)
         if not done:
             console.out().print("nothing to do: no request waits")
-        failed = [one for one in done if one.state == "failed"]
+        failed = [fulfilment for fulfilment in done if fulfilment.state == "failed"]
         if failed:
             of = counted(len(done), "fulfilment")
             raise ExpungeError(f"{len(failed)} of {of} failed; see `expunge requests status`.")
@@ -140,18 +141,18 @@ def status(
 ) -> None:
     """How many requests are in which state, the newest ones, and the model that is in force."""
     with _register(workspace) as register:
-        found = register.status(last)
+        summary = register.status(last)
     if json:
-        console.print_json(found)
+        console.print_json(summary)
         return
-    _print_requests(found["requests"])
-    console.out().print("  ".join(f"{state} {count}" for state, count in found["counts"].items()) or "no requests")
-    active = found["active"]
+    _print_requests(summary["requests"])
+    console.out().print("  ".join(f"{state} {count}" for state, count in summary["counts"].items()) or "no requests")
+    active = summary["active"]
     console.out().print(f"model in force: {active['id'][:12]} ({active['method']}, {active['made_at'][:16]})")
-    left = found["advice"]["accuracy_left"]
+    left = summary["advice"]["accuracy_left"]
     room = "" if left is None else f" ({left:.0%} of the accuracy that may be lost is left)"
-    console.out().print(f"advice: {found['advice']['word']}{room}", soft_wrap=True)
-    for reason in found["advice"]["reasons"]:
+    console.out().print(f"advice: {summary['advice']['word']}{room}", soft_wrap=True)
+    for reason in summary["advice"]["reasons"]:
         console.out().print(f"- {reason}", soft_wrap=True)
 
 
@@ -200,13 +201,13 @@ def show(
             console.out().print("\n".join(desk.samples_of(number)), soft_wrap=True)
         return
     with _register(workspace) as register:
-        found = register.show(number)
+        details = register.show(number)
     if json:
-        console.print_json(found)
+        console.print_json(details)
         return
-    for name, value in found["summary"].items():
+    for name, value in details["summary"].items():
         console.out().print(f"{name}: {value}", soft_wrap=True)
-    for event in found["events"]:
+    for event in details["events"]:
         console.out().print(f"  {event['at'][:19]}  {event['kind']}  {event['by']}", soft_wrap=True)
 
 
@@ -232,9 +233,9 @@ def verify(
         if key is None:
             raise UsageError("a case file alone is checked against a public key; give --key keys/public.pem.")
         findings = verify_case(Path(case), public_key=load_public(key))
-    for one in findings:
-        console.out().print(f"{'ok  ' if one.ok else 'NOT '} {one.sentence}", soft_wrap=True)
-    bad = sum(1 for one in findings if not one.ok)
+    for finding in findings:
+        console.out().print(f"{'ok  ' if finding.ok else 'NOT '} {finding.sentence}", soft_wrap=True)
+    bad = sum(1 for finding in findings if not finding.ok)
     if bad:
         raise ExpungeError(f"not in order: {bad} of {counted(len(findings), 'check')}; do not rely on this case file.")
 
@@ -251,13 +252,13 @@ def export(
     workspace: Place = HERE,
 ) -> None:
     """Write the case file of a request, or the model, where others can read them."""
-    wanted = {"pdf": pdf, "html": html, "json": json, "model": model}
-    given = {name: path for name, path in wanted.items() if path is not None}
-    if not given:
+    outputs = {"pdf": pdf, "html": html, "json": json, "model": model}
+    chosen = {name: path for name, path in outputs.items() if path is not None}
+    if not chosen:
         raise UsageError("nothing to write: give --pdf, --html, --json or --model with a file.")
     with _desk(workspace) as desk:
-        desk.export(number, **given)
-    console.say(f"written: {', '.join(map(str, given.values()))}")
+        desk.export(number, **chosen)
+    console.say(f"written: {', '.join(map(str, chosen.values()))}")
 
 
 @app.command(epilog="Example: expunge requests rollback 12")
@@ -358,8 +359,8 @@ def check(workspace: Place = HERE) -> None:
     """Check everything: the ledger's chain, each case file, each model file."""
     with _desk(workspace) as desk:
         breaks = desk.check()
-    for one in breaks:
-        console.out().print(f"NOT  {one}", soft_wrap=True)
+    for problem in breaks:
+        console.out().print(f"NOT  {problem}", soft_wrap=True)
     if breaks:
         raise ExpungeError(f"not in order: {counted(len(breaks), 'thing')}; restore the workspace from a backup.")
     console.out().print("ok   the ledger, its case files and model versions are as they were written")

@@ -201,10 +201,10 @@ def tune(
     folder = out or Path("tuned") / file.stem
     try:
         with console.progress() as progress:
-            found = search(file, folder, jobs=jobs, oracle=oracle, progress=progress, overrides=change or ())
+            tuned = search(file, folder, jobs=jobs, oracle=oracle, progress=progress, overrides=change or ())
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; trials are kept in {folder}; run the same command again to go on.") from None
-    console.out().print(tuned_table(found, oracle))
+    console.out().print(tuned_table(tuned, oracle))
     console.out().print(f"study: {folder / 'tuned.yaml'}", soft_wrap=True)
 
 
@@ -224,13 +224,13 @@ def compare(
     cells = read_cells(folder)
     values = comparison.table(cells, metric)
     better = comparison.direction(cells, metric)
-    found = comparison.ranks(values, better)
-    if found is None:
+    ranks = comparison.ranks(values, better)
+    if ranks is None:
         console.say(f"too few blocks to rank: {len(values)} (at least 4, and 3 methods); differences only.")
     else:
-        console.out().print(ranks_table(found, metric, better))
+        console.out().print(ranks_table(ranks, metric, better))
     table = comparison.pairs(values)
-    best = next(iter(found.mean)) if found else str(values.mean().sort_values(ascending=better == "lower").index[0])
+    best = next(iter(ranks.mean)) if ranks else str(values.mean().sort_values(ascending=better == "lower").index[0])
     console.out().print(pairs_table(table, best, better))
     if csv is not None:
         write_text(csv, table.to_csv(index=False))
@@ -267,9 +267,9 @@ def _engine(name: str, folder: Path, address: str | None, gpus: float, partition
     """The engine of `--engine`; None: the local one, by `--jobs`."""
     if name not in ("local", "ray", "slurm"):
         raise unknown("engine", name, ("local", "ray", "slurm"))
-    for option, given, needs in (("address", address, ("ray",)), ("partition", partition, ("slurm",)),
+    for option, setting, needs in (("address", address, ("ray",)), ("partition", partition, ("slurm",)),
                                  ("gpus", gpus, ("ray", "slurm"))):  # fmt: skip
-        if given and name not in needs:
+        if setting and name not in needs:
             raise UsageError(f"`--{option}` belongs to --engine {' or '.join(needs)}, not to --engine {name}.")
     if name == "local":
         return None
@@ -293,10 +293,10 @@ def _watch(track: str | None, study: str) -> Callable[[CellRecord], None] | None
 def _from_library(name: str) -> Path:
     from expunge.bench.library import recipes
 
-    known = recipes()
-    if name not in known:
-        raise unknown("study", name, known)
-    return Path(known[name])
+    library = recipes()
+    if name not in library:
+        raise unknown("study", name, library)
+    return Path(library[name])
 
 
 def _study(
@@ -335,6 +335,6 @@ def _study(
             raise ExpungeError(f"no cell of the study could be finished; {reasons[0] if reasons else 'see its report'}")
         write_report([out], out / "report.html")
     except KeyboardInterrupt:
-        kept = f"interrupted; finished work is kept in {out}; run the same command again to go on."
-        raise Interrupted(kept) from None
+        message = f"interrupted; finished work is kept in {out}; run the same command again to go on."
+        raise Interrupted(message) from None
     console.out().print(f"report: {out / 'report.html'} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)

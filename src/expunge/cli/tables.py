@@ -76,12 +76,12 @@ def requests_table(rows: Sequence[Mapping[str, float]]) -> Table:
     """One row per request of a stream."""
     names = {"current_accuracy": "this request", "past_accuracy": "all so far", "retain_accuracy": "retain",
              "test_accuracy": "test", "drift": "drift", "seconds": "sec"}  # fmt: skip
-    shown = [name for name in names if any(name in row for row in rows)]
-    headers = [names[name] for name in shown]
+    columns = [name for name in names if any(name in row for row in rows)]
+    headers = [names[name] for name in columns]
     grid = console.table("request", "samples", *headers, right=("samples", *headers))
     grid.caption, grid.caption_justify = "accuracy in %; drift: of the weights since the first request, in %", "left"
     for row in rows:
-        numbers = [_number([row[name]], percent=name not in _PLAIN, spread=False) for name in shown]
+        numbers = [_number([row[name]], percent=name not in _PLAIN, spread=False) for name in columns]
         grid.add_row(f"{row['request']:.0f}", f"{row['samples']:.0f}", *numbers)
     return grid
 
@@ -91,34 +91,34 @@ def attacks_table(verdict: Verdict) -> Table:
     frame = verdict.frame()
     if frame.empty:
         return console.table("attack")
-    again = frame["model"].str.startswith("retrained")
+    is_reference = frame["model"].str.startswith("retrained")
     grid = console.table("attack", "original", "unlearned", "95 %", "retrained", right=("original", "unlearned"))
     grid.caption = "AUC in %: 50 tells nothing; above, the samples still look known; below, they stick out"
     grid.caption_justify = "left"
     for signal, rows in frame.groupby("signal", sort=False):
-        one = rows.set_index("model")
-        theirs = rows[again.loc[rows.index]]["auc"]
-        span = "-" if theirs.empty else f"{100 * theirs.min():.1f} .. {100 * theirs.max():.1f}"
-        mine, interval = "-", "-"  # attacks by shadow models are on one of the two only
-        if "unlearned" in one.index:
-            found = one.loc["unlearned"]
-            mine, interval = (
-                f"{100 * found['auc']:.1f}",
-                f"{100 * found['auc_low']:.1f} .. {100 * found['auc_high']:.1f}",
+        by_model = rows.set_index("model")
+        reference_aucs = rows[is_reference.loc[rows.index]]["auc"]
+        span = "-" if reference_aucs.empty else f"{100 * reference_aucs.min():.1f} .. {100 * reference_aucs.max():.1f}"
+        unlearned, interval = "-", "-"  # attacks by shadow models are on one of the two only
+        if "unlearned" in by_model.index:
+            row = by_model.loc["unlearned"]
+            unlearned, interval = (
+                f"{100 * row['auc']:.1f}",
+                f"{100 * row['auc_low']:.1f} .. {100 * row['auc_high']:.1f}",
             )
-        before = f"{100 * one.loc['original', 'auc']:.1f}" if "original" in one.index else "-"
-        grid.add_row(str(signal), before, mine, interval, span)
+        before = f"{100 * by_model.loc['original', 'auc']:.1f}" if "original" in by_model.index else "-"
+        grid.add_row(str(signal), before, unlearned, interval, span)
     return grid
 
 
-def ranks_table(found: Ranks, metric: str, better: str) -> Table:
+def ranks_table(ranks: Ranks, metric: str, better: str) -> Table:
     """Methods by mean rank, best first."""
     grid = console.table("method", "mean rank", right=("mean rank",), title=f"{metric}, {better} is better")
-    for name, rank in found.mean.items():
+    for name, rank in ranks.mean.items():
         grid.add_row(name, f"{rank:.2f}")
-    p = f"{found.p:.3f}" if found.p >= 0.001 else "below 0.001"
-    left = f"; not ranked, cells are missing: {', '.join(found.left_out)}" if found.left_out else ""
-    grid.caption = f"{found.blocks} blocks; critical difference {found.critical:.2f}; Friedman p {p}{left}"
+    p = f"{ranks.p:.3f}" if ranks.p >= 0.001 else "below 0.001"
+    left = f"; not ranked, cells are missing: {', '.join(ranks.left_out)}" if ranks.left_out else ""
+    grid.caption = f"{ranks.blocks} blocks; critical difference {ranks.critical:.2f}; Friedman p {p}{left}"
     grid.caption_justify = "left"
     return grid
 
@@ -143,51 +143,51 @@ def pairs_table(rows: pd.DataFrame, best: str, better: str) -> Table:
     return grid
 
 
-def tuned_table(found: Sequence[Tuned], oracle: bool) -> Table:
+def tuned_table(tuned: Sequence[Tuned], oracle: bool) -> Table:
     """One row per method: the rule's score of the recipe's options and of the chosen ones, and what was chosen."""
     titles = ["method", "as written", "tuned", *(["gap", "regret"] if oracle else []), "options"]
     note = "score of the rule, in points, lower is better"
     if oracle:
         note += "; gap: of the chosen one to retraining; regret: against the best of the same trials by an oracle"
     grid = Table(*titles, title="tuned without a retrained model", caption=note)
-    for one in found:
-        first, best = one.trials[0], one.best
+    for item in tuned:
+        first, best = item.trials[0], item.best
         if best is None or best.score is None:
-            grid.add_row(one.label, "failed", "failed", *(["", ""] if oracle else []), one.trials[0].failed)
+            grid.add_row(item.label, "failed", "failed", *(["", ""] if oracle else []), item.trials[0].failed)
             continue
-        numbers = [first.score, best.score, *([best.gap, one.regret] if oracle else [])]
+        numbers = [first.score, best.score, *([best.gap, item.regret] if oracle else [])]
         chosen = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in best.options.items())
-        grid.add_row(one.label, *("failed" if n is None else f"{100 * n:.1f}" for n in numbers), chosen)
+        grid.add_row(item.label, *("failed" if n is None else f"{100 * n:.1f}" for n in numbers), chosen)
     return grid
 
 
 def failure_reasons(cells: Sequence[CellRecord]) -> list[str]:
     """One line per reason: which methods failed, how often, and why."""
-    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for cell in cells:
         if cell.state == "failed" and cell.error:
-            found.setdefault(cell.error, []).append(str(cell.method.get("label")))
+            reasons.setdefault(cell.error, []).append(str(cell.method.get("label")))
     return [
         f"{', '.join(f'{name} ({names.count(name)}x)' for name in dict.fromkeys(names))} failed: {reason}"
-        for reason, names in found.items()
+        for reason, names in reasons.items()
     ]
 
 
 def _title(scenario: str, methods: Mapping[str, Sequence[CellRecord]]) -> str:
     """A failed cell does not know its data and model; any other of the table does."""
-    known = [cell for cells in methods.values() for cell in cells if cell.data and cell.model]
-    where = f"{known[0].data.get('name')} / {known[0].model.get('name')}: " if known else ""
+    described = [cell for cells in methods.values() for cell in cells if cell.data and cell.model]
+    where = f"{described[0].data.get('name')} / {described[0].model.get('name')}: " if described else ""
     return f"{where}forget {scenario}"
 
 
 def _numbers(cells: Sequence[CellRecord]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for cell in cells:
         idle = cell.method.get("name") == "original"  # it does nothing, so it has no speed
         for row in cell.measured:
             if not row["group"] and not (idle and row["metric"] in _PLAIN):
-                found.setdefault(row["metric"], []).append(float(row["value"]))
-    return found
+                values.setdefault(row["metric"], []).append(float(row["value"]))
+    return values
 
 
 def _failures(methods: Mapping[str, Sequence[CellRecord]]) -> dict[str, str]:
@@ -220,15 +220,15 @@ def _grid(
     spread: bool,
 ) -> Table:
     present = {metric for row in numbers.values() for metric in row}
-    shown = [m for m in HEADERS if m in present and _HIDDEN_BY.get(m) not in present]
-    headers = [HEADERS[m] for m in shown]
+    metrics = [m for m in HEADERS if m in present and _HIDDEN_BY.get(m) not in present]
+    headers = [HEADERS[m] for m in metrics]
     grid = console.table("model", *headers, right=tuple(headers), title=title)
     grid.columns[0].overflow = "fold"
     grid.columns[0].min_width = min(24, max(map(len, numbers), default=5))
-    grid.caption, grid.caption_justify = "; ".join(_LEGEND[m] for m in shown if m in _LEGEND), "left"
+    grid.caption, grid.caption_justify = "; ".join(_LEGEND[m] for m in metrics if m in _LEGEND), "left"
     for name, row in numbers.items():
         label = f"{name} ({failures[name]})" if failures and name in failures else name
-        grid.add_row(label, *(_number(row.get(m, ()), percent=m not in _PLAIN, spread=spread) for m in shown))
+        grid.add_row(label, *(_number(row.get(m, ()), percent=m not in _PLAIN, spread=spread) for m in metrics))
     return grid
 
 

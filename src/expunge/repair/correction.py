@@ -47,9 +47,9 @@ class Correction:
     @property
     def corrected(self) -> Split:
         labels = (self.train.labels if self.train.labels is not None else self.train.store.labels).clone()
-        again = self.relabelled
-        labels[self.suspects.positions[again]] = self.suspects.suggested[again]
-        dropped = self._in(self.suspects.positions[~again])
+        relabelled = self.relabelled
+        labels[self.suspects.positions[relabelled]] = self.suspects.suggested[relabelled]
+        dropped = self._in(self.suspects.positions[~relabelled])
         return self.train.with_labels(labels).take(self.train.index[~dropped], "corrected")
 
     def frame(self) -> pd.DataFrame:
@@ -68,8 +68,8 @@ class Correction:
             table.loc[rows, "action"] = action
         table.loc[table["action"] == "forgotten", "now"] = pd.NA
         moved = dict(zip(self.suspects.positions.tolist(), self.suspects.suggested.tolist(), strict=True))
-        again = table["action"] == "relabelled"
-        table.loc[again, "now"] = table.loc[again, "position"].map(moved).astype("Int64")
+        relabelled = table["action"] == "relabelled"
+        table.loc[relabelled, "now"] = table.loc[relabelled, "position"].map(moved).astype("Int64")
         return table
 
     def _in(self, positions: Tensor) -> Tensor:

@@ -77,12 +77,12 @@ def class_effects(evaluation: Evaluation, suspects: Suspects) -> list[dict[str, 
     for split in evaluation.present(("test", "retain")):
         labels = evaluation.labels(split)
         for number, name in enumerate(evaluation.splits[split].store.classes):
-            mine = labels == number
-            if bool(mine.any()):
-                given = int((suspects.given == number).sum())
+            of_class = labels == number
+            if bool(of_class.any()):
+                given_count = int((suspects.given == number).sum())
                 suggested = int((suspects.suggested == number).sum())
-                found = {"split": split, "class": number, "name": name, "given": given, "suggested": suggested}
-                rows.append(found | _beside(evaluation, split, mine))
+                row = {"split": split, "class": number, "name": name, "given": given_count, "suggested": suggested}
+                rows.append(row | _beside(evaluation, split, of_class))
     return rows
 
 
@@ -99,8 +99,8 @@ def pair_effects(evaluation: Evaluation, suspects: Suspects) -> list[dict[str, A
         for a, b in most[:MOST_PAIRS]:
             row = _pair_row(evaluation, split, [(a, b)])
             if row is not None:
-                there, back = directed.get((a, b), 0), directed.get((b, a), 0)
-                facts = {"classes": [a, b], "names": [names[a], names[b]], "there": there, "back": back}
+                forward, back = directed.get((a, b), 0), directed.get((b, a), 0)
+                facts = {"classes": [a, b], "names": [names[a], names[b]], "there": forward, "back": back}
                 rows.append({"split": split, **facts, "suspects": counts[a, b], **row})
         if len(most) > 1 and (row := _pair_row(evaluation, split, most)) is not None:
             facts = {"classes": [], "names": ["all pairs"], "there": None, "back": None}
@@ -113,19 +113,19 @@ def suspect_effects(evaluation: Evaluation, suspects: Suspects) -> dict[str, dic
 
     confidence: mean probability of the given label.
     """
-    found = {}
+    effects = {}
     for model in present(evaluation):
         logits = evaluation.logits(model, "forget")
-        said = logits.argmax(1)
-        given, suggested = said == suspects.given, (said == suspects.suggested) & suspects.relabelled
+        predictions = logits.argmax(1)
+        given, suggested = predictions == suspects.given, (predictions == suspects.suggested) & suspects.relabelled
         sure = confidence(logits, suspects.given)
-        found[model] = {
+        effects[model] = {
             "given": int(given.sum()),
             "suggested": int(suggested.sum()),
             "other": int((~given & ~suggested).sum()),
             "confidence": float(sure.mean()),
         }
-    return found
+    return effects
 
 
 def present(evaluation: Evaluation) -> Iterable[str]:
@@ -137,10 +137,10 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.double().softmax(1).gather(1, labels[:, None])[:, 0]
 
 
-def _beside(evaluation: Evaluation, split: str, mine: Tensor) -> dict[str, Any]:
-    right = {model: evaluation.correct(model, split)[mine] for model in present(evaluation)}
+def _beside(evaluation: Evaluation, split: str, affected: Tensor) -> dict[str, Any]:
+    right = {model: evaluation.correct(model, split)[affected] for model in present(evaluation)}
     return {
-        "samples": int(mine.sum()),
+        "samples": int(affected.sum()),
         "models": {model: Share(int(hits.sum()), len(hits)).details() for model, hits in right.items()},
         "turned": Turned.of(right[ORIGINAL], right[REPAIRED]).details(),
     }
@@ -149,15 +149,15 @@ def _beside(evaluation: Evaluation, split: str, mine: Tensor) -> dict[str, Any]:
 def _pair_row(evaluation: Evaluation, split: str, pairs: list[tuple[int, int]]) -> dict[str, Any] | None:
     """IC-ERR and FGT-ERR of the classes of these pairs; None without a sample of them."""
     labels = evaluation.labels(split)
-    mine = torch.isin(labels, torch.tensor(sorted({number for pair in pairs for number in pair})))
-    total = int(mine.sum())
+    of_pair = torch.isin(labels, torch.tensor(sorted({number for pair in pairs for number in pair})))
+    total = int(of_pair.sum())
     if not total:
         return None
     models = {}
     for model in present(evaluation):
-        said = evaluation.logits(model, split).argmax(1)
-        wrong = int((said[mine] != labels[mine]).sum())
-        exchanged = sum(found[1] for pair in pairs if (found := pair_errors(labels, said, *pair)) is not None)
+        predictions = evaluation.logits(model, split).argmax(1)
+        wrong = int((predictions[of_pair] != labels[of_pair]).sum())
+        exchanged = sum(errors[1] for pair in pairs if (errors := pair_errors(labels, predictions, *pair)) is not None)
         models[model] = {"ic_error": Share(wrong, total).details(), "fgt_error": Share(exchanged, total).details()}
-    before, after = (evaluation.correct(model, split)[mine] for model in (ORIGINAL, REPAIRED))
+    before, after = (evaluation.correct(model, split)[of_pair] for model in (ORIGINAL, REPAIRED))
     return {"samples": total, "models": models, "turned": Turned.of(before, after).details()}

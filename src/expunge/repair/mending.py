@@ -42,8 +42,8 @@ UNLEARNED, LEARNING, KEY = "unlearned", "learn.state", "mend.json"  # files of a
 
 def learning(recipe: Recipe | Mapping[str, Any]) -> Recipe:
     """The short training on corrected labels that follows an original of this recipe."""
-    known = make_recipe(recipe)
-    return replace(known, epochs=LEARN_EPOCHS, lr=known.lr / 5, schedule="constant", l2_reference=0.0)
+    base = make_recipe(recipe)
+    return replace(base, epochs=LEARN_EPOCHS, lr=base.lr / 5, schedule="constant", l2_reference=0.0)
 
 
 def mend(
@@ -66,15 +66,15 @@ def mend(
     source = trained.model
     source, _ = as_classifier(source, {"train": correction.train}, pick_device(device), trains=True)
     check_fit(source, {"train": correction.train}, pick_device(device))
-    known = trained.recipe if recipe is None else recipe
+    recipe_used = trained.recipe if recipe is None else recipe
     chosen = None
     if correction.action == "relabel":
-        if learn is None and known is None:
+        if learn is None and recipe_used is None:
             raise UsageError(
                 "the recipe of the short training is not known; pass learn=..., or recipe=... of the original, from "
                 "which it follows."
             )
-        chosen = make_recipe(learn) if learn is not None else learning(known or {})
+        chosen = make_recipe(learn) if learn is not None else learning(recipe_used or {})
     if state is not None:
         _claim(state, source, correction, {"method": str(method), "options": options, "learn": chosen, "seed": seed})
     stages = []
@@ -176,16 +176,16 @@ def clear_state(state: Path) -> None:
         (state / name).unlink(missing_ok=True)
 
 
-def _claim(state: Path, source: nn.Module, correction: Correction, how: Mapping[str, Any]) -> None:
+def _claim(state: Path, source: nn.Module, correction: Correction, settings: Mapping[str, Any]) -> None:
     """Stages that another work left in the folder (other data, suspects, weights, options) are removed."""
-    known = {
+    facts = {
         "action": correction.action,
         "data": correction.train.content_hash(),
         "suspects": correction.suspects.content_hash(),
         "original": weights_hash(source),
-        "how": {name: repr(value) for name, value in how.items()},
+        "how": {name: repr(value) for name, value in settings.items()},
     }
-    text = json.dumps(known, sort_keys=True) + "\n"
+    text = json.dumps(facts, sort_keys=True) + "\n"
     path = state / KEY
     if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != text:
         clear_state(state)

@@ -56,9 +56,9 @@ def find_neighbours(
         closer = distance[number] < best[pool[number]]
         best[pool[number][closer]] = distance[number][closer]
         owner[pool[number][closer]] = number
-    found = best.argsort(stable=True)[: min(int(best.isfinite().sum()), max(1, len(retain) // 2))]
-    controls = _controls(retain, found, torch_generator(seed, "controls"))
-    return Neighbours(found, owner[found], best[found], controls)
+    nearest = best.argsort(stable=True)[: min(int(best.isfinite().sum()), max(1, len(retain) // 2))]
+    controls = _controls(retain, nearest, torch_generator(seed, "controls"))
+    return Neighbours(nearest, owner[nearest], best[nearest], controls)
 
 
 def _k_nearest(model: nn.Module, suspects: Split, retain: Split, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -74,8 +74,8 @@ def _k_nearest(model: nn.Module, suspects: Split, retain: Split, k: int, device:
                 block = retain.take(retain.index[start : start + BLOCK])
                 features = with_features(model, block, points, device)[1].double()
                 apart = torch.cdist(centres, features, compute_mode="use_mm_for_euclid_dist")
-                here = torch.arange(start, start + len(block)).expand_as(apart)
-                both, places = torch.cat([best, apart], 1), torch.cat([rows, here], 1)
+                block_rows = torch.arange(start, start + len(block)).expand_as(apart)
+                both, places = torch.cat([best, apart], 1), torch.cat([rows, block_rows], 1)
                 best, order = both.topk(min(k, both.shape[1]), dim=1, largest=False)
                 rows = places.gather(1, order)
     finally:
@@ -86,13 +86,13 @@ def _k_nearest(model: nn.Module, suspects: Split, retain: Split, k: int, device:
 def _controls(retain: Split, neighbours: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     free = torch.ones(len(retain), dtype=torch.bool)
     free[neighbours] = False
-    others = free.nonzero()[:, 0]
-    others = others[torch.randperm(len(others), generator=generator)]
+    candidates = free.nonzero()[:, 0]
+    candidates = candidates[torch.randperm(len(candidates), generator=generator)]
     same = []
     for label in retain.y[neighbours].unique().tolist():
-        wanted = int((retain.y[neighbours] == label).sum())
-        same.append(others[retain.y[others] == label][:wanted])
-    return {"random": others[: len(neighbours)].sort().values, "same classes": torch.cat(same).sort().values}
+        count = int((retain.y[neighbours] == label).sum())
+        same.append(candidates[retain.y[candidates] == label][:count])
+    return {"random": candidates[: len(neighbours)].sort().values, "same classes": torch.cat(same).sort().values}
 
 
 def compare(evaluation: Evaluation, neighbours: Neighbours) -> list[dict[str, Any]]:
@@ -146,12 +146,12 @@ def newcombe(hits: int, total: int, other_hits: int, other_total: int) -> dict[s
     }
 
 
-def welch(values: np.ndarray, others: np.ndarray) -> dict[str, float]:
+def welch(values: np.ndarray, controls: np.ndarray) -> dict[str, float]:
     """Difference of two means with Welch's 95 % interval and p; where nothing varies, the interval is the value."""
-    value = float(values.mean() - others.mean())
-    if max(values.std(), others.std()) < 1e-12:
+    value = float(values.mean() - controls.mean())
+    if max(values.std(), controls.std()) < 1e-12:
         return {"value": value, "low": value, "high": value, "p": 1.0 if abs(value) < 1e-12 else 0.0}
-    test = ttest_ind(values, others, equal_var=False)
+    test = ttest_ind(values, controls, equal_var=False)
     interval = test.confidence_interval(0.95)
     return {"value": value, "low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
 
@@ -164,21 +164,21 @@ def table(evaluation: Evaluation, neighbours: Neighbours, suspect_ids: np.ndarra
     """
     retain = evaluation.splits["retain"]
     labels = evaluation.labels("retain")
-    said = {model: evaluation.logits(model, "retain").argmax(1) for model in (ORIGINAL, REPAIRED)}
+    predictions = {model: evaluation.logits(model, "retain").argmax(1) for model in (ORIGINAL, REPAIRED)}
     sure = {model: confidence(evaluation.logits(model, "retain"), labels) for model in (ORIGINAL, REPAIRED)}
     parts = []
     for group, rows in (("neighbour", neighbours.rows), *neighbours.controls.items()):
-        mine = group == "neighbour"
+        is_neighbour = group == "neighbour"
         frame = pd.DataFrame(
             {
                 "group": group,
                 "id": retain.ids[rows.numpy()],
                 "position": retain.index[rows].numpy(),
                 "label": labels[rows].numpy(),
-                "nearest_suspect": suspect_ids[neighbours.nearest.numpy()] if mine else "",
-                "distance": neighbours.distance.numpy() if mine else np.nan,
-                "said_before": said[ORIGINAL][rows].numpy(),
-                "said_after": said[REPAIRED][rows].numpy(),
+                "nearest_suspect": suspect_ids[neighbours.nearest.numpy()] if is_neighbour else "",
+                "distance": neighbours.distance.numpy() if is_neighbour else np.nan,
+                "said_before": predictions[ORIGINAL][rows].numpy(),
+                "said_after": predictions[REPAIRED][rows].numpy(),
                 "confidence_before": sure[ORIGINAL][rows].numpy(),
                 "confidence_after": sure[REPAIRED][rows].numpy(),
                 "change": (sure[REPAIRED] - sure[ORIGINAL])[rows].numpy(),

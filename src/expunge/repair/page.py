@@ -24,8 +24,8 @@ from expunge.report.plots import COLOURS, INK, PICTURE_STYLE, svg
 
 SHOWN = 15  # samples per table; the files have all
 DRAWN = 30  # classes in the picture; the table has all
-WORDS = {ORIGINAL: "before", REPAIRED: "after", REFERENCE: "trained again"}
-SPLIT_WORDS = {"test": "test", "retain": "retained"}
+MODEL_CAPTIONS = {ORIGINAL: "before", REPAIRED: "after", REFERENCE: "trained again"}
+SPLIT_CAPTIONS = {"test": "test", "retain": "retained"}
 _MARKS = {ORIGINAL: ("#888888", "s", 0.18), REPAIRED: (COLOURS[0], "o", 0.0), REFERENCE: (COLOURS[2], "D", -0.18)}
 _GROUPS = {"neighbour": (COLOURS[4], "-"), "random": ("#888888", "--"), "same classes": (COLOURS[0], "-.")}
 
@@ -44,8 +44,8 @@ def build_repair_page(repaired: Repaired, out: Path, *, title: str, facts: Seque
         sentences=sentences(repaired),
         notes=notes(repaired),
         facts=[*facts, *_facts(repaired)],
-        words=WORDS,
-        split_words=SPLIT_WORDS,
+        words=MODEL_CAPTIONS,
+        split_words=SPLIT_CAPTIONS,
         models=list(effects.suspects),
         suspects=effects.suspects,
         still=[_still(row, names) for row in effects.still.head(SHOWN).to_dict("records")],
@@ -73,17 +73,17 @@ def class_picture(rows: Sequence[dict[str, Any]]) -> str:
         figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(rows)))
         axes = figure.add_subplot()
         for model, (colour, marker, shift) in _MARKS.items():
-            mine = [(y, row["models"][model]) for y, row in enumerate(rows) if model in row["models"]]
-            if not mine:
+            points = [(y, row["models"][model]) for y, row in enumerate(rows) if model in row["models"]]
+            if not points:
                 continue
-            shares = np.array([found["share"] for _, found in mine])
+            shares = np.array([value["share"] for _, value in points])
             error = [
-                np.maximum(shares - [found["low"] for _, found in mine], 0),
-                np.maximum([found["high"] for _, found in mine] - shares, 0),
+                np.maximum(shares - [value["low"] for _, value in points], 0),
+                np.maximum([value["high"] for _, value in points] - shares, 0),
             ]
             axes.errorbar(
-                100 * shares, [y - shift for y, _ in mine], xerr=100 * np.array(error), color=colour, marker=marker,
-                markersize=5, linestyle="none", elinewidth=1.2, label=WORDS[model],
+                100 * shares, [y - shift for y, _ in points], xerr=100 * np.array(error), color=colour, marker=marker,
+                markersize=5, linestyle="none", elinewidth=1.2, label=MODEL_CAPTIONS[model],
             )  # fmt: skip
         axes.set_yticks(range(len(rows)), [row["name"][:24] for row in rows])
         axes.invert_yaxis()
@@ -127,17 +127,17 @@ def _label(group: str) -> str:
 def _facts(repaired: Repaired) -> list[tuple[str, str]]:
     facts, train = repaired.result.facts, repaired.correction.train
     sizes = facts["sizes"]
-    gone = sizes["suspects"] - sizes["relabelled"]
-    found = [
+    forgotten = sizes["suspects"] - sizes["relabelled"]
+    rows = [
         ("Suspects", f"{sizes['suspects']:,} of {len(train):,} training samples"),
-        ("Action", f"{sizes['relabelled']:,} relabelled, {gone:,} forgotten"),
+        ("Action", f"{sizes['relabelled']:,} relabelled, {forgotten:,} forgotten"),
         ("Unlearning", facts["method"]),
         ("Seconds", f"{repaired.result.seconds:.1f}"),
     ]
     learn = facts["learn"]
     if learn is not None:
-        found.append(("Learning", f"{learn['epochs']} epochs, {learn['optimizer']}, rate {learn['lr']:g}"))
-    return found
+        rows.append(("Learning", f"{learn['epochs']} epochs, {learn['optimizer']}, rate {learn['lr']:g}"))
+    return rows
 
 
 def _most_hurt(table: pd.DataFrame) -> list[dict[str, Any]]:

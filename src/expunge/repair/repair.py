@@ -105,10 +105,10 @@ def repair_labels(
         what = "suspects" if suspects is None else "train"
         raise UsageError(f"a label repair needs {what}; pass {what}=... to repair_labels.")
     recipe = trained.recipe if recipe is None else recipe
-    given = {"train": trained.train if train is None else train, "test": trained.test if test is None else test}
-    splits = as_splits(given)
-    found = read_suspects(suspects, splits["train"], below=below, top=top)
-    correction = make_correction(splits["train"], found, action, method)
+    sources = {"train": trained.train if train is None else train, "test": trained.test if test is None else test}
+    splits = as_splits(sources)
+    flagged = read_suspects(suspects, splits["train"], below=below, top=top)
+    correction = make_correction(splits["train"], flagged, action, method)
     if retrain and recipe is None:
         raise UsageError("a model cannot be trained again without the recipe of the original; pass recipe=...")
     check_k(k)

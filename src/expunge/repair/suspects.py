@@ -61,9 +61,9 @@ class Suspects:
 
     def pairs(self) -> list[tuple[int, int, int]]:
         """(given, suggested, number of suspects), the most frequent first."""
-        known = torch.stack([self.given, self.suggested], 1)[self.relabelled]
-        found, counts = known.unique(dim=0, return_counts=True)
-        rows = [(int(a), int(b), int(n)) for (a, b), n in zip(found.tolist(), counts.tolist(), strict=True)]
+        label_pairs = torch.stack([self.given, self.suggested], 1)[self.relabelled]
+        pairs, counts = label_pairs.unique(dim=0, return_counts=True)
+        rows = [(int(a), int(b), int(n)) for (a, b), n in zip(pairs.tolist(), counts.tolist(), strict=True)]
         return sorted(rows, key=lambda row: (-row[2], row[0], row[1]))
 
     def content_hash(self) -> str:
@@ -121,23 +121,23 @@ def _positions(table: pd.DataFrame, train: Split, name: str) -> np.ndarray:
             )
         return np.arange(count)
     texts = table[key].str.strip().to_numpy(dtype=str)
-    known = pd.Index(keys(train.store.ids))
+    index = pd.Index(keys(train.store.ids))
     if key in (POSITION, "index"):
         whole = np.array([text.isascii() and text.isdigit() and len(text) < 19 for text in texts], dtype=bool)
         numbers = np.where(whole, texts, "-1").astype(np.int64)
-        found = np.where(numbers < count, numbers, -1)
+        positions = np.where(numbers < count, numbers, -1)
     else:  # a number is the id that is written so, never a position
-        found = known.get_indexer(keys(texts))
-    missing = np.flatnonzero(found < 0)
+        positions = index.get_indexer(keys(texts))
+    missing = np.flatnonzero(positions < 0)
     if len(missing):
         raise DataError(
             f"{name}: {len(missing)} of {len(texts)} samples are not in the data (first: {key} "
-            f"`{texts[missing[0]][:60]}`); ids there look like `{known[0]}`, positions count from 0 to {count - 1}."
+            f"`{texts[missing[0]][:60]}`); ids there look like `{index[0]}`, positions count from 0 to {count - 1}."
         )
-    repeated = pd.Index(found).duplicated()
+    repeated = pd.Index(positions).duplicated()
     if repeated.any():
         raise DataError(f"{name}: {key} `{texts[repeated][0][:60]}` stands in more than one row; keep one of them.")
-    return found
+    return positions
 
 
 def _select(
@@ -150,10 +150,11 @@ def _select(
     flagged = _flags(table, name)
     score = _scores(table, name)
     keep = flagged.copy()
-    seen = np.isin(positions, train.index.numpy())
-    if (keep & ~seen).any():
-        notes.append(f"{int((keep & ~seen).sum())} suspects are samples that the model was not trained on; left out.")
-        keep &= seen
+    in_train = np.isin(positions, train.index.numpy())
+    if (keep & ~in_train).any():
+        unseen = int((keep & ~in_train).sum())
+        notes.append(f"{unseen} suspects are samples that the model was not trained on; left out.")
+        keep &= in_train
     column = next((column for column in SUGGESTED if column in table.columns), None)
     suggested = (
         np.full(len(table), -1) if column is None else _labels(table[column], keep, train, f"{name}: `{column}`")
@@ -232,17 +233,17 @@ def _scores(table: pd.DataFrame, name: str) -> np.ndarray:
     return values
 
 
-def _labels(column: pd.Series, asked: np.ndarray, train: Split, what: str) -> np.ndarray:
+def _labels(column: pd.Series, rows: np.ndarray, train: Split, what: str) -> np.ndarray:
     """Class numbers, -1 where the cell is empty. Only the rows that are `asked` for must be right."""
     classes = train.store.classes
     texts = column.str.strip()
-    known = {text: _number(text, classes) for text in texts.unique()}
-    numbers = texts.map(known).to_numpy(dtype=np.int64)
-    bad = np.flatnonzero(asked & (numbers < -1))
+    by_text = {text: _number(text, classes) for text in texts.unique()}
+    numbers = texts.map(by_text).to_numpy(dtype=np.int64)
+    bad = np.flatnonzero(rows & (numbers < -1))
     if len(bad):
-        shown = ", ".join(f"{i}={n}" if n != str(i) else n for i, n in enumerate(classes[:12]))
-        shown += ", ..." if len(classes) > 12 else ""
-        raise DataError(f"{what} is `{texts[bad[0]][:40]}` in row {bad[0] + 1}; allowed: {shown}.")
+        examples = ", ".join(f"{i}={n}" if n != str(i) else n for i, n in enumerate(classes[:12]))
+        examples += ", ..." if len(classes) > 12 else ""
+        raise DataError(f"{what} is `{texts[bad[0]][:40]}` in row {bad[0] + 1}; allowed: {examples}.")
     return np.maximum(numbers, -1)
 
 

@@ -27,19 +27,20 @@ def percent(share: float) -> str:
 
 def _done(repaired: Repaired) -> str:
     sizes, facts = repaired.result.facts["sizes"], repaired.result.facts
-    gone = sizes["suspects"] - sizes["relabelled"]
+    forgotten = sizes["suspects"] - sizes["relabelled"]
     if facts["action"] == "forget":
-        return f"{_counted(gone, 'suspect')} forgotten by {facts['method']}."
+        return f"{_counted(forgotten, 'suspect')} forgotten by {facts['method']}."
     first = "without unlearning" if facts["method"] == "none" else f"after unlearning by {facts['method']}"
-    rest = f" {_counted(gone, 'suspect')} forgotten only, since no label was suggested." if gone else ""
+    rest = f" {_counted(forgotten, 'suspect')} forgotten only, since no label was suggested." if forgotten else ""
     return f"{_counted(sizes['relabelled'], 'suspect')} learned with another label, {first}.{rest}"
 
 
 def _suspects(effects: Effects) -> str:
     total = sum(effects.suspects[REPAIRED][kind] for kind in ("given", "suggested", "other"))
     before, after = (effects.suspects[model]["given"] for model in (ORIGINAL, REPAIRED))
-    again = f" (trained again: {effects.suspects[REFERENCE]['given']})" if REFERENCE in effects.suspects else ""
-    return f"Of {total} suspects the model called {before} by the suspected label before, {after} after{again}."
+    reference = effects.suspects.get(REFERENCE)
+    reference_text = f" (retrained: {reference['given']})" if reference is not None else ""
+    return f"Of {total} suspects, {before} were predicted as labelled before, {after} after{reference_text}."
 
 
 def _confusion(effects: Effects) -> list[str]:
@@ -49,9 +50,9 @@ def _confusion(effects: Effects) -> list[str]:
     row = rows[-1]  # all pairs together, or the only one
     kinds = []
     for key, name in (("ic_error", "IC-ERR"), ("fgt_error", "FGT-ERR")):
-        shares = {model: percent(found[key]["share"]) for model, found in row["models"].items()}
-        again = f" (trained again: {shares[REFERENCE]})" if REFERENCE in shares else ""
-        kinds.append(f"{name} {shares[ORIGINAL]} before, {shares[REPAIRED]} after{again}")
+        shares = {model: percent(value[key]["share"]) for model, value in row["models"].items()}
+        reference_text = f" (retrained: {shares[REFERENCE]})" if REFERENCE in shares else ""
+        kinds.append(f"{name} {shares[ORIGINAL]} before, {shares[REPAIRED]} after{reference_text}")
     turned = row["turned"]
     return [
         f"On the {row['samples']:,} {_SPLITS[row['split']]} of {pair_name(row)}: {'; '.join(kinds)}. "
@@ -61,9 +62,10 @@ def _confusion(effects: Effects) -> list[str]:
 
 def _overall(effects: Effects) -> list[str]:
     row = effects.overall[0]
-    shares = {model: percent(found["share"]) for model, found in row["models"].items()}
-    again = f" (trained again: {shares[REFERENCE]})" if REFERENCE in shares else ""
-    return [f"Accuracy on {_SPLITS[row['split']]}: {shares[ORIGINAL]} before, {shares[REPAIRED]} after{again}."]
+    shares = {model: percent(value["share"]) for model, value in row["models"].items()}
+    reference_text = f" (retrained: {shares[REFERENCE]})" if REFERENCE in shares else ""
+    split = _SPLITS[row["split"]]
+    return [f"Accuracy on {split}: {shares[ORIGINAL]} before, {shares[REPAIRED]} after{reference_text}."]
 
 
 def _classes(effects: Effects) -> list[str]:

@@ -49,7 +49,7 @@ def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence
             attacks=_drawn(attack_intervals(frame)) if not frame.empty else None,
             attack_texts=[(name, explain.ATTACK_MEANINGS[name]) for name in dict.fromkeys(frame.get("signal", ()))],
             roc=_drawn(roc_curves(verdict)) if verdict.per_sample else None,
-            samples=[_sample(name, one) for name, one in verdict.per_sample.items()],
+            samples=[_sample(name, attack) for name, attack in verdict.per_sample.items()],
             distances=distances(verdict.details),
             features=_below(verdict),
             version=__version__,
@@ -60,9 +60,9 @@ def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence
     return out
 
 
-def tone(word: str) -> str:
+def tone(label: str) -> str:
     """The colour of a verdict: good, open or bad."""
-    return _TONE.get(word, "bad")
+    return _TONE.get(label, "bad")
 
 
 LIMIT = 4.0  # of the picture, in units of the smallest difference that counts
@@ -73,48 +73,48 @@ def family_picture(verdict: Verdict) -> str:
 
     Band: not a difference. Ticks: the retrained models. What lies further out than the picture is drawn at its edge.
     """
-    known = [one for one in verdict.comparisons if one.error > 0]
+    comparisons = [comparison for comparison in verdict.comparisons if comparison.error > 0]
     numbers = verdict.details.get("statistics", {})
-    again = [name for name in numbers if name.startswith("retrained")]
+    references = [name for name in numbers if name.startswith("retrained")]
     with matplotlib.rc_context(PICTURE_STYLE):
-        figure = Figure(figsize=(7.2, 1.0 + 0.3 * len(known)))
+        figure = Figure(figsize=(7.2, 1.0 + 0.3 * len(comparisons)))
         axes = figure.add_subplot()
         axes.axvspan(-1, 1, color=COLOURS[2], alpha=0.16, linewidth=0, label="no difference")
         axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
-        shown: set[str] = set()
-        for row, one in enumerate(reversed(known)):
-            limit = critical(one)
-            for name in again:
-                if one.name in numbers[name]:
-                    at = (numbers[name][one.name] - one.reference) / limit
+        labelled: set[str] = set()
+        for row, comparison in enumerate(reversed(comparisons)):
+            limit = critical(comparison)
+            for name in references:
+                if comparison.name in numbers[name]:
+                    at = (numbers[name][comparison.name] - comparison.reference) / limit
                     axes.plot(
-                        _inside(at), row, "|", color=COLOURS[2], markersize=9, label=_once("trained again", shown)
+                        _inside(at), row, "|", color=COLOURS[2], markersize=9, label=_once("trained again", labelled)
                     )
-            for value, name in ((one.original, "original"), (one.value, "unlearned")):
+            for value, name in ((comparison.original, "original"), (comparison.value, "unlearned")):
                 if np.isnan(value):
                     continue
                 colour, marker, shift = _MODELS[name]
-                colour = COLOURS[4] if name == "unlearned" and one.differs else colour
-                label = "unlearned, differs" if name == "unlearned" and one.differs else name
-                at = (value - one.reference) / limit
-                axes.plot(_inside(at), row + shift, marker, color=colour, label=_once(label, shown))
+                colour = COLOURS[4] if name == "unlearned" and comparison.differs else colour
+                label = "unlearned, differs" if name == "unlearned" and comparison.differs else name
+                at = (value - comparison.reference) / limit
+                axes.plot(_inside(at), row + shift, marker, color=colour, label=_once(label, labelled))
                 if abs(at) > LIMIT:
                     axes.annotate(
                         f"{at:+.0f}", (_inside(at), row + shift), textcoords="offset points", fontsize=7,
                         xytext=(-9 if at > 0 else 9, 0), ha="right" if at > 0 else "left", va="center",
                     )  # fmt: skip
-        axes.set_yticks(range(len(known)), [one.name for one in reversed(known)])
+        axes.set_yticks(range(len(comparisons)), [comparison.name for comparison in reversed(comparisons)])
         axes.set_xlim(-LIMIT - 0.25, LIMIT + 0.25)
         axes.set_xlabel("distance from models trained again; beyond 1 it is called a difference")
         axes.legend(loc="upper center", bbox_to_anchor=(0.35, -0.9 / figure.get_figheight() - 0.02), ncols=3)
         return svg(figure, "Every tested number of the original and the unlearned model beside models trained again")
 
 
-def critical(one: Comparison) -> float:
+def critical(comparison: Comparison) -> float:
     """The smallest difference that the test calls one, at the level of Holm's first step."""
     from scipy.stats import norm
 
-    return one.detectable - float(norm.ppf(POWER)) * one.error
+    return comparison.detectable - float(norm.ppf(POWER)) * comparison.error
 
 
 def _inside(at: float) -> float:
@@ -135,26 +135,26 @@ def attack_figure(frame: pd.DataFrame) -> Figure:
         frame: One row per attack and model: signal, model, auc, auc_low, auc_high.
     """
     signals = list(dict.fromkeys(frame["signal"]))
-    again = frame["model"].str.startswith("retrained")
+    is_reference = frame["model"].str.startswith("retrained")
     with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(7.2, 0.8 + 0.38 * len(signals)))
         axes = figure.add_subplot()
         axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
-        shown: set[str] = set()
+        labelled: set[str] = set()
         for row, signal in enumerate(reversed(signals)):
-            mine = frame[frame["signal"] == signal]
-            theirs = mine[again.loc[mine.index]]["auc"]
-            if not theirs.empty:
+            rows = frame[frame["signal"] == signal]
+            reference_aucs = rows[is_reference.loc[rows.index]]["auc"]
+            if not reference_aucs.empty:
                 axes.plot(
-                    [theirs.min(), theirs.max()], [row, row], linewidth=9, alpha=0.3, color=COLOURS[2],
-                    solid_capstyle="butt", label=_once("trained again", shown),
+                    [reference_aucs.min(), reference_aucs.max()], [row, row], linewidth=9, alpha=0.3, color=COLOURS[2],
+                    solid_capstyle="butt", label=_once("trained again", labelled),
                 )  # fmt: skip
             for model, (colour, marker, shift) in _MODELS.items():
-                for found in mine[mine["model"] == model].itertuples():
-                    error = [[found.auc - found.auc_low], [found.auc_high - found.auc]]
+                for point in rows[rows["model"] == model].itertuples():
+                    error = [[point.auc - point.auc_low], [point.auc_high - point.auc]]
                     axes.errorbar(
-                        found.auc, row + shift, xerr=error, color=colour, marker=marker, linestyle="none",
-                        elinewidth=1.2, label=_once(model, shown),
+                        point.auc, row + shift, xerr=error, color=colour, marker=marker, linestyle="none",
+                        elinewidth=1.2, label=_once(model, labelled),
                     )  # fmt: skip
         axes.set_yticks(range(len(signals)), list(reversed(signals)))
         axes.set_xlabel("AUC: left of one half the samples stick out, right of it they still look known")
@@ -190,16 +190,16 @@ def roc_curves(verdict: Verdict) -> str:
 def distances(details: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, sentence) of every distance that was measured."""
     rows = []
-    for split, found in details.get("jsd", {}).items():
-        value = f"{found['unlearned']:.4f} (among retrained {found['among retrained']:.4f})"
+    for split, divergence in details.get("jsd", {}).items():
+        value = f"{divergence['unlearned']:.4f} (among retrained {divergence['among retrained']:.4f})"
         rows.append((f"JSD, {split} samples", value, explain.DISTANCE_MEANINGS["jsd"]))
     if "tow" in details:
         rows.append(("ToW", f"{details['tow']:.3f}", explain.DISTANCE_MEANINGS["tow"]))
     ignorance = details.get("zrf", {})
     if ignorance:
-        again = [value for name, value in ignorance.items() if name.startswith("retrained")]
-        beside = f", retrained {np.mean(again):.3f}" if again else ""
-        value = f"{ignorance['unlearned']:.3f} (original {ignorance['original']:.3f}{beside})"
+        reference_values = [value for name, value in ignorance.items() if name.startswith("retrained")]
+        reference_text = f", retrained {np.mean(reference_values):.3f}" if reference_values else ""
+        value = f"{ignorance['unlearned']:.3f} (original {ignorance['original']:.3f}{reference_text})"
         rows.append(("ZRF", value, explain.DISTANCE_MEANINGS["zrf"]))
     shadows = details.get("shadows", {})
     for key, name, mean in (("forgetting_score", "forgetting score", "score"), ("klom", "klom", "mean")):
@@ -215,13 +215,13 @@ def relearning_curves(frame: pd.DataFrame) -> str | None:
     if rows.empty:
         return None
     curves = rows.pivot_table(index="step", columns="model", values="value")
-    again = [name for name in curves.columns if name.startswith("retrained")]
+    references = [name for name in curves.columns if name.startswith("retrained")]
     with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(5.6, 3.4))
         axes = figure.add_subplot()
         steps = curves.index.to_numpy(dtype=float)
-        if again:
-            low, high = curves[again].min(axis=1).to_numpy(), curves[again].max(axis=1).to_numpy()
+        if references:
+            low, high = curves[references].min(axis=1).to_numpy(), curves[references].max(axis=1).to_numpy()
             axes.fill_between(steps, low, high, color=COLOURS[2], alpha=0.3, linewidth=0, label="trained again")
         for model, (colour, marker, _) in _MODELS.items():
             axes.plot(steps, curves[model], color=colour, marker=marker, markersize=4, label=model)
@@ -233,18 +233,18 @@ def relearning_curves(frame: pd.DataFrame) -> str | None:
 
 
 def _below(verdict: Verdict) -> dict[str, Any] | None:
-    found = verdict.features
-    if found is None:
+    audit = verdict.features
+    if audit is None:
         return None
-    picture = relearning_curves(found.frame())
-    numbers = found.numbers()
+    picture = relearning_curves(audit.frame())
+    numbers = audit.numbers()
     return {
         "numbers": [
             (name, *(f"{numbers[model].get(name, float('nan')):.3f}" for model in ("original", "unlearned")), text)
             for name, text in explain.FEATURE_MEANINGS.items()
             if name in numbers.get("unlearned", {})
         ],
-        "notes": [note for note in found.notes if "no retrained models" not in note],
+        "notes": [note for note in audit.notes if "no retrained models" not in note],
         "curve": None if picture is None else _drawn(picture),
     }
 
@@ -260,48 +260,49 @@ _HEADINGS = {
 
 def _groups(verdict: Verdict) -> list[tuple[str, list[dict[str, str]]]]:
     """(heading, rows) of the tests, kind by kind."""
-    found: dict[str, list[dict[str, str]]] = {}
-    for one in verdict.comparisons:
-        found.setdefault(KINDS.get(one.name, "answers"), []).append(_test(one))
-    return [(heading, found[kind]) for kind, heading in _HEADINGS.items() if kind in found]
+    groups: dict[str, list[dict[str, str]]] = {}
+    for comparison in verdict.comparisons:
+        groups.setdefault(KINDS.get(comparison.name, "answers"), []).append(_test(comparison))
+    return [(heading, groups[kind]) for kind, heading in _HEADINGS.items() if kind in groups]
 
 
-def _test(one: Comparison) -> dict[str, str]:
-    text = explain.STATISTIC_MEANINGS.get(one.name) or explain.FEATURE_MEANINGS[one.name]
-    unsaid = "" if one.tells_original else "; says little: the original does not differ either"
+def _test(comparison: Comparison) -> dict[str, str]:
+    text = explain.STATISTIC_MEANINGS.get(comparison.name) or explain.FEATURE_MEANINGS[comparison.name]
+    unsaid = "" if comparison.tells_original else "; says little: the original does not differ either"
     return {
-        "name": one.name,
-        "original": "–" if np.isnan(one.original) else f"{one.original:.3f}",
-        "value": f"{one.value:.3f}",
-        "reference": f"{one.reference:.3f} ± {one.spread:.3f}",
-        "difference": f"{one.difference:+.3f}",
-        "seen": f"{one.detectable:.3f}",
-        "p": "below 0.001" if one.p_corrected < 0.001 else f"{one.p_corrected:.3f}",
-        "word": "different" if one.differs else f"no difference{unsaid}",
-        "tone": "bad" if one.differs else "",
+        "name": comparison.name,
+        "original": "–" if np.isnan(comparison.original) else f"{comparison.original:.3f}",
+        "value": f"{comparison.value:.3f}",
+        "reference": f"{comparison.reference:.3f} ± {comparison.spread:.3f}",
+        "difference": f"{comparison.difference:+.3f}",
+        "seen": f"{comparison.detectable:.3f}",
+        "p": "below 0.001" if comparison.p_corrected < 0.001 else f"{comparison.p_corrected:.3f}",
+        "word": "different" if comparison.differs else f"no difference{unsaid}",
+        "tone": "bad" if comparison.differs else "",
         "text": text,
     }
 
 
-def _sample(name: str, one: Any) -> dict[str, str]:
+def _sample(name: str, attack: Any) -> dict[str, str]:
     tpr = {
-        rate: "too few" if found is None else f"{100 * found.value:.1f}" for rate, found in one.separation.tpr.items()
+        rate: "too few" if interval is None else f"{100 * interval.value:.1f}"
+        for rate, interval in attack.separation.tpr.items()
     }
     return {
         "name": name,
-        "auc": f"{100 * one.auc.value:.1f} ({100 * one.auc.low:.1f} .. {100 * one.auc.high:.1f})",
+        "auc": f"{100 * attack.auc.value:.1f} ({100 * attack.auc.low:.1f} .. {100 * attack.auc.high:.1f})",
         "tpr": " / ".join(tpr.values()),
-        "balanced": f"{100 * one.balanced_accuracy:.1f}",
-        "zero": "–" if one.at_zero is None else f"{100 * one.at_zero:.1f}",
-        "epsilon": f"{one.epsilon:.2f} of at most {one.largest:.2f}",
+        "balanced": f"{100 * attack.balanced_accuracy:.1f}",
+        "zero": "–" if attack.at_zero is None else f"{100 * attack.at_zero:.1f}",
+        "epsilon": f"{attack.epsilon:.2f} of at most {attack.largest:.2f}",
     }
 
 
-def _once(label: str, shown: set[str]) -> str:
+def _once(label: str, labelled: set[str]) -> str:
     """A legend names everything once."""
-    if label in shown:
+    if label in labelled:
         return "_"
-    shown.add(label)
+    labelled.add(label)
     return label
 
 

@@ -45,22 +45,22 @@ def table(cells: Sequence[CellRecord], metric: str) -> pd.DataFrame:
         if score["metric"] == metric and not score["group"]
     ]
     if not rows:
-        known = sorted({score["metric"] for cell in cells for score in cell.measured if not score["group"]})
-        if metric in known:
+        metrics = sorted({score["metric"] for cell in cells for score in cell.measured if not score["group"]})
+        if metric in metrics:
             raise UsageError(f"no method was finished, so there is nothing of `{metric}` to compare.")
-        raise UsageError(f"no method has the metric `{metric}`; {nearest(metric, known)}.")
+        raise UsageError(f"no method has the metric `{metric}`; {nearest(metric, metrics)}.")
     frame = pd.DataFrame(rows)
     return frame.pivot_table(index=["scenario", "seeds"], columns="method", values="value", sort=False)
 
 
 def direction(cells: Sequence[CellRecord], metric: str) -> str:
     """`lower` or `higher`. `UsageError` for a metric that has no better and worse by itself."""
-    found = {score["direction"] for cell in cells for score in cell.measured if score["metric"] == metric}
-    if found not in ({"lower"}, {"higher"}):
+    directions = {score["direction"] for cell in cells for score in cell.measured if score["metric"] == metric}
+    if directions not in ({"lower"}, {"higher"}):
         raise UsageError(
             f"`{metric}` is neither better when higher nor when lower; compare by average_gap, or another distance."
         )
-    return str(found.pop())
+    return str(directions.pop())
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def _loader(package: str) -> jinja2.BaseLoader:
     folder = files(package).joinpath("templates")
 
     def read(name: str) -> str | None:
-        found = folder.joinpath(name)
-        return found.read_text(encoding="utf-8") if found.is_file() else None
+        template = folder.joinpath(name)
+        return template.read_text(encoding="utf-8") if template.is_file() else None
 
     return jinja2.FunctionLoader(read)

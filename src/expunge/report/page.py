@@ -129,7 +129,7 @@ def section(block: ScenarioBlock, published: References = ()) -> dict[str, Any]:
         "facts": facts(block),
         "columns": block.columns,
         "rows": [{**table_row(row, block, reference), "tested": judged[row.label][0]} for row in block.rows],
-        "tested": [(label, *found) for label, found in judged.items() if found[0]],
+        "tested": [(label, *verdict) for label, verdict in judged.items() if verdict[0]],
         "pictures": [{"name": n, "text": t, "svg": Markup(p)} for n, t, p in drawn],
         "seeds": block.seeds,
         "stages": stage_table(block),
@@ -144,27 +144,27 @@ def overall(cells: Sequence[CellRecord]) -> dict[str, Any] | None:
     if not any(score["metric"] == "average_gap" for cell in methods for score in cell.measured):
         return None
     values = comparison.table(done, "average_gap")
-    found = comparison.ranks(values, "lower")
-    if found is None:
+    ranks = comparison.ranks(values, "lower")
+    if ranks is None:
         return None
     gaps = values.mean()
     return {
-        "blocks": found.blocks,
-        "critical": f"{found.critical:.2f}",
-        "p": f"{found.p:.3f}" if found.p >= 0.001 else "below 0.001",
-        "left_out": found.left_out,
-        "svg": Markup(plots.rank_plot(found)),
+        "blocks": ranks.blocks,
+        "critical": f"{ranks.critical:.2f}",
+        "p": f"{ranks.p:.3f}" if ranks.p >= 0.001 else "below 0.001",
+        "left_out": ranks.left_out,
+        "svg": Markup(plots.rank_plot(ranks)),
         "rows": [
             {"label": name, "rank": f"{rank:.2f}", "gap": f"{100 * gaps[name]:.1f}"}
-            for name, rank in found.mean.items()
+            for name, rank in ranks.mean.items()
         ],
     }
 
 
 def table_row(row: MethodRow, block: ScenarioBlock, reference: MethodRow | None) -> dict[str, Any]:
     idle = ("seconds", "scale_up") if row.name == ORIGINAL else ()  # the original does nothing, so it has no speed
-    shown = [row.numbers.get(c.metric) if c.metric not in idle else None for c in block.columns]
-    texts = [number.text(c) if number else "–" for number, c in zip(shown, block.columns, strict=True)]
+    numbers = [row.numbers.get(c.metric) if c.metric not in idle else None for c in block.columns]
+    texts = [number.text(c) if number else "–" for number, c in zip(numbers, block.columns, strict=True)]
     return {
         "label": row.label,
         "kind": {REFERENCE: "reference", ORIGINAL: "original"}.get(row.name, ""),
@@ -172,7 +172,7 @@ def table_row(row: MethodRow, block: ScenarioBlock, reference: MethodRow | None)
         "verdict": verdicts.verdict(row, reference),
         "cells": [
             {"text": text, "sort": "" if number is None else repr(number.mean)}
-            for text, number in zip(texts, shown, strict=True)
+            for text, number in zip(texts, numbers, strict=True)
         ],
         "count": len(row.cells),
         "failed": [cell.error for cell in row.failed],
@@ -183,13 +183,13 @@ def table_row(row: MethodRow, block: ScenarioBlock, reference: MethodRow | None)
 
 def stage_table(block: ScenarioBlock) -> dict[str, Any] | None:
     """Seconds per stage of the methods that have stages; None where none has."""
-    found = {row.label: stages(row) for row in block.rows}
-    names = list(dict.fromkeys(name for seconds in found.values() for name in seconds))
+    stages_of = {row.label: stages(row) for row in block.rows}
+    names = list(dict.fromkeys(name for seconds in stages_of.values() for name in seconds))
     if not names:
         return None
     rows = [
         {"label": label, "cells": [f"{seconds[name]:.2f}" if name in seconds else "–" for name in names]}
-        for label, seconds in found.items()
+        for label, seconds in stages_of.items()
         if seconds
     ]
     return {"names": names, "rows": rows}
@@ -201,16 +201,16 @@ def facts(block: ScenarioBlock) -> list[tuple[str, str]]:
     if cell is None:
         return []
     scenario, data, model = cell.scenario, cell.data, cell.model
-    given = {k: v for k, v in dict(scenario.get("options", {})).items() if v is not None and v is not False}
-    if given.get("requests") == 1:  # the usual case needs no words
-        del given["requests"]
-    options = ", ".join(k if v is True else f"{k} = {v}" for k, v in given.items())
+    given_options = {k: v for k, v in dict(scenario.get("options", {})).items() if v is not None and v is not False}
+    if given_options.get("requests") == 1:  # the usual case needs no words
+        del given_options["requests"]
+    options = ", ".join(k if v is True else f"{k} = {v}" for k, v in given_options.items())
 
     def count(facts: dict[str, Any], name: str) -> str:
         return f"{facts[name]:,}" if name in facts else "?"
 
     number = f"{count(scenario, 'forget')} of {count(data, 'train')} training samples"
-    found = [
+    rows = [
         ("Forgotten", f"{number} ({options})" if options else number),
         (
             "Data",
@@ -219,7 +219,7 @@ def facts(block: ScenarioBlock) -> list[tuple[str, str]]:
         ("Model", f"{model.get('name', '?')}, {model.get('parameters', 0):,} parameters"),
         ("Seeds", f"{block.seeds}"),
     ]
-    return [(name, text) for name, text in found if "?" not in text]
+    return [(name, text) for name, text in rows if "?" not in text]
 
 
 def access(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
@@ -241,10 +241,10 @@ def access(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
 
 def settings(cells: Sequence[CellRecord]) -> list[dict[str, str]]:
     """Options, seeds and versions of every cell, as text."""
-    shown = []
+    rows = []
     for cell in cells:
         options = dict(cell.method.get("options", {}))
-        shown.append(
+        rows.append(
             {
                 "name": f"{cell.scenario.get('label', '')} · {cell.method.get('label', '')}",
                 "seeds": ", ".join(f"{k} {v}" for k, v in cell.seeds.items()),
@@ -254,4 +254,4 @@ def settings(cells: Sequence[CellRecord]) -> list[dict[str, str]]:
                 "versions": ", ".join(f"{k} {v}" for k, v in dict(cell.provenance.get("versions", {})).items()),
             }
         )
-    return shown
+    return rows

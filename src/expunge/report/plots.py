@@ -84,8 +84,8 @@ def svg(figure: Figure, alt: str) -> str:
 
 def trade_off(block: ScenarioBlock) -> str | None:
     """Forget against test accuracy, one point a method; the retrained model is the target."""
-    kept = "test_retained_accuracy"
-    metric = kept if any(kept in row.numbers for row in block.rows) else "test_accuracy"
+    retained = "test_retained_accuracy"
+    metric = retained if any(retained in row.numbers for row in block.rows) else "test_accuracy"
     rows = [row for row in block.rows if {"forget_accuracy", metric} <= row.numbers.keys()]
     if not rows:
         return None
@@ -106,7 +106,7 @@ def trade_off(block: ScenarioBlock) -> str | None:
             axes.axvline(target.numbers["forget_accuracy"].mean, color=INK, linewidth=0.7, linestyle=":")
             axes.axhline(target.numbers[metric].mean, color=INK, linewidth=0.7, linestyle=":")
         axes.set_xlabel("accuracy on the samples to forget")
-        axes.set_ylabel("test accuracy, kept classes" if metric == kept else "test accuracy")
+        axes.set_ylabel("test accuracy, kept classes" if metric == retained else "test accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
@@ -218,15 +218,15 @@ def destinations(block: ScenarioBlock) -> str | None:
 def requests(block: ScenarioBlock) -> str | None:
     """Accuracies after each request of a stream, one line a method."""
     kinds = {"current": "this request", "past": "all requests so far", "retain": "retained", "test": "unseen"}
-    found = {
+    curves = {
         kind: {row.label: grouped(row, f"request_{kind}_accuracy") for row in block.rows if row.name != ORIGINAL}
         for kind in kinds
     }
-    shown = [kind for kind, lines in found.items() if any(lines.values())]
-    if not shown:
+    drawn = [kind for kind, lines in curves.items() if any(lines.values())]
+    if not drawn:
         return None
     return _lines(
-        block, [(kinds[kind], found[kind]) for kind in shown], f"Accuracy after each request, scenario {block.label}",
+        block, [(kinds[kind], curves[kind]) for kind in drawn], f"Accuracy after each request, scenario {block.label}",
         xlabel="request", percent=True,
     )  # fmt: skip
 
@@ -234,17 +234,17 @@ def requests(block: ScenarioBlock) -> str | None:
 def layers(block: ScenarioBlock) -> str | None:
     """CKA with the original per block of the model, one line a method."""
     kinds = {"forget": "samples to forget", "retain": "retained", "test": "unseen"}
-    found = {kind: {row.label: grouped(row, f"{kind}_layer_cka") for row in block.rows} for kind in kinds}
-    found = {kind: {k: v for k, v in lines.items() if v} for kind, lines in found.items()}
+    curves = {kind: {row.label: grouped(row, f"{kind}_layer_cka") for row in block.rows} for kind in kinds}
+    curves = {kind: {k: v for k, v in lines.items() if v} for kind, lines in curves.items()}
     for row in block.rows:
         if row.name == ORIGINAL:  # a line at 1
-            for lines in found.values():
+            for lines in curves.values():
                 lines.pop(row.label, None)
-    shown = [kind for kind, lines in found.items() if lines]
-    if not shown:
+    drawn = [kind for kind, lines in curves.items() if lines]
+    if not drawn:
         return None
     return _lines(
-        block, [(kinds[kind], found[kind]) for kind in shown], f"CKA per block, scenario {block.label}", xlabel="block"
+        block, [(kinds[kind], curves[kind]) for kind in drawn], f"CKA per block, scenario {block.label}", xlabel="block"
     )  # fmt: skip
 
 
@@ -267,15 +267,15 @@ def patterns(block: ScenarioBlock) -> str | None:
     return _panels(rows, draw, f"True and new classes, scenario {block.label}", xlabel="new class", height=2.6)
 
 
-def rank_plot(found: Ranks) -> str:
+def rank_plot(ranks: Ranks) -> str:
     """Mean ranks from best to worst; a line through all that lie within the critical difference of each other."""
-    names, means = list(found.mean), list(found.mean.values())
+    names, means = list(ranks.mean), list(ranks.mean.values())
     with matplotlib.rc_context(PICTURE_STYLE):
         figure = Figure(figsize=(7.2, 0.8 + 0.28 * len(names)))
         axes = figure.add_subplot()
         rows = np.arange(len(names))
         axes.barh(rows, means, height=0.55, color=COLOURS[0], alpha=0.75)
-        reach = [max(j for j in rows if means[j] - means[i] <= found.critical) for i in rows]
+        reach = [max(j for j in rows if means[j] - means[i] <= ranks.critical) for i in rows]
         groups = [(i, j) for i, j in enumerate(reach) if j > i and (i == 0 or reach[i - 1] < j)]
         for at, (i, j) in enumerate(groups):
             axes.plot([max(means) + 0.4 + 0.3 * at] * 2, [i - 0.25, j + 0.25], color=INK, linewidth=2)
@@ -283,7 +283,7 @@ def rank_plot(found: Ranks) -> str:
         axes.invert_yaxis()
         axes.set_xlim(1, max(means) + 0.7 + 0.3 * len(groups))
         axes.set_xlabel("mean rank (1 is best); no proven difference between methods joined by a line")
-        return svg(figure, f"Mean ranks of {len(names)} methods over {found.blocks} blocks")
+        return svg(figure, f"Mean ranks of {len(names)} methods over {ranks.blocks} blocks")
 
 
 def representations(block: ScenarioBlock) -> str | None:
@@ -293,8 +293,8 @@ def representations(block: ScenarioBlock) -> str | None:
         return None
 
     def draw(axes: Axes, row: MethodRow) -> None:
-        found = row.cells[0].curves["projection"]
-        unseen, gone = np.asarray(found["test"], dtype=float), np.asarray(found["forget"], dtype=float)
+        points = row.cells[0].curves["projection"]
+        unseen, forget = np.asarray(points["test"], dtype=float), np.asarray(points["forget"], dtype=float)
         if unseen.shape[1] < 3:  # a representation of one dimension has no plane
             return
         # Class by class, not as one cloud of many colours: each is then one element with one style in the page.
@@ -302,7 +302,7 @@ def representations(block: ScenarioBlock) -> str | None:
             x, y = unseen[unseen[:, -1] == label, :2].T
             colour = COLOURS[int(label) % len(COLOURS)]
             axes.plot(x, y, "o", color=colour, markersize=6**0.5, alpha=0.6, markeredgewidth=0)
-        axes.plot(gone[:, 0], gone[:, 1], "x", color=INK, markersize=14**0.5, markeredgewidth=0.8)
+        axes.plot(forget[:, 0], forget[:, 1], "x", color=INK, markersize=14**0.5, markeredgewidth=0.8)
         axes.set_xticks([])
         axes.set_yticks([])
 

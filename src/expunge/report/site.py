@@ -47,7 +47,7 @@ class SiteStudy:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _StudyReport:
     """A scenario of a study, with the places of its pages."""
 
     study: SiteStudy
@@ -65,9 +65,14 @@ def build_site(studies: Sequence[SiteStudy], out: Path) -> Path:
     render = _Renderer()
     methods = _methods(entries)
     for study in dict.fromkeys(entry.report for entry in entries):
-        one = next(entry.study for entry in entries if entry.report == study)
+        record = next(entry.study for entry in entries if entry.report == study)
         build_page(
-            one.cells, out / study, title=one.title or one.name, about=one.about, published=one.published, home="../"
+            record.cells,
+            out / study,
+            title=record.title or record.name,
+            about=record.about,
+            published=record.published,
+            home="../",
         )
     for entry in entries:
         data = drill(entry.block)
@@ -85,26 +90,26 @@ def build_site(studies: Sequence[SiteStudy], out: Path) -> Path:
     return out / "index.html"
 
 
-def _entries(studies: Sequence[SiteStudy]) -> Iterator[_Entry]:
+def _entries(studies: Sequence[SiteStudy]) -> Iterator[_StudyReport]:
     taken: set[str] = set()
     for study in studies:
         stem = slug(study.name, taken)
         for number, block in enumerate(blocks(study.cells), 1):
-            entry = _Entry(study, block, f"scenarios/{stem}-{number}.html", f"studies/{stem}.html")
+            entry = _StudyReport(study, block, f"scenarios/{stem}-{number}.html", f"studies/{stem}.html")
             entry.rows.extend(_rows(entry))
             yield entry
 
 
-def _rows(entry: _Entry) -> Iterator[dict[str, Any]]:
+def _rows(entry: _StudyReport) -> Iterator[dict[str, Any]]:
     """Rows of the leaderboard: numbers by metric, and everything that is filtered by."""
     block = entry.block
     reference = block.row(REFERENCE)
     data = next((cell.data for row in block.rows for cell in row.cells), {})
     for row in block.rows:
-        shown = table_row(row, block, reference)
+        cells = table_row(row, block, reference)
         yield {
-            **{key: shown[key] for key in ("label", "kind", "badges", "verdict", "count", "status")},
-            "failed": len(shown["failed"]),
+            **{key: cells[key] for key in ("label", "kind", "badges", "verdict", "count", "status")},
+            "failed": len(cells["failed"]),
             "method": row.name,
             "scenario": block.label,
             "data": str(data.get("name", "not known")),
@@ -112,45 +117,45 @@ def _rows(entry: _Entry) -> Iterator[dict[str, Any]]:
             "title": entry.study.title or entry.study.name,
             "page": entry.page,
             "report": entry.report,
-            "numbers": dict(zip((c.metric for c in block.columns), shown["cells"], strict=True)),
+            "numbers": dict(zip((c.metric for c in block.columns), cells["cells"], strict=True)),
         }
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[Any]:
     filled = {metric for row in rows for metric, cell in row["numbers"].items() if cell["sort"]}
-    found = [column for column in COLUMNS if column.metric in filled]
-    return sorted(found, key=lambda column: column.metric != "average_gap")  # what all scenarios have in common first
+    columns = [column for column in COLUMNS if column.metric in filled]
+    return sorted(columns, key=lambda column: column.metric != "average_gap")  # what all scenarios have in common first
 
 
 def _filters(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     return [(key, sorted({row[key] for row in rows})) for key in ("data", "study", "scenario", "method")]
 
 
-def _methods(entries: Sequence[_Entry]) -> dict[str, str]:
+def _methods(entries: Sequence[_StudyReport]) -> dict[str, str]:
     taken: set[str] = set()
     names = dict.fromkeys(row["method"] for entry in entries for row in entry.rows)
     return {name: f"methods/{slug(name, taken)}.html" for name in names}
 
 
-def card(name: str, entries: Sequence[_Entry]) -> dict[str, Any]:
+def card(name: str, entries: Sequence[_StudyReport]) -> dict[str, Any]:
     """What the catalogue says of a method; of one that is not installed, what its cells say."""
-    known: Card | None = METHODS.card(name) if name in METHODS.names() else None
+    method_card: Card | None = METHODS.card(name) if name in METHODS.names() else None
     ran = [cell for e in entries for row in e.block.rows if row.name == name for cell in row.cells]
-    if known is None:
+    if method_card is None:
         cite = str(ran[0].method.get("cite", "")) if ran else ""
         needs = Needs(**ran[0].needs).describe() if ran else {}
         return {"name": name, "summary": "", "about": "", "needs": needs, "cite": cite, "url": "", "tags": []}
     thing = METHODS.load(name)
     module = getattr(sys.modules.get(thing.__module__), "__doc__", "") or ""
-    own = inspect.getdoc(thing) or ""
+    docstring = inspect.getdoc(thing) or ""
     return {
         "name": name,
-        "summary": known.summary,
-        "about": "\n\n".join(part.strip() for part in (module, own) if part),
-        "needs": known.needs.describe() if isinstance(known.needs, Needs) else {},
-        "cite": known.paper.cite if known.paper else "",
-        "url": _address(known.paper.url) if known.paper else "",
-        "tags": list(known.tags),
+        "summary": method_card.summary,
+        "about": "\n\n".join(part.strip() for part in (module, docstring) if part),
+        "needs": method_card.needs.describe() if isinstance(method_card.needs, Needs) else {},
+        "cite": method_card.paper.cite if method_card.paper else "",
+        "url": _address(method_card.paper.url) if method_card.paper else "",
+        "tags": list(method_card.tags),
     }
 
 
@@ -165,11 +170,11 @@ def slug(text: str, taken: set[str]) -> str:
     ('neggrad-plus', 'a-b-2')
     """
     stem = re.sub(r"[^a-z0-9]+", "-", text.lower().replace("+", "-plus-")).strip("-") or "x"
-    found, number = stem, 2
-    while found in taken:
-        found, number = f"{stem}-{number}", number + 1
-    taken.add(found)
-    return found
+    candidate, number = stem, 2
+    while candidate in taken:
+        candidate, number = f"{stem}-{number}", number + 1
+    taken.add(candidate)
+    return candidate
 
 
 def _json(value: Any) -> Markup:

@@ -24,14 +24,14 @@ def slim(text: str) -> str:
     text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), text)
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\s*([MLCQVHz])\s*", r"\1", path[0]), text)
     text = re.sub(r">\s+<", ">\n<", text)
-    text = _NEIGHBOURS.sub(lambda found: found[1] + "".join(re.findall(r"<use [^>]*/>\s*", found[0])) + "</g>", text)
+    text = _NEIGHBOURS.sub(lambda match: match[1] + "".join(re.findall(r"<use [^>]*/>\s*", match[0])) + "</g>", text)
     return _GROUP.sub(_styled_once, text)
 
 
-def _styled_once(found: re.Match[str]) -> str:
+def _styled_once(match: re.Match[str]) -> str:
     """A group of points of one style carries it; otherwise the group stays as it is."""
-    points = re.findall(_POINT, found[2])
-    if len(points) < 2 or len({style for _, style in points}) > 1 or "style=" in (found[1] or ""):
-        return found[0]
+    points = re.findall(_POINT, match[2])
+    if len(points) < 2 or len({style for _, style in points}) > 1 or "style=" in (match[1] or ""):
+        return match[0]
     uses = "\n".join(f"<use {where}/>" for where, _ in points)
-    return f'<g{found[1] or ""} style="{points[0][1]}">\n{uses}\n</g>'
+    return f'<g{match[1] or ""} style="{points[0][1]}">\n{uses}\n</g>'

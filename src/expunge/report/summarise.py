@@ -69,7 +69,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Number:
+class Estimate:
     """A statistic over seeds. spread: sample standard deviation; for one seed, half the interval over samples.
 
     low, high: ends of the interval over samples, mean over seeds; None where a seed has none.
@@ -83,13 +83,13 @@ class Number:
 
     def text(self, column: Column) -> str:
         factor = 100.0 if column.percent else 1.0
-        shown = f"{factor * self.mean:.{column.digits}f}"
+        digits_text = f"{factor * self.mean:.{column.digits}f}"
         interval = ""
         if column.interval and self.low is not None and self.high is not None:
             interval = f" [{factor * self.low:.{column.digits}f}, {factor * self.high:.{column.digits}f}]"
         if self.spread is None or not math.isfinite(self.spread) or (interval and self.count == 1):
-            return shown + interval  # one seed's spread is half of that interval
-        return f"{shown} ± {factor * self.spread:.{column.digits}f}{interval}"
+            return digits_text + interval  # one seed's spread is half of that interval
+        return f"{digits_text} ± {factor * self.spread:.{column.digits}f}{interval}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class MethodRow:
     name: str
     cells: list[CellRecord]
     failed: list[CellRecord]
-    numbers: dict[str, Number] = field(default_factory=dict)
+    numbers: dict[str, Estimate] = field(default_factory=dict)
 
     @property
     def is_reference(self) -> bool:
@@ -113,11 +113,11 @@ class MethodRow:
             return []
         needs = Needs(**self.cells[0].needs)
         tags = self.cells[0].method.get("tags", [])
-        found = ["exact"] if "exact" in tags else []
+        badges = ["exact"] if "exact" in tags else []
         if self.name not in (REFERENCE, ORIGINAL):
-            found += ["label-free"] if needs.label_free else []
-            found += ["forget set only"] if needs.forget_set_only and needs.forget != "none" else []
-        return found
+            badges += ["label-free"] if needs.label_free else []
+            badges += ["forget set only"] if needs.forget_set_only and needs.forget != "none" else []
+        return badges
 
 
 @dataclass(frozen=True)
@@ -142,22 +142,23 @@ class ScenarioBlock:
 
 def blocks(cells: Sequence[CellRecord]) -> list[ScenarioBlock]:
     """Scenarios in their order; within one, the original, the retrained reference, then the methods."""
-    found = []
+    result = []
     for label in dict.fromkeys(str(cell.scenario.get("label", "")) for cell in cells):
-        here = [cell for cell in cells if str(cell.scenario.get("label", "")) == label]
+        scenario_cells = [cell for cell in cells if str(cell.scenario.get("label", "")) == label]
         rows = []
-        for method in dict.fromkeys(str(cell.method.get("label", "")) for cell in here):
-            own = [cell for cell in here if str(cell.method.get("label", "")) == method]
-            done, failed = [c for c in own if c.state == "done"], [c for c in own if c.state != "done"]
-            name = str((done or own)[0].method.get("name", method))
+        for method in dict.fromkeys(str(cell.method.get("label", "")) for cell in scenario_cells):
+            method_cells = [cell for cell in scenario_cells if str(cell.method.get("label", "")) == method]
+            done = [c for c in method_cells if c.state == "done"]
+            failed = [c for c in method_cells if c.state != "done"]
+            name = str((done or method_cells)[0].method.get("name", method))
             rows.append(MethodRow(method, name, done, failed, statistics(done)))
         rows.sort(key=lambda row: {ORIGINAL: 0, REFERENCE: 1}.get(row.name, 2))
-        facts = next((c.scenario for c in here if c.state == "done"), here[0].scenario)
-        found.append(ScenarioBlock(label, facts, rows))
-    return found
+        facts = next((c.scenario for c in scenario_cells if c.state == "done"), scenario_cells[0].scenario)
+        result.append(ScenarioBlock(label, facts, rows))
+    return result
 
 
-def statistics(cells: Sequence[CellRecord]) -> dict[str, Number]:
+def statistics(cells: Sequence[CellRecord]) -> dict[str, Estimate]:
     """metric -> statistic over the seeds that finished; grouped values (per class) are left to `per_class`."""
     values: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
@@ -167,13 +168,13 @@ def statistics(cells: Sequence[CellRecord]) -> dict[str, Number]:
     return {metric: _number(rows) for metric, rows in values.items()}
 
 
-def _number(rows: list[dict[str, Any]]) -> Number:
+def _number(rows: list[dict[str, Any]]) -> Estimate:
     numbers = np.array([row["value"] for row in rows], dtype=float)
     low, high = (_mean_end(rows, end) for end in ("low", "high"))
     if len(numbers) > 1:
-        return Number(float(numbers.mean()), float(numbers.std(ddof=1)), len(numbers), low, high)
+        return Estimate(float(numbers.mean()), float(numbers.std(ddof=1)), len(numbers), low, high)
     half = (high - low) / 2 if low is not None and high is not None else None
-    return Number(float(numbers[0]), half, 1, low, high)
+    return Estimate(float(numbers[0]), half, 1, low, high)
 
 
 def _mean_end(rows: list[dict[str, Any]], end: str) -> float | None:
@@ -219,10 +220,10 @@ def confusion(row: MethodRow, split: str) -> np.ndarray | None:
 
 def history(row: MethodRow) -> dict[str, list[float]]:
     """Curve name -> mean over seeds per epoch, only epochs that all seeds reached."""
-    own = [cell.history for cell in row.cells if cell.history]
-    if not own:
+    histories = [cell.history for cell in row.cells if cell.history]
+    if not histories:
         return {}
-    length = min(len(rows) for rows in own)
-    names = [n for n in own[0][0] if n not in ("epoch", "seconds", "lr")]
-    names += [n for n in own[0][-1] if n not in names and n not in ("epoch", "seconds", "lr")]
-    return {n: [float(np.mean([rows[e].get(n, np.nan) for rows in own])) for e in range(length)] for n in names}
+    length = min(len(rows) for rows in histories)
+    names = [n for n in histories[0][0] if n not in ("epoch", "seconds", "lr")]
+    names += [n for n in histories[0][-1] if n not in names and n not in ("epoch", "seconds", "lr")]
+    return {n: [float(np.mean([rows[e].get(n, np.nan) for rows in histories])) for e in range(length)] for n in names}

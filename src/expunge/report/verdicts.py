@@ -38,16 +38,16 @@ def over_seeds_word(row: MethodRow, block: ScenarioBlock) -> tuple[str, list[str
     parts = [block.row(ORIGINAL), row, block.row(REFERENCE)]
     if row.name in (ORIGINAL, REFERENCE) or any(part is None for part in parts):
         return "", []
-    found = [{_seeds(cell): _numbers(cell) for cell in part.cells} for part in parts if part is not None]
-    shared = sorted(set(found[0]) & set(found[1]) & set(found[2]))
-    if len(shared) < FEWEST or not found[1][shared[0]]:
+    by_seed = [{_seeds(cell): _numbers(cell) for cell in part.cells} for part in parts if part is not None]
+    shared = sorted(set(by_seed[0]) & set(by_seed[1]) & set(by_seed[2]))
+    if len(shared) < FEWEST or not by_seed[1][shared[0]]:
         return "", []
     sizes = {"forget": block.facts.get("forget"), "retain": block.facts.get("retain")}
     sizes["test"] = row.cells[0].data.get("test")
     fine = {f"{name} accuracy": 1 / size for name, size in sizes.items() if size}
-    original, mine, theirs = ([part[seeds] for seeds in shared] for part in found)
-    word, reasons, _ = over_seeds(original, mine, theirs, margins=_MARGINS, resolution=fine)
-    return word, reasons
+    original, unlearned, retrained = ([part[seeds] for seeds in shared] for part in by_seed)
+    label, reasons, _ = over_seeds(original, unlearned, retrained, margins=_MARGINS, resolution=fine)
+    return label, reasons
 
 
 def _seeds(cell: CellRecord) -> tuple[tuple[str, int], ...]:
@@ -56,12 +56,12 @@ def _seeds(cell: CellRecord) -> tuple[tuple[str, int], ...]:
 
 def _numbers(cell: CellRecord) -> dict[str, float]:
     values = {score["metric"]: float(score["value"]) for score in cell.measured if not score["group"]}
-    found = {}
+    numbers = {}
     for name, metrics in _STATISTICS.items():
         metric = next((metric for metric in metrics if metric in values), None)
         if metric is not None:
-            found[name] = values[metric]
-    return found
+            numbers[name] = values[metric]
+    return numbers
 
 
 def verdict(row: MethodRow, reference: MethodRow | None) -> str:
@@ -78,14 +78,14 @@ def verdict(row: MethodRow, reference: MethodRow | None) -> str:
             test = row.numbers["test_retained_accuracy"].mean - reference.numbers["test_retained_accuracy"].mean
     except KeyError:
         return ""
-    words = []
+    labels = []
     if forget > CLOSE:
-        words.append("still remembers")
+        labels.append("still remembers")
     elif forget < -CLOSE:
-        words.append("over-forgets")
+        labels.append("over-forgets")
     if test < -CLOSE:
-        words.append("damages the model")
-    return ", ".join(words) or "close"
+        labels.append("damages the model")
+    return ", ".join(labels) or "close"
 
 
 def headline(block: ScenarioBlock) -> str:
@@ -98,31 +98,31 @@ def headline(block: ScenarioBlock) -> str:
         return "Only the reference was run."
     groups: dict[str, list[str]] = {}
     for row in methods:
-        for word in verdict(row, reference).split(", "):
-            groups.setdefault(word, []).append(row.label)
+        for label in verdict(row, reference).split(", "):
+            groups.setdefault(label, []).append(row.label)
     sentences = []
     close = [row for row in methods if verdict(row, reference) == "close"]
     if close:
         best = min(close, key=lambda row: row.numbers["average_gap"].mean if "average_gap" in row.numbers else 1.0)
         gap = f" (gap {best.numbers['average_gap'].mean:.1%})" if "average_gap" in best.numbers else ""
-        others = [row.label for row in close if row is not best]
+        also_close = [row.label for row in close if row is not best]
         sentences.append(
             f"{best.label} comes closest to training again without the data{gap}"
-            + (f"; {_list(others)} {'is' if len(others) == 1 else 'are'} close, too" if others else "")
+            + (f"; {_list(also_close)} {'is' if len(also_close) == 1 else 'are'} close, too" if also_close else "")
             + "."
         )
     else:
         sentences.append("No method comes close to training again without the data.")
-    for word, text in (
+    for label, text in (
         ("still remembers", "still know part of what should be gone"),
         ("over-forgets", "forget more than training again would, which can be seen from outside"),
         ("damages the model", "damage what should stay"),
         ("failed", "failed"),
         ("not finished", "have not finished yet"),
     ):
-        if word in groups:
-            single = len(groups[word]) == 1
-            sentences.append(f"{_list(groups[word])} {_singular(text) if single else text}.")
+        if label in groups:
+            single = len(groups[label]) == 1
+            sentences.append(f"{_list(groups[label])} {_singular(text) if single else text}.")
     return " ".join(sentences)
 
 

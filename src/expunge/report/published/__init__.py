@@ -22,7 +22,7 @@ class _Part(pydantic.BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Number(_Part):
+class PublishedValue(_Part):
     """One published cell, in its own unit. `metric` and `method` are names of Expunge unless `ours` is false."""
 
     method: str
@@ -37,7 +37,7 @@ class Number(_Part):
     note: str = ""
 
     @pydantic.model_validator(mode="after")
-    def _traced(self) -> Number:
+    def _traced(self) -> PublishedValue:
         if self.value is None and self.range is None:
             raise ValueError("a number that could not be traced belongs to `missing`, not to `numbers`")
         return self
@@ -45,15 +45,15 @@ class Number(_Part):
     def text(self) -> str:
         """As printed: `15.90 ± 0.29`, percent as percent, a share of 1 as percent, too."""
         scale = 100.0 if self.unit == "fraction" else 1.0
-        given = [number for number in (self.value, self.spread, *(self.range or ())) if number is not None]
-        digits = max(len(f"{round(scale * number, 6)!r}".partition(".")[2]) for number in given)
+        values = [number for number in (self.value, self.spread, *(self.range or ())) if number is not None]
+        digits = max(len(f"{round(scale * number, 6)!r}".partition(".")[2]) for number in values)
         if self.unit in ("percent", "fraction"):
             digits = max(digits, 2)
         if self.value is None:
             low, high = self.range or (0.0, 0.0)
             return f"{scale * low:.{digits}f} to {scale * high:.{digits}f}"
-        shown = f"{scale * self.value:.{digits}f}"
-        return shown if self.spread is None else f"{shown} ± {scale * self.spread:.{digits}f}"
+        text = f"{scale * self.value:.{digits}f}"
+        return text if self.spread is None else f"{text} ± {scale * self.spread:.{digits}f}"
 
 
 class Missing(_Part):
@@ -63,7 +63,7 @@ class Missing(_Part):
     metrics: tuple[str, ...]
 
 
-class Table(_Part):
+class PublishedTable(_Part):
     """Numbers of one setting, with what a reader must know to hold others beside them."""
 
     title: str
@@ -74,17 +74,17 @@ class Table(_Part):
     seeds: int | None = Field(None, ge=1, description="none: not known")
     spread: str = Field("", description="what the spreads are")
     note: str = ""
-    numbers: tuple[Number, ...] = ()
+    numbers: tuple[PublishedValue, ...] = ()
     missing: Missing = Missing(methods=(), metrics=())
 
-    def cell(self, method: str, metric: str) -> Number | None:
+    def cell(self, method: str, metric: str) -> PublishedValue | None:
         """The number in a cell; None where it stays empty."""
         return next((n for n in self.numbers if n.ours and (n.method, n.metric) == (method, metric)), None)
 
     def metrics(self) -> list[str]:
         """Metrics of Expunge that the table prints, traced or not, in its order."""
-        found = [n.metric for n in self.numbers if n.ours]
-        return list(dict.fromkeys([*found, *self.missing.metrics]))
+        metrics = [n.metric for n in self.numbers if n.ours]
+        return list(dict.fromkeys([*metrics, *self.missing.metrics]))
 
     def empty(self) -> Iterator[tuple[str, str]]:
         """(method, metric) of the cells that could not be traced."""
@@ -94,7 +94,7 @@ class Table(_Part):
                     yield method, metric
 
 
-class Paper(_Part):
+class PublishedPaper(_Part):
     """One file."""
 
     paper: str
@@ -102,10 +102,10 @@ class Paper(_Part):
     url: str
     code: str
     tags: dict[str, str] = Field(description="tag -> what it means")
-    tables: dict[str, Table]
+    tables: dict[str, PublishedTable]
 
     @pydantic.model_validator(mode="after")
-    def _tagged(self) -> Paper:
+    def _tagged(self) -> PublishedPaper:
         for name, table in self.tables.items():
             for number in table.numbers:
                 if number.tag not in self.tags:
@@ -114,14 +114,14 @@ class Paper(_Part):
 
 
 @functools.cache
-def papers() -> dict[str, Paper]:
+def papers() -> dict[str, PublishedPaper]:
     """name -> paper, from the YAML files beside this module."""
-    found = {}
+    papers_by_name = {}
     for file in sorted(files(__name__).iterdir(), key=lambda entry: entry.name):
         if file.name.endswith(".yaml"):
-            paper = Paper.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-            found[paper.paper] = paper
-    return found
+            paper = PublishedPaper.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+            papers_by_name[paper.paper] = paper
+    return papers_by_name
 
 
 def names() -> list[str]:
@@ -129,7 +129,7 @@ def names() -> list[str]:
     return [f"{name}/{table}" for name, paper in papers().items() for table in paper.tables]
 
 
-def find(name: str) -> tuple[Paper, Table]:
+def find(name: str) -> tuple[PublishedPaper, PublishedTable]:
     """The table `paper/table`. `UsageError` for a name that does not exist."""
     if name not in names():
         raise unknown("published table", name, names())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.report import published
-from expunge.report.summarise import COLUMNS, Column, Estimate, MethodRow, ScenarioBlock
+from expunge.report.summarise import COLUMNS, Column, MetricSummary, MethodRow, ScenarioBlock
 
 References = Sequence[tuple[str, str]]  # (paper/table, label of the scenario; "" for all)
 _PLAIN = ("seconds", "scale_up", "relearn_time")
@@ -18,12 +18,12 @@ def beside(block: ScenarioBlock, references: References) -> list[dict[str, Any]]
     return [_table(block, name) for name in table_names]
 
 
-def ours(row: MethodRow, metric: str) -> Estimate | None:
+def ours(row: MethodRow, metric: str) -> MetricSummary | None:
     """Our mean and spread; an error that was not measured is 1 - the accuracy."""
     if metric in row.numbers or not metric.endswith("_error"):
         return row.numbers.get(metric)
     accuracy = row.numbers.get(f"{metric.removesuffix('_error')}_accuracy")
-    return None if accuracy is None else Estimate(1 - accuracy.mean, accuracy.spread, accuracy.count)
+    return None if accuracy is None else MetricSummary(1 - accuracy.mean, accuracy.spread, accuracy.count)
 
 
 def _table(block: ScenarioBlock, name: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MetricSummary:
     """A statistic over seeds. spread: sample standard deviation; for one seed, half the interval over samples.
 
     low, high: ends of the interval over samples, mean over seeds; None where a seed has none.
@@ -100,7 +100,7 @@ class MethodRow:
     name: str
     cells: list[CellRecord]
     failed: list[CellRecord]
-    numbers: dict[str, Estimate] = field(default_factory=dict)
+    numbers: dict[str, MetricSummary] = field(default_factory=dict)
 
     @property
     def is_reference(self) -> bool:
@@ -158,7 +158,7 @@ def blocks(cells: Sequence[CellRecord]) -> list[ScenarioBlock]:
     return result
 
 
-def statistics(cells: Sequence[CellRecord]) -> dict[str, Estimate]:
+def statistics(cells: Sequence[CellRecord]) -> dict[str, MetricSummary]:
     """metric -> statistic over the seeds that finished; grouped values (per class) are left to `per_class`."""
     values: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
@@ -168,13 +168,13 @@ def statistics(cells: Sequence[CellRecord]) -> dict[str, Estimate]:
     return {metric: _number(rows) for metric, rows in values.items()}
 
 
-def _number(rows: list[dict[str, Any]]) -> Estimate:
+def _number(rows: list[dict[str, Any]]) -> MetricSummary:
     numbers = np.array([row["value"] for row in rows], dtype=float)
     low, high = (_mean_end(rows, end) for end in ("low", "high"))
     if len(numbers) > 1:
-        return Estimate(float(numbers.mean()), float(numbers.std(ddof=1)), len(numbers), low, high)
+        return MetricSummary(float(numbers.mean()), float(numbers.std(ddof=1)), len(numbers), low, high)
     half = (high - low) / 2 if low is not None and high is not None else None
-    return Estimate(float(numbers[0]), half, 1, low, high)
+    return MetricSummary(float(numbers[0]), half, 1, low, high)
 
 
 def _mean_end(rows: list[dict[str, Any]], end: str) -> float | None:

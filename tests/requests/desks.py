@@ -11,7 +11,7 @@ import expunge
 from expunge.core.options import build, to_dict
 from expunge.models.checkpoint import save_weights
 from expunge.requests.desk import Desk
-from expunge.requests.settings import Settings
+from expunge.requests.settings import WorkspaceSettings
 from expunge.requests.workspace import Workspace, load
 from expunge.training.recipe import Recipe
 
@@ -42,7 +42,7 @@ def make_desk(folder: Path, **changed: Any) -> Desk:
         "model": "mlp", "data": str(train), "test": str(test), "id_column": "user_id", "device": "cpu",
         "recipe": to_dict(build(Recipe, RECIPE)),
     }  # fmt: skip
-    settings = build(Settings, {**values, **changed})
+    settings = build(WorkspaceSettings, {**values, **changed})
     known, unseen = load(settings)
     model = Workspace(folder, settings).fresh(known)
     trained = expunge.train(model, known, recipe=RECIPE, seed=1, device="cpu")

@@ -20,7 +20,7 @@ from expunge.evidence.verdict import LABELS
 from expunge.models.checkpoint import load_weights, save_weights, weights_hash
 from expunge.requests.desk import Desk
 from expunge.requests.purge import Wanted
-from expunge.requests.settings import Settings
+from expunge.requests.settings import WorkspaceSettings
 from expunge.requests.workspace import Workspace, load
 from expunge.training.recipe import Recipe
 from expunge.training.shards import Sharding, read_plan
@@ -289,7 +289,7 @@ def test_a_model_file_that_was_swapped_is_found(desk: Desk) -> None:
 
 def test_a_model_that_was_trained_in_shards_forgets_exactly(tmp_path: Path) -> None:
     train, test = write_rows(tmp_path)
-    settings = build(Settings, {
+    settings = build(WorkspaceSettings, {
         "model": "mlp", "data": str(train), "test": str(test), "id_column": "user_id", "device": "cpu",
         "shards": tmp_path / "shards", "accept": list(LABELS),
     })  # fmt: skip

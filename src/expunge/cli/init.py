@@ -10,11 +10,11 @@ from expunge.api.trained import RECORD
 from expunge.cli import console, inputs
 from expunge.core.options import Field, build, option_names, options, to_dict
 from expunge.requests.desk import Desk
-from expunge.requests.settings import Settings, resolved
+from expunge.requests.settings import WorkspaceSettings, resolved
 
 
 @options
-class Init(Settings):
+class Init(WorkspaceSettings):
     """Settings of `expunge init`: those of the workspace, and what is read once."""
 
     checkpoint: Path = Field(..., description="weights of the trained model; they are copied into the workspace")
@@ -35,13 +35,13 @@ def init(job: Init) -> None:
     train = data.train
     if training.get("data", train.content_hash()) != train.content_hash():
         console.say("note: these are not exactly the data that the result.json beside the checkpoint tells of.")
-    values = {name: getattr(job, name) for name in option_names(Settings)}
+    values = {name: getattr(job, name) for name in option_names(WorkspaceSettings)}
     if job.recipe is None and recipe is not None:
         values["recipe"] = to_dict(recipe)
     if not job.outside:  # what lies beside the checkpoint of a run was made of the same data
         run = job.checkpoint.parent
         values["outside"] = [str(run if (run / RECORD).is_file() else job.checkpoint)]
-    settings = build(Settings, {**values, "data_options": dict(job.data_options)})
+    settings = build(WorkspaceSettings, {**values, "data_options": dict(job.data_options)})
     settings = resolved(settings, Path.cwd())  # so that they are right from any folder
     settings = dataclasses.replace(settings, model_options=literals(job.model_options))
     with Desk.create(job.workspace, settings, job.checkpoint, train, data.test, say=console.say) as desk:

@@ -121,9 +121,12 @@ def schema(
     """
     from expunge.bench.schema import json_schema, settings_schema
     from expunge.core.files import write_text
-    from expunge.requests.settings import Settings
+    from expunge.requests.settings import WorkspaceSettings
 
-    makers: dict[str, Callable[[], str]] = {"study": json_schema, "workspace": lambda: settings_schema(Settings)}
+    makers: dict[str, Callable[[], str]] = {
+        "study": json_schema,
+        "workspace": lambda: settings_schema(WorkspaceSettings),
+    }
     if of not in makers:
         raise unknown("settings file", of, makers)
     text = makers[of]() + "\n"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from expunge.report import published
-from expunge.report.summarise import COLUMNS, Column, MetricSummary, MethodRow, ScenarioBlock
+from expunge.report.summarise import COLUMNS, Column, MethodRow, MetricSummary, ScenarioBlock
 
 References = Sequence[tuple[str, str]]  # (paper/table, label of the scenario; "" for all)
 _PLAIN = ("seconds", "scale_up", "relearn_time")

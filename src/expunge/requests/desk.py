@@ -41,7 +41,7 @@ from expunge.requests.ledger.ledger import Ledger
 from expunge.requests.purge import records_of
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.register import Register, Say
-from expunge.requests.settings import MEMBERS, SETTINGS, Settings
+from expunge.requests.settings import MEMBERS, SETTINGS, WorkspaceSettings
 from expunge.requests.sharded import cost_of
 from expunge.requests.workspace import Workspace
 from expunge.training.sisa import Cost
@@ -79,7 +79,7 @@ class Desk(Register):
     def create(
         cls,
         folder: Path,
-        settings: Settings,
+        settings: WorkspaceSettings,
         checkpoint: Path,
         train: Split,
         test: Split | None,

@@ -18,10 +18,12 @@ from expunge.core.errors import DataError
 from expunge.data.split import Split
 
 if TYPE_CHECKING:
-    from expunge.requests.settings import Settings
+    from expunge.requests.settings import WorkspaceSettings
 
 
-def check_fitness(model: nn.Module, train: Split, test: Split, settings: Settings, say: Callable[[str], None]) -> None:
+def check_fitness(
+    model: nn.Module, train: Split, test: Split, settings: WorkspaceSettings, say: Callable[[str], None]
+) -> None:
     """Say how well a model answers the data. Raises `DataError` near chance, unless `settings.any_accuracy`."""
     if not (train.has_labels and test.has_labels):
         return

@@ -57,7 +57,7 @@ from expunge.training.advice import Drift
 
 
 @dataclass
-class Data:
+class RequestData:
     """Training and test data, with the keyed hash of each training sample, and of the subject of each sample.
 
     members: hashes of all samples that the first model was trained on. test_subjects: empty where the test data do not
@@ -93,10 +93,10 @@ class Worker:
     cancelled: Callable[[], bool] | None = None
 
     @cached_property
-    def data(self) -> Data:
+    def data(self) -> RequestData:
         train, test = self.workspace.load()
         column = self.workspace.settings.id_column
-        return Data(
+        return RequestData(
             train,
             test,
             members.of_samples(self.pepper, train),

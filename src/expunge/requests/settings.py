@@ -36,7 +36,7 @@ RETIRED, SUCCESSOR = "forgotten (weak)", explain.INDISTINGUISHABLE  # a verdict 
 
 
 @options
-class Settings:
+class WorkspaceSettings:
     """What a workspace knows: the model, its data, how the audit is done, and what counts as good enough."""
 
     model: str = Field(..., description="catalogue name, package.module:function or path/to/file.py:function")
@@ -86,7 +86,7 @@ class Layout:
     """A folder with settings, and where in it what lies; nothing in it is opened before it is asked for."""
 
     folder: Path
-    settings: Settings
+    settings: WorkspaceSettings
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -100,7 +100,7 @@ class Layout:
                 f"{folder} is no workspace (there is no {SETTINGS}); run `expunge init` there, or pass --workspace."
             ) from None
         try:
-            return cls(folder, resolved(build(Settings, values, "settings"), folder)).checked()
+            return cls(folder, resolved(build(WorkspaceSettings, values, "settings"), folder)).checked()
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
 
@@ -112,7 +112,7 @@ class Layout:
 
     def write(self) -> None:
         """The settings as YAML, without those that are as by default."""
-        plain = to_dict(build(Settings, {"model": self.settings.model, "data": self.settings.data}))
+        plain = to_dict(build(WorkspaceSettings, {"model": self.settings.model, "data": self.settings.data}))
         values = {k: v for k, v in to_dict(self.settings).items() if k in ("model", "data") or v != plain[k]}
         write_text(self.folder / SETTINGS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
@@ -146,7 +146,7 @@ class Layout:
         return build(Limits, self.settings.limits)
 
 
-def resolved(settings: Settings, folder: Path) -> Settings:
+def resolved(settings: WorkspaceSettings, folder: Path) -> WorkspaceSettings:
     """Settings whose relative paths are relative to `folder`, made absolute; names (of models, data sets) stay names.
 
     A relative path that does not exist below `folder` stays as it is, the error about it shows what was written.

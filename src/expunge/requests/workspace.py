@@ -17,7 +17,7 @@ from expunge.evidence.explain import BY_CONSTRUCTION, FORGOTTEN
 from expunge.evidence.verdict import Margins
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, weights_hash
-from expunge.requests.settings import Layout, Settings
+from expunge.requests.settings import Layout, WorkspaceSettings
 from expunge.requests.sharded import ensemble_like, recipe_of
 from expunge.training.recipe import Recipe
 
@@ -84,7 +84,7 @@ class Workspace(Layout):
         return model
 
 
-def load(settings: Settings) -> tuple[Split, Split]:
+def load(settings: WorkspaceSettings) -> tuple[Split, Split]:
     """(training data, test data). Raises `DataError` where there are no unseen samples to audit with."""
     arguments: Mapping[str, Any] = settings.data_options
     train, test = load_pair(settings.data, **arguments)

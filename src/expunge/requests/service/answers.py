@@ -25,7 +25,7 @@ class Error(BaseModel):
     error: str = Field(description="One sentence: the thing, the value, what is allowed.")
 
 
-class Refused(Exception):
+class HTTPRefusal(Exception):
     """A call that gets another status than its error would have by itself."""
 
     def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
@@ -60,7 +60,7 @@ def error_answer(status: int, sentence: str, headers: Mapping[str, str] | None =
 
 def add_handlers(app: FastAPI) -> None:
     """Every exception becomes one sentence. Those that are a defect are logged with their traceback."""
-    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HTTPRefusal, _refused)
     app.add_exception_handler(ExpungeError, _expunge)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -21,7 +21,7 @@ from expunge.methods.base import preset_values
 from expunge.requests.desk import Desk
 from expunge.requests.records import Request, State
 from expunge.requests.service import schemas
-from expunge.requests.service.answers import API, Refused, errors
+from expunge.requests.service.answers import API, HTTPRefusal, errors
 from expunge.requests.service.jobs import Job, Jobs, Outcome
 
 LARGEST_ID = 2**31 - 1
@@ -87,7 +87,7 @@ async def import_requests(at: At, call: Call) -> schemas.Imported:
     """Take in a file of requests, all of them or none."""
     kind = call.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "text/csv":
-        raise Refused(415, "a file of requests is sent with the header `Content-Type: text/csv`.")
+        raise HTTPRefusal(415, "a file of requests is sent with the header `Content-Type: text/csv`.")
     taken = await run_in_threadpool(at.desk.import_tickets, await call.body())
     new = sum(1 for _, fresh in taken if fresh)
     return schemas.Imported(new=new, known=len(taken) - new, requests=[request.id for request, _ in taken])
@@ -147,7 +147,7 @@ def read_case(at: At, number: Number, format: Annotated[Literal["json", "html", 
     try:
         content = path.read_bytes()
     except OSError:
-        raise Refused(404, f"the file {path.name} is gone; `expunge requests check` says what else is.") from None
+        raise HTTPRefusal(404, f"the file {path.name} is gone; `expunge requests check` says what else is.") from None
     headers = {"Content-Disposition": f'inline; filename="case-{path.name}"'}
     if format == "html":  # no script, nothing from elsewhere
         headers["Content-Security-Policy"] = (
@@ -198,7 +198,7 @@ def make_plan(
     _check_method(method)
     _no_job(at, "it would be measured too slow")
     if not at.planning.acquire(blocking=False):
-        raise Refused(429, "another plan is being made; try again in 2 s.", {"Retry-After": "2"})
+        raise HTTPRefusal(429, "another plan is being made; try again in 2 s.", {"Retry-After": "2"})
     try:
         plan = at.desk.plan(batch=batch, method=method)
     finally:
@@ -211,11 +211,11 @@ def start_fulfilment(at: At, wanted: schemas.NewFulfilment) -> schemas.JobAccept
     """Start one long job: what was interrupted first, then all requests that wait, as one batch."""
     _check_method(wanted.method)
     if wanted.options and wanted.method == "auto":
-        raise Refused(400, "options belong to a method; name it instead of `auto`.")
+        raise HTTPRefusal(400, "options belong to a method; name it instead of `auto`.")
     job = at.jobs.start("resume" if wanted.resume else "fulfil", functools.partial(_fulfil, wanted))
     if job is None:
         _no_job(at, "one at a time changes the model")
-        raise Refused(409, "another job has just ended; try again.")
+        raise HTTPRefusal(409, "another job has just ended; try again.")
     return schemas.JobAccepted(job=job.id)
 
 
@@ -238,7 +238,7 @@ def cancel_job(at: At, job: JobId) -> schemas.JobView:
     """Ask a job to stop after its current epoch. What is finished is kept; the next job goes on."""
     one = _job(at, job)
     if not one.cancel():
-        raise Refused(409, f"job {job} is {one.state} already.")
+        raise HTTPRefusal(409, f"job {job} is {one.state} already.")
     return _job_view(one)
 
 
@@ -265,27 +265,27 @@ def _or_conflict(action: Callable[[], Any]) -> Any:
     try:
         return action()
     except ExpungeError as error:
-        raise Refused(409, str(error)) from None
+        raise HTTPRefusal(409, str(error)) from None
 
 
 def _found(desk: Desk, number: int) -> Request:
     try:
         return desk.ledger.request(number)
     except UsageError as error:
-        raise Refused(404, str(error)) from None
+        raise HTTPRefusal(404, str(error)) from None
 
 
 def _case(desk: Desk, number: int) -> Path:
     try:
         return desk.case_path(number)
     except UsageError as error:
-        raise Refused(404, str(error)) from None
+        raise HTTPRefusal(404, str(error)) from None
 
 
 def _job(at: Service, name: str) -> Job:
     job = at.jobs.get(name)
     if job is None:
-        raise Refused(404, f"there is no job {name} in this service; it may be one of before it was started.")
+        raise HTTPRefusal(404, f"there is no job {name} in this service; it may be one of before it was started.")
     return job
 
 
@@ -296,7 +296,7 @@ def _job_view(job: Job) -> schemas.JobView:
 def _no_job(at: Service, why: str) -> None:
     job = at.jobs.running()
     if job is not None:
-        raise Refused(409, f"job {job.id} is running, and {why}; wait for it or cancel it.")
+        raise HTTPRefusal(409, f"job {job.id} is running, and {why}; wait for it or cancel it.")
 
 
 def _check_method(name: str) -> None:

@@ -17,7 +17,7 @@ from expunge.core.options import build
 from expunge.requests.case.keys import create_keys
 from expunge.requests.ledger.ledger import Ledger
 from expunge.requests.records import Version
-from expunge.requests.settings import Layout, Settings
+from expunge.requests.settings import Layout, WorkspaceSettings
 
 EXPUNGE = str(Path(sys.executable).parent / "expunge")
 
@@ -44,7 +44,7 @@ def run() -> Iterator[Row]:
 
 def make_workspace(folder: Path) -> Path:
     """A workspace with a version and without a model: enough to look at its ledger."""
-    layout = Layout(folder, build(Settings, {"model": "mlp", "data": "rows.csv"}))
+    layout = Layout(folder, build(WorkspaceSettings, {"model": "mlp", "data": "rows.csv"}))
     create_keys(layout.keys)
     layout.write()
     version = Version(

@@ -8,20 +8,115 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any, Literal
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal, Required
 
 import pydantic
 import torch
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from expunge.api.evaluate import Scores
+from expunge.core.needs import Needs
 from expunge.core.registry import Card
 from expunge.data.split import Split
 from expunge.metrics.base import Direction, Evaluation, Unit, Value
 from expunge.scenarios.base import ForgetSplit
 
 SAMPLED_LOSSES = 1000  # per split and model: enough for a histogram, small enough for a page
+
+
+@pydantic.with_config(extra="allow")
+class _DataFacts(TypedDict, total=False):
+    name: str
+    classes: int
+    class_names: list[str]
+    train: int
+    test: int
+    validation: int
+    note: str
+
+
+@pydantic.with_config(extra="allow")
+class _ScenarioFacts(TypedDict, total=False):
+    label: str
+    scenario: str
+    options: dict[str, Any]
+    seed: int
+    forget: int
+    retain: int
+
+
+@pydantic.with_config(extra="allow")
+class _MethodFacts(TypedDict, total=False):
+    label: str
+    name: str
+    options: dict[str, Any]
+    tags: list[str]
+    cite: str
+
+
+@pydantic.with_config(extra="allow")
+class _ModelFacts(TypedDict, total=False):
+    name: str
+    parameters: int
+
+
+@pydantic.with_config(extra="allow")
+class _EffectFacts(TypedDict, total=False):
+    label: str
+    sentence: str
+    numbers: dict[str, float | None]
+
+
+@pydantic.with_config(extra="allow")
+class _Score(TypedDict, total=False):
+    metric: Required[str]
+    value: Required[float | None]
+    low: float | None
+    high: float | None
+    unit: Required[str]
+    direction: str
+    group: Required[str]
+    note: str
+
+
+@pydantic.with_config(extra="allow")
+class _Curves(TypedDict, total=False):
+    losses: dict[str, list[float]]
+    confusion: dict[str, list[list[int]]]
+    projection: dict[str, Any]
+
+
+@pydantic.with_config(extra="allow")
+class _Provenance(TypedDict, total=False):
+    versions: dict[str, str | None]
+    hardware: str
+
+
+def _checked(kind: type) -> pydantic.AfterValidator:
+    """Values as `kind` states them, kept as they are: a record from elsewhere may be damaged, ours need no copy."""
+    adapter = pydantic.TypeAdapter(kind)
+
+    def check(value: Any) -> Any:
+        adapter.validate_python(value)
+        return value
+
+    return pydantic.AfterValidator(check)
+
+
+def _fields_of_needs(given: dict[str, Any]) -> dict[str, Any]:
+    for name in given:
+        if name not in {field.name for field in fields(Needs)}:
+            raise ValueError(f"`{name}` is no need of a method")
+    return given
+
+
+def _square(curves: dict[str, Any]) -> dict[str, Any]:
+    for split, counts in curves.get("confusion", {}).items():
+        if any(len(row) != len(counts) for row in counts):
+            raise ValueError(f"the confusion counts of {split} are not class x class")
+    return curves
 
 
 class CellRecord(pydantic.BaseModel):
@@ -32,31 +127,45 @@ class CellRecord(pydantic.BaseModel):
     format: int = 1
     id: str = Field(description="content address: equal settings, equal id")
     study: str = ""
-    data: dict[str, Any] = Field(default_factory=dict, description="name, classes, train, test, validation, note")
-    model: dict[str, Any] = Field(default_factory=dict, description="name, parameters")
-    scenario: dict[str, Any] = Field(default_factory=dict, description="label, scenario, options, seed, forget, retain")
-    method: dict[str, Any] = Field(default_factory=dict, description="label, name, options, tags, cite")
+    data: Annotated[dict[str, Any], _checked(_DataFacts)] = Field(
+        default_factory=dict, description="name, classes, train, test, validation, note"
+    )
+    model: Annotated[dict[str, Any], _checked(_ModelFacts)] = Field(
+        default_factory=dict, description="name, parameters"
+    )
+    scenario: Annotated[dict[str, Any], _checked(_ScenarioFacts)] = Field(
+        default_factory=dict, description="label, scenario, options, seed, forget, retain"
+    )
+    method: Annotated[dict[str, Any], _checked(_MethodFacts)] = Field(
+        default_factory=dict, description="label, name, options, tags, cite"
+    )
     seeds: dict[str, int] = Field(default_factory=dict, description="data, train, unlearn, evaluate")
     state: Literal["done", "failed"] = "done"
     error: str = Field("", description="one sentence, if failed")
     status: str = Field("finished", description="how the method ended")
     seconds: float | None = None
     stages: dict[str, float] = Field(default_factory=dict)
-    needs: dict[str, Any] = Field(default_factory=dict, description="fields of `Needs`")
+    needs: Annotated[dict[str, Any], _checked(Needs), pydantic.AfterValidator(_fields_of_needs)] = Field(
+        default_factory=dict, description="fields of `Needs`"
+    )
     notes: list[str] = Field(default_factory=list)
     details: dict[str, Any] = Field(default_factory=dict)
     history: list[dict[str, float]] = Field(default_factory=list)
-    effect: dict[str, Any] | None = Field(None, description="`Effect.record()`; none where it was not asked for")
-    scores: list[dict[str, Any]] = Field(
+    effect: Annotated[dict[str, Any] | None, _checked(_EffectFacts | None)] = Field(
+        None, description="`Effect.record()`; none where it was not asked for"
+    )
+    scores: Annotated[list[dict[str, Any]], _checked(list[_Score])] = Field(
         default_factory=list,
         description="rows: metric, group, value, low, high, unit, direction, note; value null: the note says why",
     )
-    curves: dict[str, Any] = Field(
+    curves: Annotated[dict[str, Any], _checked(_Curves), pydantic.AfterValidator(_square)] = Field(
         default_factory=dict,
         description="losses: split -> sampled losses; confusion: split -> class x class counts (true, predicted); "
         "projection: split -> rows of two components and the class",
     )
-    provenance: dict[str, Any] = Field(default_factory=dict, description="versions, hashes, hardware, peak memory")
+    provenance: Annotated[dict[str, Any], _checked(_Provenance)] = Field(
+        default_factory=dict, description="versions, hashes, hardware, peak memory"
+    )
 
     @pydantic.field_validator("scores")
     @classmethod

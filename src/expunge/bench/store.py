@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from filelock import FileLock, Timeout
 from expunge.api.record import CellRecord
 from expunge.bench.cells import Cell
 from expunge.core.errors import DataError, ExpungeError
+
+log = logging.getLogger(__name__)
 
 VERSION = 2  # of the tables below
 _SCHEMA = """
@@ -51,6 +55,7 @@ class CellStore:
         with self._said():
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._db.text_factory = partial(str, encoding="utf-8", errors="replace")  # a flipped byte stops nothing
             try:
                 self._open()
             except BaseException:
@@ -99,7 +104,10 @@ class CellStore:
         return False
 
     def plan(self, cells: Sequence[Cell], study: str, *, again: bool = False) -> None:
-        """Make the study's cells the current ones. Failed and interrupted ones run again; with `again`, all do."""
+        """Make the study's cells the current ones.
+
+        Failed, interrupted and damaged ones run again; with `again`, all do.
+        """
         with self._transaction():
             self._db.execute("UPDATE cells SET position = NULL")
             for position, cell in enumerate(cells):
@@ -110,6 +118,9 @@ class CellStore:
                     (cell.id, position, cell.scenario_label, cell.method_label, json.dumps(cell.seeds)),
                 )
             self._db.execute("UPDATE cells SET state = 'pending', attempts = 0 WHERE state IN ('running', 'failed')")
+            for cell, record in self._db.execute("SELECT id, record FROM cells WHERE state = 'done'").fetchall():
+                if _read_record(record) is None:
+                    self._db.execute("UPDATE cells SET state = 'pending', attempts = 0 WHERE id = ?", (cell,))
             if again:
                 self._db.execute("UPDATE cells SET state = 'pending', attempts = 0 WHERE position IS NOT NULL")
             self._db.execute("INSERT OR REPLACE INTO facts VALUES ('study', ?)", (study,))
@@ -182,24 +193,33 @@ class CellStore:
             "SELECT id, scenario, method, seeds, state, error, record FROM cells "
             "WHERE position IS NOT NULL ORDER BY position"
         )
-        records = []
+        records, damaged = [], 0
         for cell, scenario, method, seeds, state, error, record in rows:
             if only is not None and cell not in only:
                 continue
-            if state == "done":
-                loaded = CellRecord.model_validate_json(record)
-                loaded.scenario["label"], loaded.method["label"] = scenario, method
-            else:
+            loaded = _read_record(record) if state == "done" else None
+            if loaded is None:
+                if state == "done":
+                    damaged += 1
+                    state, error = "damaged", f"its record in {self.path} is damaged; run the study again to measure it"
                 loaded = CellRecord(
                     id=cell,
                     state="failed",
-                    status="failed" if state == "failed" else "missing",
+                    status=state if state in ("failed", "damaged") else "missing",
                     error=error or f"not finished ({state})",
                     scenario={"label": scenario},
                     method={"label": method, "name": method},
-                    seeds=json.loads(seeds),
+                    seeds=_read_seeds(seeds),
                 )
+            loaded.scenario["label"], loaded.method["label"] = scenario, method
             records.append(loaded)
+        if damaged:
+            log.warning(
+                "%d of %d records in %s are damaged and are left out; run the study again to measure them.",
+                damaged,
+                len(records),
+                self.path,
+            )
         return records
 
     def _lock(self) -> FileLock:
@@ -227,8 +247,23 @@ class CellStore:
             yield
         except Timeout:
             raise
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # SQLite quotes a damaged schema in its errors
             raise ExpungeError(
                 f"the results in {self.path} cannot be read or written ({error}); free some space, or choose another "
                 "folder. Finished cells are kept."
             ) from None
+
+
+def _read_record(text: str | None) -> CellRecord | None:
+    """None for what is no record, such as a damaged one."""
+    try:
+        return CellRecord.model_validate_json(text or "")
+    except ValueError:
+        return None
+
+
+def _read_seeds(text: str) -> dict[str, int]:
+    try:
+        return {str(name): int(seed) for name, seed in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}

@@ -96,7 +96,7 @@ class _Provenance(TypedDict, total=False):
 
 def _checked(kind: type) -> pydantic.AfterValidator:
     """Values as `kind` states them, kept as they are: a record from elsewhere may be damaged, ours need no copy."""
-    adapter = pydantic.TypeAdapter(kind)
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(kind)
 
     def check(value: Any) -> Any:
         adapter.validate_python(value)

@@ -149,7 +149,7 @@ def _table(
 ) -> PaperTable:
     part = values[values["scenario"] == scenario]
     labels = list(dict.fromkeys(str(r.method["label"]) for r in records if r.scenario["label"] == scenario))
-    exact = next((str(r.method["label"]) for r in records if r.method["name"] == REFERENCE), None)
+    exact = next((str(r.method["label"]) for r in records if r.method.get("name") == REFERENCE), None)
     seeds = part["cell"].groupby(part["method"]).nunique()
     rows: dict[str, list[TableEntry]] = {label: [] for label in labels}
     for name in columns:

@@ -226,10 +226,10 @@ def access(cells: Sequence[CellRecord]) -> list[dict[str, Any]]:
     """What each method was handed, once per label."""
     rows = {}
     for cell in cells:
-        label = str(cell.method["label"])
+        label = str(cell.method.get("label", ""))
         if label not in rows:
             needs = Needs(**cell.needs)
-            block = MethodRow(label, str(cell.method["name"]), [cell], [])
+            block = MethodRow(label, str(cell.method.get("name", "")), [cell], [])
             rows[label] = {
                 "label": label,
                 "needs": list(needs.describe().values()),

@@ -88,7 +88,8 @@ def two_loss_step(
     """One step on a weighted sum of two losses; with `dual` a forget step by that, then a retain step (DualOptim).
 
     Args:
-        retain_loss, forget_loss: compute the losses, scalars; called once more where rho > 0.
+        retain_loss: computes the loss on the retained samples, a scalar; called once more where rho > 0.
+        forget_loss: the same on the samples to forget.
         weights: of the two losses in what is minimised.
         model: the model that learns.
         optimizer: of both losses, or of the retain step.

@@ -52,10 +52,10 @@ MEASURED = 2000
 
 @method("retrain-short")
 class RetrainShort(Method):
-    """A fresh network on plain cross-entropy over the retained samples: exact, and as short as the mark allows."""
+    """Train from scratch by cross-entropy on the retained samples: exact, with early stopping at a target accuracy."""
 
     share: float | Literal["auto"] = Field("auto", description="share of the recipe's epochs, in (0, 1], or auto")
-    tolerance: float = Field(0.01, ge=0, lt=1, description="auto stops within so much of the original's accuracies")
+    tolerance: float = Field(0.01, ge=0, lt=1, description="auto stops at the original's accuracies minus this")
     lr: float = Field(8e-3, gt=0, description="peak learning rate of AdamW in the first cycle")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
 
@@ -75,7 +75,7 @@ class RetrainShort(Method):
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
         recipe, retain = problem.recipe, problem.retain
         marks = _measured(problem, run) if self.share == "auto" else []
-        wanted = [1 - error_rate(predict(problem.model, split, run.device), split.y) for split in marks]
+        targets = [1 - error_rate(predict(problem.model, split, run.device), split.y) for split in marks]
         student = _fresh(problem, run)
         shares = SHARES if self.share == "auto" else (self.share,)
         ends = [max(k, round(recipe.epochs * share)) for k, share in enumerate(shares, 1)]
@@ -98,17 +98,17 @@ class RetrainShort(Method):
                 step(loss, student, optimizer, recipe.clip)
                 epoch.add("loss", loss, len(batch))
             if epoch.number == last and self.share == "auto":
-                got = [1 - error_rate(predict(student, split, run.device), split.y) for split in marks]
-                epoch.log(**{f"{split.name}_accuracy": value for split, value in zip(marks, got, strict=True)})
-                near = all(a >= b - self.tolerance for a, b in zip(got, wanted, strict=True))
-                epoch.stop = near
-                if near or last == ends[-1]:
-                    run.notes.append(_told(last, recipe.epochs, got, wanted, near))
+                accuracies = [1 - error_rate(predict(student, split, run.device), split.y) for split in marks]
+                epoch.log(**{f"{split.name}_accuracy": value for split, value in zip(marks, accuracies, strict=True)})
+                reached = all(a >= b - self.tolerance for a, b in zip(accuracies, targets, strict=True))
+                epoch.stop = reached
+                if reached or last == ends[-1]:
+                    run.notes.append(_told(last, recipe.epochs, accuracies, targets, reached))
         return student
 
 
 def _measured(problem: Problem, run: Run) -> list[Split]:
-    """Retained and, where there are any, held-out samples with retained labels; at most `MEASURED` of each."""
+    """Retained and, if given, held-out samples with retained labels; at most `MEASURED` of each."""
     retain, splits = problem.retain, []
     given = [retain, problem.validation] if problem.has_validation else [retain]
     for split in given:
@@ -120,7 +120,7 @@ def _measured(problem: Problem, run: Run) -> list[Split]:
 
 
 def _fresh(problem: Problem, run: Run) -> nn.Module:
-    """The start of a retraining: no trained weight, no trained statistic."""
+    """The model with its initial weights and statistics."""
     student = problem.student()
     if problem.has_initial:
         student.load_state_dict(problem.initial)

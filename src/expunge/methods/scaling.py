@@ -1,8 +1,8 @@
-"""Default values that fit a problem: how passes, rates and batches follow from the recipe and the sizes.
+"""Default values scaled to a problem: epochs, learning rates and batch sizes from the recipe and the sizes.
 
-Defaults that were chosen on one problem do nothing, or harm, on another: a fixed batch makes one ascent step of 20
-samples and 80 of 10,000, a fixed rate is a hundredth of one training's and ten times another's. So options that nobody
-gave are computed; what was given, and every preset, is taken as it is. The result states the numbers that were used.
+Defaults that were chosen on one problem have no effect, or do harm, on another: a fixed batch size gives one ascent
+step for 20 samples and 80 for 10,000; a fixed rate is a hundredth of one training's and ten times another's. So options
+that were not given are computed; given options and presets are not changed. The result states the values used.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a problem is.
+    """Sizes of a problem.
 
     Attributes:
-        forget: Samples to forget.
-        retain: Retained samples, 0 where they cannot be read.
-        recipe: How the model was trained; None: not known.
-        classes: Classes that the model tells apart.
-        sharded: What forgetting takes of a training in shards (`ShardedTraining.forget_cost`); None: it has no shards.
+        forget: Number of forget samples.
+        retain: Number of retained samples, 0 if they cannot be read.
+        recipe: How the model was trained; None if unknown.
+        classes: Number of classes.
+        sharded: Cost of forgetting in a sharded training (`ShardedTraining.forget_cost`); None without shards.
     """
 
     forget: int
@@ -38,7 +38,7 @@ class Sizes:
 
 
 def passes(sizes: Sizes, usual: int) -> int:
-    """Passes over the retained samples: a share of the training's, between 2 and twice `usual`; unknown: `usual`.
+    """Epochs over the retained samples: a share of the training's, from 2 to 2 * `usual`; `usual` without a recipe.
 
     >>> from expunge.training.recipe import Recipe
     >>> [passes(Sizes(20, 900, Recipe(epochs=epochs)), 5) for epochs in (4, 20, 200)]
@@ -50,10 +50,9 @@ def passes(sizes: Sizes, usual: int) -> int:
 
 
 def rate(sizes: Sizes, usual: float, share: float, *, adaptive: bool = False, momentum: float = 0.0) -> float:
-    """A learning rate as a share of the training's, where that has the same kind of optimiser; else `usual`.
+    """Learning rate as a share of the training's, if that has the same kind of optimiser; else `usual`.
 
-    Rates of SGD are compared by what a steady gradient moves: rate / (1 - momentum). adaptive: whether the rate is
-    Adam's.
+    Rates of SGD are compared by their effective rate / (1 - momentum). `adaptive` says whether the rate is for Adam.
 
     >>> from expunge.training.recipe import Recipe
     >>> round(rate(Sizes(20, 900, Recipe(lr=0.1, momentum=0.9)), 0.01, 0.05), 6)
@@ -68,7 +67,7 @@ def rate(sizes: Sizes, usual: float, share: float, *, adaptive: bool = False, mo
 
 
 def batch(samples: int, steps: int, *, most: int = 512) -> int:
-    """The batch with which `samples`, all passes together, make about so many steps; within 16 .. `most`.
+    """Batch size, from 16 to `most`, with which `samples` (of all epochs together) give about `steps` steps.
 
     >>> [batch(count, steps=6) for count in (20, 600, 60_000)]
     [16, 100, 512]
@@ -77,6 +76,6 @@ def batch(samples: int, steps: int, *, most: int = 512) -> int:
 
 
 def exposure(sizes: Sizes, epochs: int, retain_batch: int, forget_batch: int) -> float:
-    """How often each sample to forget is seen where a batch of them goes with every batch of retained ones."""
+    """Number of passes over the forget set if every retain batch is combined with a forget batch."""
     steps = epochs * -(-sizes.retain // retain_batch)
     return steps * min(forget_batch, sizes.forget) / max(sizes.forget, 1)

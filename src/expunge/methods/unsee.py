@@ -1,7 +1,7 @@
-"""Unsee: train on the retained samples, and steer each forgotten sample to where an unseen one of its kind would lie.
+"""Unsee: train on the retained samples, and steer each forget sample to the log-odds of comparable unseen samples.
 
-Source     our own. Known pieces: AdamW with one cycle, quantile matching, ascent that stops at the loss of held-out
-           samples. Not in any paper that we know: the place of a single sample, from its rank under the original
+Source     our own. Known parts: AdamW with one cycle, quantile matching, ascent that stops at the loss of held-out
+           samples. Not in any paper that we know: the quantile of a single sample, from its rank under the original
 Notation   z logits (B, C); phi(x, y) = z_y - log sum over c != y of exp z_c, the log-odds of label y; D_f, D_r, D_h the
            samples to forget, retained, held out; w_0 the given weights; F_r the distribution function of phi over D_r
            under w_0 (at most `PLACES` samples); Q the quantile function of phi over D_h under the present weights
@@ -9,27 +9,28 @@ Notation   z logits (B, C); phi(x, y) = z_y - log sum over c != y of exp z_c, th
     min over w:  CE(D_r) + strength s huber((phi(x_i, y_i) - q_i) / s),  i in D_f,      starting at w_0
     q_i = Q(own u_i + (1 - own) r_i),   s = standard deviation of the q_i,   huber(d) = d^2 / 2, or |d| - 1/2 beyond 1
 
-    u_i = F_r(phi(x_i, y_i; w_0))   place of the sample among the retained ones: what was hard to fit stays hard unseen
+    u_i = F_r(phi(x_i, y_i; w_0))   quantile of the sample among the retained ones: samples that were hard to fit are
+                                    hard for a model that never saw them, too
     r_i                             its rank within D_f under the present weights, in (0, 1)
 
-The pull is two-sided, so no sample is pushed beyond what an unseen one shows. Q is taken over held-out samples with the
-labels of D_f, in their proportions, and is measured anew `rounds` times. Both batches go through the network in one
-pass, so its BatchNorm sees mostly retained samples. Three kinds of forgotten samples are told apart beforehand:
+The penalty is two-sided, so no sample is pushed beyond the log-odds of an unseen one. Q is computed over held-out
+samples with the labels of D_f, in their proportions, `rounds` times. Both batches are passed through the network at
+once, so its BatchNorm statistics are mostly of retained samples. Three kinds of forget samples are distinguished:
 
     label kept      some retained sample has the label: as above
     label vanishes  none has it: Q is moved down until 98 % of the held-out samples of that class lie below `NEVER`,
-                    as a network that never saw the class does not answer with it
+                    as a network that never saw the class does not predict it
     label wrong     `mislabelled`, or auto: the mean of u_i (1/2 for samples drawn at random) is below `HARD`: held-out
-                    samples of the class that the network likes best after y_i are scored at y_i. Weights with two
-                    axes or more are first multiplied by `shrink`, because much is to be written anew
+                    samples of the most likely class other than y_i are scored at y_i. Weights with two or more
+                    dimensions are first multiplied by `shrink`, because much has to be learnt again
 
-Pushing a class down takes its held-out samples along, and Q would be chased without end: except where the label
-vanishes, the mean of Q stays within `DRIFT` standard deviations (`SLACK` log-odds for wrong labels) of its first mean.
+Lowering the log-odds of a class lowers those of its held-out samples, and so Q, without end. So the mean of Q may fall
+by at most `DRIFT` standard deviations (`SLACK` log-odds for wrong labels), except if the label vanishes.
 
-Held out   without held-out samples a tenth of the retained ones stands in for them: they are no longer trained on, but
-           were seen once, so too little is forgotten; a note says so, and names `retrain-short`
+Held out   without held-out samples a tenth of the retained ones replaces them: they are no longer trained on, but the
+           original was trained on them, so too little is forgotten; a note says so, and names `retrain-short`
 Cost       `share` of the training's passes, measurements included (a pass without gradients counts a sixth of a step)
-Claim      approximate, no guarantee for single samples. On networks of strangers 13 of 29 cells were good, and
+Claim      approximate, no guarantee for single samples. On foreign networks 13 of 29 cells were good, and
            66 of 81 retrained networks (results/worlds); wrong labels and half of a class are its weak requests
 """
 
@@ -62,38 +63,40 @@ from expunge.training.recipe import Recipe, make_optimizer, set_rate
 
 KindName = Literal["kept", "vanishes", "wrong"]
 
-PLACES = 500  # retained samples among which a forgotten one finds its place
-NEVER = -3.0  # log-odds below which a class is as good as unknown
-HARD = 0.25  # mean place below which labels count as wrong; a random request has 1/2, wrong labels about 1/7
-CERTAIN = 4.0  # and so many standard errors below 1/2: a few samples can be hard by chance
-DRIFT = 0.5  # standard deviations by which Q may fall below its first mean: pushing drags held-out samples along
-SLACK = 4.0  # log-odds by which it may, where labels are wrong
+MOST_RANKED = 500  # retained samples among which the quantile of a forget sample is computed
+NEVER = -3.0  # log-odds below which a class counts as unknown to the network
+HARD = 0.25  # mean quantile below which labels count as wrong; a random request has 1/2, wrong labels about 1/7
+CERTAIN = 4.0  # standard errors below 1/2 that are required too: a few samples can be hard by chance
+DRIFT = 0.5  # standard deviations by which the mean of Q may fall below its first value
+SLACK = 4.0  # log-odds by which it may fall for wrong labels
 MEASURING = 0.2  # largest share of the passes for measurements
-SMALL_BATCH, STEPS = 32, 256  # batches shrink, down to 32 retained samples, to allow so many steps
-VISITS = 8  # the forgotten batch grows, up to half of the retained one, so that each is seen so often
+SMALL_BATCH, STEPS = 32, 256  # batches shrink, down to 32 retained samples, to allow 256 steps
+VISITS = 8  # the forget batch grows, up to half of the retain batch, until each forget sample is seen 8 times
 SPREAD = 0.5  # least scale s, in log-odds
-EVALUATION = 0.5  # cost of a pass without gradients where a third of a training step counts 1
+EVALUATION = 0.5  # cost of a pass without gradients, in units of a third of a training step
 
 
 @method("unsee")
 class Unsee(Method):
-    """Train on what stays, and take each forgotten sample to the log-odds of unseen samples at its own rank.
+    """Train on the retained samples, and move each forget sample to the log-odds of unseen samples at its quantile.
 
-    Reads labels of all three sets. The recipe tells how much training there was, and the batch size.
+    Reads labels of all three sets. The recipe determines the number of passes and the batch size.
     """
 
-    share: float = Field(0.17, gt=0, le=1, description="passes to spend, as a share of those of the training")
+    share: float = Field(0.17, gt=0, le=1, description="number of passes, as a share of those of the training")
     lr: float = Field(3e-3, gt=0, description="peak learning rate of AdamW; falls with the root of the batch size")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     warmup: float = Field(0.3, ge=0, lt=1, description="share of the steps in which the rate rises")
     strength: float = Field(0.5, ge=0, description="weight of the steering term")
     matching: Literal["ranks", "mean"] = Field("ranks", description="steer single samples, or only their mean")
-    own: float = Field(0.5, ge=0, le=1, description="weight of a sample's own place against its rank in the set")
+    own: float = Field(
+        0.5, ge=0, le=1, description="weight of a sample's original quantile against its rank in the set"
+    )
     distill: float = Field(0.0, ge=0, le=1, description="share of distillation from the original on retained samples")
     mislabelled: Literal["auto", "yes", "no"] = Field("auto", description="whether the labels to forget are wrong")
-    shrink: float = Field(0.3, gt=0, le=1, description="factor on all weight matrices first, where labels are wrong")
-    rounds: int = Field(8, ge=1, description="most times that targets are measured")
-    held_out: int = Field(500, ge=1, description="most held-out samples per measurement")
+    shrink: float = Field(0.3, gt=0, le=1, description="initial factor on all weight matrices, if labels are wrong")
+    rounds: int = Field(8, ge=1, description="maximal number of measurements of the targets")
+    held_out: int = Field(500, ge=1, description="maximal number of held-out samples per measurement")
 
     def cost(self, sizes: Sizes) -> Work:
         recipe = sizes.recipe or build(Recipe, {})  # as is assumed where none is known
@@ -101,10 +104,10 @@ class Unsee(Method):
         return steps(round(self.share * samples), recipe.batch_size)
 
     def unlearn(self, problem: Problem, run: Run) -> nn.Module:
-        retain, held = _with_stand_ins(problem, run)
+        retain, held_out = _with_stand_ins(problem, run)
         forget, recipe = problem.forget, _recipe(problem, run)
         plan = _Plan.of(self, len(retain), len(forget), recipe)
-        kinds = self._kinds(problem, held, plan.compared, run)
+        kinds = self._kinds(problem, held_out, plan.compared, run)
         teacher = PerSample(retain, predict(problem.model, retain, run.device)) if self.distill else None
         student = problem.student()
         if any(kind.name == "wrong" for kind in kinds):
@@ -120,44 +123,44 @@ class Unsee(Method):
             training_mode(student, recipe.batchnorm)
             for done in range((epoch.number - 1) * plan.per_round, epoch.number * plan.per_round):
                 set_rate(optimizer, peak * one_cycle((done + 0.5) / plan.steps, self.warmup))
-                kept, lost = next(retained), next(forgotten)
+                retain_batch, forget_batch = next(retained), next(forgotten)
                 with run.autocast():
-                    logits = student(torch.cat([kept.x, lost.x])).float()
-                fit = F.cross_entropy(logits[: len(kept)], kept.y)
-                goal, scale = goals[lost.index].unbind(1)
-                off = (log_odds(logits[len(kept) :], lost.y) - goal) / scale
+                    logits = student(torch.cat([retain_batch.x, forget_batch.x])).float()
+                retain_loss = F.cross_entropy(logits[: len(retain_batch)], retain_batch.y)
+                goal, scale = goals[forget_batch.index].unbind(1)
+                deviation = (log_odds(logits[len(retain_batch) :], forget_batch.y) - goal) / scale
                 if self.matching == "mean":
-                    off = off.mean()
-                pull = (scale * F.smooth_l1_loss(off, torch.zeros_like(off), reduction="none")).mean()
-                loss = fit
+                    deviation = deviation.mean()
+                steering = (scale * F.smooth_l1_loss(deviation, torch.zeros_like(deviation), reduction="none")).mean()
+                loss = retain_loss
                 if teacher is not None:
-                    away = distillation(logits[: len(kept)], teacher[kept.index], TEMPERATURE)
-                    loss = (1 - self.distill) * fit + self.distill * away
-                step(loss + self.strength * pull, student, optimizer, recipe.clip)
-                epoch.add("retain_loss", fit, len(kept))
-                epoch.add("steering", pull, len(lost))
+                    distance = distillation(logits[: len(retain_batch)], teacher[retain_batch.index], TEMPERATURE)
+                    loss = (1 - self.distill) * retain_loss + self.distill * distance
+                step(loss + self.strength * steering, student, optimizer, recipe.clip)
+                epoch.add("retain_loss", retain_loss, len(retain_batch))
+                epoch.add("steering", steering, len(forget_batch))
         return student
 
-    def _kinds(self, problem: Problem, held: Split, most: int, run: Run) -> list[_Kind]:
-        """The forgotten samples by kind, each with the held-out samples that it is compared with."""
+    def _kinds(self, problem: Problem, held_out: Split, most: int, run: Run) -> list[_Kind]:
+        """The forget samples by kind, each kind with the held-out samples that it is compared with."""
         forget, retain = problem.forget, problem.retain
         places = _places(problem, run)
-        stays = torch.isin(forget.y, retain.y.unique())
+        label_retained = torch.isin(forget.y, retain.y.unique())
         random = torch_generator(run.seed, "unsee", "held out")
         kinds = []
-        parts: tuple[tuple[Tensor, KindName], ...] = ((stays, "kept"), (~stays, "vanishes"))
+        parts: tuple[tuple[Tensor, KindName], ...] = ((label_retained, "kept"), (~label_retained, "vanishes"))
         for part, name in parts:
             members = part.nonzero()[:, 0]
             if not len(members):
                 continue
             if name == "kept" and self._wrong(places[members], run):
                 name = "wrong"
-            rows = torch.empty(0) if name == "wrong" else _like(forget.y[members], held.y, most, random)
-            alike = not len(rows)  # also where no held-out sample has any of the labels
-            if alike:
-                rows = torch.randperm(len(held), generator=random)[:most]
+            rows = torch.empty(0) if name == "wrong" else _like(forget.y[members], held_out.y, most, random)
+            by_appearance = not len(rows)  # also where no held-out sample has any of the labels
+            if by_appearance:
+                rows = torch.randperm(len(held_out), generator=random)[:most]
             own = places[members] if name == "kept" else None  # how hard a sample was says nothing of the other kinds
-            kinds.append(_Kind(name, members, held.take(held.index[rows]), own, alike))
+            kinds.append(_Kind(name, members, held_out.take(held_out.index[rows]), own, by_appearance))
         return kinds
 
     def _wrong(self, places: Tensor, run: Run) -> bool:
@@ -174,21 +177,21 @@ class Unsee(Method):
         return wrong
 
     def _goals(self, kinds: list[_Kind], student: nn.Module, forget: Split, run: Run) -> Tensor:
-        """Goal and scale per forgotten sample, (len(forget), 2), under the student as it is now."""
+        """Goal and scale per forget sample, (len(forget), 2), for the student's current weights."""
         logits = predict(student, forget, run.device).cpu()
         goals = torch.empty(len(forget), 2)
         for kind in kinds:
-            now = log_odds(logits[kind.members], forget.y[kind.members])
-            seen = kind.unseen(student, logits[kind.members], forget.y[kind.members], run)
-            goal = seen[(kind.rank(now, self.own) * len(seen)).long().clamp(max=len(seen) - 1)]
+            current = log_odds(logits[kind.members], forget.y[kind.members])
+            unseen = kind.unseen(student, logits[kind.members], forget.y[kind.members], run)
+            goal = unseen[(kind.rank(current, self.own) * len(unseen)).long().clamp(max=len(unseen) - 1)]
             goals[kind.members, 0] = goal
-            goals[kind.members, 1] = max(float(seen.std(correction=0)), SPREAD)
+            goals[kind.members, 1] = max(float(unseen.std(correction=0)), SPREAD)
         return goals.to(run.device)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the passes are spent: rounds of `per_round` steps on `batch` retained and `forget_batch` forgotten samples.
+    """Schedule of the passes: rounds of `per_round` steps on `batch` retained and `forget_batch` forget samples.
 
     compared: held-out samples per measurement.
     """
@@ -210,7 +213,7 @@ class _Plan:
         compared = int(min(chosen.held_out, max(100, allowed / chosen.rounds - forgotten)))
         rounds = max(1, min(chosen.rounds, int(allowed / (forgotten + compared))))
         extra = retained if chosen.distill else 0
-        left = passes - EVALUATION * (rounds * (compared + forgotten) + PLACES + forgotten + extra)
+        left = passes - EVALUATION * (rounds * (compared + forgotten) + MOST_RANKED + forgotten + extra)
         batch = min(recipe.batch_size, max(SMALL_BATCH, int(left / STEPS)))
         small = max(8, batch // 4)
         steps = max(1, int(left / 3 / (batch + small)))
@@ -220,18 +223,23 @@ class _Plan:
 
 @dataclass
 class _Kind:
-    """Forgotten samples of one kind. members: rows of the forget set (k,); others: held-out samples to compare with.
+    """Forget samples of one kind.
 
-    places: (k,) in (0, 1), or None where the rank alone counts. alike: each member is compared with a sample of the
-    class it looks like, scored at the label of the member; else others are scored at their own. floor: least mean of
-    the log-odds of the others.
+    Attributes:
+        name: the kind.
+        members: rows of the forget set (k,).
+        others: held-out samples to compare with.
+        places: original quantiles (k,) in (0, 1), or None if the rank alone counts.
+        by_appearance: whether each member is compared with a sample of the class that it is most similar to, scored at
+            the label of the member; else others are scored at their own labels.
+        floor: least mean of the log-odds of the others.
     """
 
     name: KindName
     members: Tensor
     others: Split
     places: Tensor | None
-    alike: bool = False
+    by_appearance: bool = False
     floor: float | None = None
 
     def state_dict(self) -> dict[str, float | None]:
@@ -241,9 +249,9 @@ class _Kind:
         self.floor = state_dict["floor"]
 
     def unseen(self, student: nn.Module, logits: Tensor, y: Tensor, run: Run) -> Tensor:
-        """Sorted log-odds that unseen samples have under the student. logits (k, C), y (k,) of the members."""
+        """Sorted log-odds of unseen samples under the student, given logits (k, C) and labels y (k,) of the members."""
         others = predict(student, self.others, run.device).cpu()
-        if self.alike:
+        if self.by_appearance:
             values = log_odds(others[self._likely(logits, y, run)], y)
         else:
             values = log_odds(others, self.others.y)
@@ -257,21 +265,21 @@ class _Kind:
         return values.sort().values
 
     def _likely(self, logits: Tensor, y: Tensor, run: Run) -> Tensor:
-        """Per member the row of a random other sample of the class that it most looks like, its label apart."""
+        """Per member the row of a random other sample of its most likely class other than its label."""
         classes = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
         random = torch_generator(run.seed, "unsee", "stand for")
         matching = (classes[:, None] == self.others.y[None]).float()
         matching[matching.sum(1) == 0] = 1.0
         return torch.multinomial(matching, 1, generator=random)[:, 0]
 
-    def rank(self, now: Tensor, own: float) -> Tensor:
-        """Where each member lies, in (0, 1): its rank among the members, and its own place. now: log-odds (k,)."""
-        rank = (now.argsort().argsort() + 0.5) / len(now)
+    def rank(self, log_odds_now: Tensor, own: float) -> Tensor:
+        """Target quantile (k,) in (0, 1) of each member, from its rank among the members and its original quantile."""
+        rank = (log_odds_now.argsort().argsort() + 0.5) / len(log_odds_now)
         return rank if self.places is None else own * self.places + (1 - own) * rank
 
 
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:
-    """phi, (B,): log of p_y / (1 - p_y). logits (B, C), y (B,).
+    """Log-odds phi (B,) = log of p_y / (1 - p_y), for logits (B, C) and labels y (B,).
 
     >>> log_odds(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
     tensor([ 2., -2.])
@@ -281,7 +289,7 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _recipe(problem: Problem, run: Run) -> Recipe:
-    """How the model was trained; where nobody knows, the package's usual recipe measures the work."""
+    """The recipe of the model; if it is unknown, the default recipe, which determines the amount of work."""
     if problem.has_recipe:
         return problem.recipe
     usual = build(Recipe, {})
@@ -293,9 +301,9 @@ def _recipe(problem: Problem, run: Run) -> Recipe:
 
 
 def _places(problem: Problem, run: Run) -> Tensor:
-    """u_i, (len(forget),) in (0, 1): the place of each forgotten sample among retained ones under the original."""
+    """Quantiles u_i (len(forget),) in (0, 1) of the forget samples among retained ones under the original."""
     retain, forget = problem.retain, problem.forget
-    order = torch.randperm(len(retain), generator=torch_generator(run.seed, "unsee", "places"))[:PLACES]
+    order = torch.randperm(len(retain), generator=torch_generator(run.seed, "unsee", "places"))[:MOST_RANKED]
     some = retain.take(retain.index[order])
     base = log_odds(predict(problem.model, some, run.device).cpu(), some.y).sort().values
     own = log_odds(predict(problem.model, forget, run.device).cpu(), forget.y)
@@ -303,7 +311,7 @@ def _places(problem: Problem, run: Run) -> Tensor:
 
 
 def _like(wanted: Tensor, labels: Tensor, most: int, random: torch.Generator) -> Tensor:
-    """Rows of `labels` (N,), without repetition, in the proportions of `wanted` (k,); none where no label is shared."""
+    """Random rows of `labels` (N,), without repetition, in the class proportions of `wanted` (k,), at most `most`."""
     classes = int(max(wanted.max(), labels.max())) + 1
     weight = torch.bincount(wanted, minlength=classes) / torch.bincount(labels, minlength=classes).clamp(min=1)
     weight = weight[labels]
@@ -312,7 +320,7 @@ def _like(wanted: Tensor, labels: Tensor, most: int, random: torch.Generator) ->
 
 
 def _with_stand_ins(problem: Problem, run: Run) -> tuple[Split, Split]:
-    """Retained samples to train on, and held-out ones; a part of the retained ones where no held-out ones are given."""
+    """Retained samples to train on, and held-out samples; a tenth of the retained ones if no held-out are given."""
     retain = problem.retain
     if problem.has_validation:
         return retain, problem.validation
@@ -322,8 +330,8 @@ def _with_stand_ins(problem: Problem, run: Run) -> tuple[Split, Split]:
         f"no held-out samples were given: {count} retained samples, which the original was trained on, stand in for "
         "them, so too little may be forgotten; pass validation=..., or use retrain-short."
     )
-    rest, taken = order[count:].sort().values, order[:count].sort().values
-    return retain.take(retain.index[rest]), retain.take(retain.index[taken])
+    rest, held_out = order[count:].sort().values, order[:count].sort().values
+    return retain.take(retain.index[rest]), retain.take(retain.index[held_out])
 
 
 def _shrink(student: nn.Module, factor: float) -> None:

@@ -1,9 +1,9 @@
-"""A guard on utility: a model that lost too much accuracy on unseen samples is taken back to where it had not.
+"""A guard of utility: a model that lost too much accuracy on held-out samples is restored to an earlier state.
 
-It looks at held-out samples of its own, which the method is not handed, after every pass and within long ones. A method
-may dip and recover (SCRUB's max steps, a head that was reset), so it is stopped only once the accuracy is below the
-limit and has not risen for `PATIENCE` looks; at the end, what is still below goes back to the last point within. In
-memory at a time: the weights that learn, and one snapshot.
+The guard evaluates held-out samples that the method cannot access, after every epoch and within long ones. Accuracy may
+fall temporarily (SCRUB's max steps, a head that was reset), so a method is stopped only if the accuracy is below the
+limit and has not risen for `PATIENCE` evaluations; at the end, a model that is still below the limit is restored to the
+last state within it. Memory: one snapshot of the weights.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ from expunge.core.opaque import Opaque, resolve
 from expunge.data.split import Split
 from expunge.training.inference import predict
 
-MOST = 500  # held-out samples per look
+MOST = 500  # held-out samples per evaluation
 PATIENCE = 3
-OFTEN = 16  # a look after each of the first so many passes, then after every eighth
-BETWEEN = 4  # a look within a pass after so many times as many samples as it reads itself
+OFTEN = 16  # epochs with an evaluation each; then after every eighth epoch
+BETWEEN = 4  # within an epoch, training samples per held-out sample between evaluations
 
 
 class Guard:
-    """max_drop: accuracy that may be lost, in [0, 1]. data: held-out samples of the classes that stay, with labels.
+    """Guard of the accuracy on held-out samples.
 
-    They are kept behind a handle: a method holds the run, the run holds the guard, and nothing may lead on from there.
+    The samples are behind an opaque handle, because a method can reach the guard through its run.
+
+    Args:
+        data: held-out samples of retained classes, with labels.
+        max_drop: accuracy that may be lost, in [0, 1].
+        device: where predictions are computed.
+        world: processes that share the run.
     """
 
     def __init__(self, data: Split, max_drop: float, device: torch.device | str = "cpu", world: World = ALONE) -> None:

@@ -181,11 +181,11 @@ def data_parallel() -> Iterator[World]:
 
     if not dist.is_available():
         raise UsageError("this build of PyTorch has no torch.distributed; run without torchrun, in one process.")
-    made = not dist.is_initialized()
+    created = not dist.is_initialized()
     store = None
-    if made and under_torchrun():
+    if created and under_torchrun():
         store = _join(torch.cuda.is_available())
-    elif made and "TORCHELASTIC_RUN_ID" not in os.environ:
+    elif created and "TORCHELASTIC_RUN_ID" not in os.environ:
         raise UsageError("there are no processes to join; start this with `torchrun --nproc-per-node N`.")
     world = ALONE
     if dist.is_initialized():
@@ -197,7 +197,7 @@ def data_parallel() -> Iterator[World]:
     finally:
         _joined.reset(token)
     # Not after an error: it would wait for the others, which may wait for this process.
-    if made and dist.is_initialized():
+    if created and dist.is_initialized():
         dist.destroy_process_group()
 
 

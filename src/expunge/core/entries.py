@@ -156,8 +156,8 @@ def entries(root: Path, *, kinds: Collection[str] = ()) -> list[Entry]:
     for kind in kinds:
         if kind not in KINDS:
             raise unknown("kind", kind, KINDS)
-    found = [entry for kind in KINDS if not kinds or kind in kinds for entry in _entries_of(root, kind)]
-    return sorted(found, key=lambda entry: (entry.written_at, entry.kind, entry.key))
+    result = [entry for kind in KINDS if not kinds or kind in kinds for entry in _entries_of(root, kind)]
+    return sorted(result, key=lambda entry: (entry.written_at, entry.kind, entry.key))
 
 
 def remove(entry: Entry, root: Path) -> None:
@@ -200,13 +200,13 @@ def _entries_of(root: Path, kind: str) -> Iterator[Entry]:
     for key, paths in files.items():
         content = [path for path in paths if path.suffix != ".lock"]
         if content:
-            inside = [one for path in content for one in _inside(path)]
-            times = [one.lstat().st_mtime for one in inside if one.exists() or one.is_symlink()]
+            inside = [file for path in content for file in _inside(path)]
+            times = [file.lstat().st_mtime for file in inside if file.exists() or file.is_symlink()]
             yield Entry(
                 kind=kind,
                 key=key,
                 paths=tuple(content),
-                bytes=sum(one.lstat().st_size for one in inside if one.exists() or one.is_symlink()),
+                bytes=sum(file.lstat().st_size for file in inside if file.exists() or file.is_symlink()),
                 written_at=datetime.fromtimestamp(max(times, default=0.0), UTC),
                 origin=_read_origin(_origin_path(content[0])),
             )
@@ -252,8 +252,8 @@ def _delete(path: Path, name: str) -> None:
         if path.is_symlink():
             path.unlink()  # the link alone
         elif path.is_dir():
-            for one in sorted(_inside(path), key=lambda one: one.name == _ORIGIN):
-                _delete(one, name)
+            for inner in sorted(_inside(path), key=lambda inner: inner.name == _ORIGIN):
+                _delete(inner, name)
             shutil.rmtree(path)
         else:
             shared = path.lstat().st_nlink > 1

@@ -84,8 +84,8 @@ def explain(error: ValidationError, label: str, allowed: list[str]) -> UsageErro
             sentences.append(f"{label}: `{path}` is required and was not given.")
         else:
             message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            got = shorten(repr(item["input"]))
-            sentences.append(f"{label}: `{path}` {message[:1].lower()}{message[1:]}, got {got}.")
+            value = shorten(repr(item["input"]))
+            sentences.append(f"{label}: `{path}` {message[:1].lower()}{message[1:]}, got {value}.")
     return UsageError(" ".join(sentences))
 
 

@@ -94,8 +94,8 @@ class Registry:
         Raises:
             ExpungeError: if the name belongs to something else.
         """
-        taken = self._cards.get(card.name)
-        if taken is not None and taken != card:
+        existing = self._cards.get(card.name)
+        if existing is not None and existing != card:
             former = getattr(self._loaded.get(card.name), "__module__", None)
             if former is None or former != getattr(thing, "__module__", ""):
                 raise ExpungeError(f"the {self.kind} name `{card.name}` is already taken; choose another name.")

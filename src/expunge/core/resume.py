@@ -126,7 +126,7 @@ class Resume:
         """
         import torch
 
-        began, path = time.perf_counter(), self._file(part)
+        start, path = time.perf_counter(), self._file(part)
         half = path.with_name(f"{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class Resume:
             half.unlink(missing_ok=True)
             reason = str(error).splitlines()[0]
             raise ExpungeError(f"cannot write {path} ({reason}); free some space or choose another folder.") from None
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         self._due = time.perf_counter() + seconds / OVERHEAD
         return seconds
 

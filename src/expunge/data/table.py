@@ -342,9 +342,9 @@ def raws_from_table(
         if not features:
             raise DataError(f"{place} has neither an image column nor numeric columns; columns: {names}.")
         array = np.column_stack([_feature(values[name]) for name in features])
-        kept = [f"`{name}` ({_why_not(name, values[name], metadata)})" for name in values if name not in features]
-        if kept:
-            ignored.append(f"not among the features: {', '.join(kept)}")
+        excluded = [f"`{name}` ({_why_not(name, values[name], metadata)})" for name in values if name not in features]
+        if excluded:
+            ignored.append(f"not among the features: {', '.join(excluded)}")
         if len(features) > WIDE:  # pixel columns are not metadata
             values = {name: column for name, column in values.items() if name not in features}
     whole = Raw(

@@ -77,9 +77,9 @@ def data_set(name: str, *, summary: str, classes: Sequence[str] | None = None) -
 
     def decorate(function: F) -> F:
         card = Card(name=name, summary=summary, needs="a function of the user")
-        made = UserDataSet(card, function, None if classes is None else tuple(map(str, classes)))
+        built = UserDataSet(card, function, None if classes is None else tuple(map(str, classes)))
         function.card = card  # type: ignore[attr-defined]  # what the registry looks for
-        function.data_set = made  # type: ignore[attr-defined]
+        function.data_set = built  # type: ignore[attr-defined]
         DATASETS.add(card, function)
         return function
 
@@ -88,8 +88,8 @@ def data_set(name: str, *, summary: str, classes: Sequence[str] | None = None) -
 
 def user_set(loaded: Any) -> UserDataSet | None:
     """The data set behind an entry of the registry; None for a public one."""
-    made = getattr(loaded, "data_set", None)
-    return made if isinstance(made, UserDataSet) else None
+    built = getattr(loaded, "data_set", None)
+    return built if isinstance(built, UserDataSet) else None
 
 
 class GivenImages(Encoded):

@@ -246,10 +246,10 @@ def method(
 
     def decorate(cls: type[C]) -> type[C]:
         built = options(cls)
-        taken = sorted(RESERVED.intersection(option_names(built)))
-        if taken:
+        reserved = sorted(RESERVED.intersection(option_names(built)))
+        if reserved:
             raise ExpungeError(
-                f"{name}: the option `{taken[0]}` has the name of a keyword of expunge.unlearn and could not be "
+                f"{name}: the option `{reserved[0]}` has the name of a keyword of expunge.unlearn and could not be "
                 "passed; give it another name."
             )
         if needs is None:
@@ -276,8 +276,8 @@ def make_method(name: str | Method, **options_given: Any) -> Method:
     if isinstance(name, Method):
         if not options_given:
             return name
-        kept = {option: value for option, value in vars(name).items() if option in given(name)}
-        return build(type(name), {**kept, **options_given}, name.card.name)
+        given_options = {option: value for option, value in vars(name).items() if option in given(name)}
+        return build(type(name), {**given_options, **options_given}, name.card.name)
     base, preset = split_preset(name)
     cls = METHODS.load(base)
     values = dict(preset_values(cls, preset)) if preset else {}

@@ -95,18 +95,20 @@ class GSLoRA(IterativeMethod):
                 forgotten = next(forget_batches)
                 changed = {name: start[name] + change() for name, change in pairs}
                 with run.autocast():
-                    keep = F.cross_entropy(functional_call(student, changed, (retained.x,)).float(), retained.y)
-                    lose = F.cross_entropy(functional_call(student, changed, (forgotten.x,)).float(), forgotten.y)
+                    retain_loss = F.cross_entropy(functional_call(student, changed, (retained.x,)).float(), retained.y)
+                    forget_loss = F.cross_entropy(
+                        functional_call(student, changed, (forgotten.x,)).float(), forgotten.y
+                    )
                 penalty = torch.stack([change.size() for _, change in pairs]).sum()
-                loss = keep + self.beta * F.relu(self.bound - lose) + self.alpha * penalty
+                loss = retain_loss + self.beta * F.relu(self.bound - forget_loss) + self.alpha * penalty
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 with torch.no_grad():
                     for name, change in pairs:
                         weights[name].copy_(start[name] + change())
-                epoch.add("retain_loss", keep, len(retained))
-                epoch.add("forget_loss", lose, len(forgotten))
+                epoch.add("retain_loss", retain_loss, len(retained))
+                epoch.add("forget_loss", forget_loss, len(forgotten))
         run.details["changes"] = {name: float(change().norm().detach()) for name, change in pairs}
         return student
 
@@ -118,13 +120,13 @@ class GSLoRA(IterativeMethod):
         """
         head = anatomy(model, sample).head
         known = dict(model.named_parameters())
-        found = []
+        chosen = []
         for name, module in model.named_modules():
             weight = f"{name}.weight" if name else "weight"
             if not isinstance(module, nn.Linear) or name == head or name.startswith(f"{head}.") or weight not in known:
                 continue
             if self.layers == "all" or module.in_features != module.out_features:
-                found.append(weight)
-        if not found:
+                chosen.append(weight)
+        if not chosen:
             raise UsageError("gs-lora: the model has no linear layer below its head to change; choose another method.")
-        return found
+        return chosen

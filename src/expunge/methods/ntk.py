@@ -54,10 +54,12 @@ class NTK(Method):
         with run.stage("kernel"):
             kernel = gram_matrix(student, splits, run, memory=self.memory)
         residual = torch.cat([_residual(student, split, run) for split in splits])
-        kept = len(problem.retain) * problem.num_classes
+        retain_columns = len(problem.retain) * problem.num_classes
         with run.stage("solve"):
             on_all = _solve(kernel, residual, strength * sum(len(split) for split in splits))
-            on_retain = _solve(kernel[:kept, :kept], residual[:kept], strength * len(problem.retain))
+            on_retain = _solve(
+                kernel[:retain_columns, :retain_columns], residual[:retain_columns], strength * len(problem.retain)
+            )
         del kernel
         w_all = product(student, splits, -on_all, run)
         w_retain = product(student, splits[:1], -on_retain, run)

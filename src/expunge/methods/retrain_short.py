@@ -103,7 +103,7 @@ class RetrainShort(Method):
                 reached = all(a >= b - self.tolerance for a, b in zip(accuracies, targets, strict=True))
                 epoch.stop = reached
                 if reached or last == ends[-1]:
-                    run.notes.append(_told(last, recipe.epochs, accuracies, targets, reached))
+                    run.notes.append(_summary(last, recipe.epochs, accuracies, targets, reached))
         return student
 
 
@@ -129,8 +129,8 @@ def _fresh(problem: Problem, run: Run) -> nn.Module:
     return student.to(run.device)
 
 
-def _told(epochs: int, all_epochs: int, got: list[float], wanted: list[float], near: bool) -> str:
-    pairs = [f"{a:.3f} (original {b:.3f})" for a, b in zip(got, wanted, strict=True)]
+def _summary(epochs: int, all_epochs: int, accuracies: list[float], targets: list[float], reached: bool) -> str:
+    pairs = [f"{a:.3f} (original {b:.3f})" for a, b in zip(accuracies, targets, strict=True)]
     values = " and on held-out samples ".join(pairs)
-    end = "" if near else ", the mark was not reached"
+    end = "" if reached else ", the mark was not reached"
     return f"trained for {epochs} of {all_epochs} epochs{end}; accuracy on retained samples {values}."

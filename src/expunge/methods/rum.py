@@ -59,18 +59,25 @@ class RUM(Method):
         Raises:
             UsageError: If one is this wrapper, makes a model of another kind, or wants other trained weights.
         """
-        made = [make_method(getattr(self, name)) for name in PARTS]
-        for name, one in zip(PARTS, made, strict=True):
-            odd = not one.same_tensors or not one.needs.weights or one.needs.labelled or one.rewinds
-            if odd or one.card.name == "rum":
-                raise UsageError(f"rum: `{name}` cannot be {one.card.name}; name a method that changes a given model.")
-        return made
+        methods = [make_method(getattr(self, name)) for name in PARTS]
+        for name, part_method in zip(PARTS, methods, strict=True):
+            odd = (
+                not part_method.same_tensors
+                or not part_method.needs.weights
+                or part_method.needs.labelled
+                or part_method.rewinds
+            )
+            if odd or part_method.card.name == "rum":
+                raise UsageError(
+                    f"rum: `{name}` cannot be {part_method.card.name}; name a method that changes a given model."
+                )
+        return methods
 
     @property
     def needs(self) -> Needs:
         needs = Needs(forget="labels")
-        for one in self.parts():
-            needs = needs | one.needs
+        for part_method in self.parts():
+            needs = needs | part_method.needs
         return needs | Needs(validation="labels") if self.score == "holdout" else needs
 
     def cost(self, sizes: Sizes) -> Work | None:
@@ -82,8 +89,8 @@ class RUM(Method):
                 step_samples=self.proxy_epochs * sizes.retain,
                 step_batches=self.proxy_epochs * -(-sizes.retain // self.batch_size),
             )
-        for one in self.parts():
-            work = one.fitted(third).cost(third)
+        for part_method in self.parts():
+            work = part_method.fitted(third).cost(third)
             if work is None:
                 return None
             total += work
@@ -97,13 +104,13 @@ class RUM(Method):
         run.details["parts"] = {}
         run.resume = None  # the parts run one after the other, and a state is that of one of them
         recipe = problem.recipe if problem.has_recipe else None
-        for name, one, chosen in zip(PARTS, self.parts(), terciles(order), strict=True):
+        for name, part_method, chosen in zip(PARTS, self.parts(), terciles(order), strict=True):
             if not len(chosen):
                 continue
             forget = problem.forget.take(problem.forget.index[chosen.sort().values])
-            retain = len(problem.retain) if one.needs.retain != "none" else 0
-            fitted = one.fitted(Sizes(len(forget), retain, recipe, problem.num_classes))
-            run.details["parts"][name] = {"method": one.card.name, "samples": len(forget)}
+            retain = len(problem.retain) if part_method.needs.retain != "none" else 0
+            fitted = part_method.fitted(Sizes(len(forget), retain, recipe, problem.num_classes))
+            run.details["parts"][name] = {"method": part_method.card.name, "samples": len(forget)}
             teacher = copy.deepcopy(student).eval().requires_grad_(False)
             splits = {**problem._splits, "forget": forget}
             student = fitted.unlearn(

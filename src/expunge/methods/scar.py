@@ -69,8 +69,8 @@ def shrunk_correlation(covariance: Tensor, gamma1: float, gamma2: float) -> Tens
 def other_classes(held_out: Split, forget: Split) -> Split:
     """The held-out samples of classes that are not in the forget set; all of them where it has every class."""
     named = forget.y.unique()
-    kept = ~torch.isin(held_out.y, named)
-    return held_out if len(named) >= held_out.num_classes else held_out.take(held_out.index[kept])
+    is_other = ~torch.isin(held_out.y, named)
+    return held_out if len(named) >= held_out.num_classes else held_out.take(held_out.index[is_other])
 
 
 def distances(t: Tensor, means: Tensor, inverses: Tensor) -> Tensor:

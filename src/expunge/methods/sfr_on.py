@@ -96,8 +96,8 @@ class SFROn(DualMethod):
                 if number % self.every == 0:
                     forgotten = next(forget_batches)
                     set_rate(ascend, base * rate / self.lr)
-                    lose = self._ascend(student, forgotten, ascend, masks, run)
-                    epoch.add("forget_loss", lose, len(forgotten))
+                    forget_loss = self._ascend(student, forgotten, ascend, masks, run)
+                    epoch.add("forget_loss", forget_loss, len(forgotten))
                 losses: list[Tensor] = []
 
                 def descent(batch: Batch = retained, losses: list[Tensor] = losses) -> Tensor:

@@ -193,9 +193,9 @@ class PCGrad(FreeObjective):
     weight: float = Field(1.0, ge=0, description="of the forget gradient after the projection")
 
     def rule(self, problem: Problem, run: Run) -> Rule:
-        made = _PCGrad(self._targets(problem, run), self.objective)
-        made.weight = self.weight
-        return made
+        rule = _PCGrad(self._targets(problem, run), self.objective)
+        rule.weight = self.weight
+        return rule
 
 
 class _MUNBa(Rule):
@@ -229,9 +229,9 @@ class CUP(FreeObjective):
     gamma: float = Field(0.5, gt=0, lt=1, description="intensity: share of the angle from retaining to forgetting")
 
     def rule(self, problem: Problem, run: Run) -> Rule:
-        made = _CUP(self._targets(problem, run), self.objective)
-        made.gamma = self.gamma
-        return made
+        rule = _CUP(self._targets(problem, run), self.objective)
+        rule.gamma = self.gamma
+        return rule
 
 
 class _HAMU(Rule):
@@ -270,9 +270,9 @@ class HAMU(TwoGradients):
         return super().cost(sizes).at_most()
 
     def rule(self, problem: Problem, run: Run) -> Rule:
-        made = _HAMU(run)
-        made.demand, made.patience = self.demand, self.patience
-        return made
+        rule = _HAMU(run)
+        rule.demand, rule.patience = self.demand, self.patience
+        return rule
 
 
 class _AGRMO(Rule):
@@ -314,9 +314,9 @@ class AGRMO(TwoGradients):
     rate: float = Field(0.1, ge=0, description="eta: how fast weights of the samples are learnt; 0: all equal")
 
     def rule(self, problem: Problem, run: Run) -> Rule:
-        made = _AGRMO(PerSample(problem.forget, torch.ones(len(problem.forget), device=run.device)))
-        made.decay, made.rate = self.decay, self.rate
-        return made
+        rule = _AGRMO(PerSample(problem.forget, torch.ones(len(problem.forget), device=run.device)))
+        rule.decay, rule.rate = self.decay, self.rate
+        return rule
 
 
 class _OrthoGrad(Rule):
@@ -362,9 +362,9 @@ class OrthoGrad(TwoGradients):
         return (work + forward(sizes.forget + sizes.retain, times=self.epochs)).at_most()
 
     def rule(self, problem: Problem, run: Run) -> Rule:
-        made = _OrthoGrad(None, "ascend")
-        made.alpha = self.alpha
-        return made
+        rule = _OrthoGrad(None, "ascend")
+        rule.alpha = self.alpha
+        return rule
 
     def after_epoch(self, student: nn.Module, problem: Problem, run: Run) -> bool:
         if self.until == "epochs":
@@ -408,8 +408,8 @@ def without_conflict(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def pcgrad(g_r: Tensor, g_f: Tensor, weight: float = 1.0) -> Tensor:
     """The sum of both, the second weighted, after `without_conflict`."""
-    kept, lost = without_conflict(g_r, g_f)
-    return kept + weight * lost
+    g_r, g_f = without_conflict(g_r, g_f)
+    return g_r + weight * g_f
 
 
 def munba(g_r: Tensor, g_f: Tensor) -> Tensor:

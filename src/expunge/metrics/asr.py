@@ -97,8 +97,8 @@ class PublishedASR(Metric):
         known = outputs(self._logits(evaluation, model, "retain"))[sample]
         unseen = outputs(evaluation.logits(model, "test"))
         x, y = sides(known, unseen[: counts.others])
-        kept = np.sort(rng.permutation(len(x))[: len(x) - round(self.held_out * len(x))])
-        attack = _BOOSTERS[self.trees](x[kept], y[kept], int(rng.integers(2**31)))
+        training_rows = np.sort(rng.permutation(len(x))[: len(x) - round(self.held_out * len(x))])
+        attack = _BOOSTERS[self.trees](x[training_rows], y[training_rows], int(rng.integers(2**31)))
         fresh = unseen[counts.others : counts.others + counts.judged]
         x, y = sides(outputs(self._logits(evaluation, model, "forget")), fresh)
         hits = int((attack.predict(x) == y).sum())

@@ -161,10 +161,10 @@ def imagenet_resnet50(
     return model
 
 
-def refuse_other_head(name: str, source: str, found: int, wanted: int, fresh_head: bool) -> None:
+def refuse_other_head(name: str, source: str, classes: int, wanted: int, fresh_head: bool) -> None:
     """Raise `UsageError` if weights for `found` classes are used for `wanted` classes without a new head."""
-    if found != wanted and not fresh_head:
+    if classes != wanted and not fresh_head:
         raise UsageError(
-            f"model `{name}` from {source} has {found} classes, the data have {wanted}; "
+            f"model `{name}` from {source} has {classes} classes, the data have {wanted}; "
             "pass fresh_head=true to draw a new head."
         )

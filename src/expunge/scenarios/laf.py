@@ -58,8 +58,8 @@ class LAFTask(Scenario):
 
     def _sample(self, train: Split, forget: Tensor, draws: random.Random) -> list[int]:
         forgotten = set(forget.tolist())
-        kept = [position for position in train.index.tolist() if position not in forgotten]
-        return draws.sample(kept, min(len(forgotten), len(kept)))
+        retained = [position for position in train.index.tolist() if position not in forgotten]
+        return draws.sample(retained, min(len(forgotten), len(retained)))
 
     def _draw(self, train: Split, draws: random.Random) -> Tensor:
         shares = {

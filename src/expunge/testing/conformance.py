@@ -465,13 +465,13 @@ def check_resumes(cls: type[Method], settings: Settings) -> None:
 
         with contextlib.suppress(KeyboardInterrupt):
             run(chosen, problem, progress=stop, resume=state)
-        kept = state.exists()
+        was_stored = state.exists()
         second = run(chosen, problem, progress=events.append, resume=state)
     require(same(weights(whole.model), weights(second.model)), cls, "a stopped run went on to other weights.")
     rows = [[{**row, "seconds": 0.0} for row in each.history] for each in (whole, second)]
     require(rows[0] == rows[1], cls, "a stopped run went on to another history.")
     went_on = any(event.what.endswith("goes on after") for event in events)
-    require(went_on == kept, cls, f"what was kept of a stopped run was not used: {', '.join(second.notes)}.")
+    require(went_on == was_stored, cls, f"what was kept of a stopped run was not used: {', '.join(second.notes)}.")
 
 
 def _dropping() -> nn.Module:

@@ -67,18 +67,18 @@ def advise(drift: Drift, limits: Limits | None = None) -> Advice:
     if drift.steps == 0:
         reason = "no approximate step was made since the model was trained."
         return Advice(word="go on", reasons=(reason,), drift=drift, limits=limit, left=1.0)
-    found: list[tuple[Word, str]] = []
+    exceeded: list[tuple[Word, str]] = []
     for text, value, most, sure in _numbers(drift, limit):
         if value >= most and sure:
-            found.append(("retrain now", f"{text}; the limit is {_shown(most)}."))
+            exceeded.append(("retrain now", f"{text}; the limit is {_shown(most)}."))
         elif value >= most:
-            found.append(("retrain soon", f"{text}, which may still be chance; the limit is {_shown(most)}."))
+            exceeded.append(("retrain soon", f"{text}, which may still be chance; the limit is {_shown(most)}."))
         elif value >= limit.soon * most and sure:
-            found.append(("retrain soon", f"{text}; the limit is {_shown(most)}."))
-    words = [word for word, _ in found]
-    worst: Word = next((word for word in ("retrain now", "retrain soon") if word in words), "go on")
-    reasons = [text for word, text in sorted(found, key=lambda pair: pair[0] != worst)]
-    if not found:
+            exceeded.append(("retrain soon", f"{text}; the limit is {_shown(most)}."))
+    labels = [label for label, _ in exceeded]
+    worst: Word = next((label for label in ("retrain now", "retrain soon") if label in labels), "go on")
+    reasons = [text for label, text in sorted(exceeded, key=lambda pair: pair[0] != worst)]
+    if not exceeded:
         reasons = [f"{text}; the limit is {_shown(most)}." for text, _, most, _ in _numbers(drift, limit)]
     loss = drift.accuracy_loss
     left = None if loss is None else min(max(1 - loss / limit.accuracy_loss, 0.0), 1.0)
@@ -104,8 +104,8 @@ def _numbers(drift: Drift, limit: Limits) -> list[tuple[str, float, float, bool]
         rows.append((text, drift.disagreement, limit.disagreement, True))
     share = drift.forgotten / drift.knew
     rows.append((f"{share:.1%} of the training samples were forgotten since then", share, limit.forgotten, True))
-    made = "1 approximate step was" if drift.steps == 1 else f"{drift.steps} approximate steps were"
-    rows.append((f"{made} made since then", drift.steps, limit.steps, True))
+    steps_text = "1 approximate step was" if drift.steps == 1 else f"{drift.steps} approximate steps were"
+    rows.append((f"{steps_text} made since then", drift.steps, limit.steps, True))
     return rows
 
 

@@ -63,8 +63,8 @@ class Guard:
     def beyond(self) -> bool:
         """Whether the accuracy has fallen by more than `max_drop`."""
         # Half a sample of slack: 1 - 0.97 is a little more than 0.03.
-        lost = self.before - self.now - self.max_drop
-        return self.world.any(lost > 0.5 / self._count)
+        excess = self.before - self.now - self.max_drop
+        return self.world.any(excess > 0.5 / self._count)
 
     def trained(self, model: nn.Module, samples: int, point: str) -> None:
         """Called after every step, with the samples that it read."""
@@ -90,11 +90,11 @@ class Guard:
             self._look(model, "the end")
         if not self.beyond:
             return ""
-        lost = self.now
+        final_accuracy = self.now
         model.load_state_dict(self._last_within)
         where = f"as after {self._point}" if self._point else "as it was given: no later point was within"
         return (
-            f"held-out accuracy fell from {self.before:.1%} to {lost:.1%}, by more than `max_drop` "
+            f"held-out accuracy fell from {self.before:.1%} to {final_accuracy:.1%}, by more than `max_drop` "
             f"({self.max_drop:g}); the model is {where}."
         )
 

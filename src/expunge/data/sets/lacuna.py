@@ -94,14 +94,14 @@ def _disjoint(people: dict[str, list[Path]], out: Path, seed: int) -> list[list[
 
 def _distinct(images: Sequence[Path], seen: set[str]) -> list[Path]:
     """The first 500 whose content is new, or none; `seen` learns the content of those taken."""
-    taken: dict[str, Path] = {}
+    chosen_images: dict[str, Path] = {}
     for file in images:
         content = file_hash(file)
         if content not in seen:
-            taken.setdefault(content, file)
-        if len(taken) == TRAIN + TEST:
-            seen.update(taken)
-            return list(taken.values())
+            chosen_images.setdefault(content, file)
+        if len(chosen_images) == TRAIN + TEST:
+            seen.update(chosen_images)
+            return list(chosen_images.values())
     return []
 
 

@@ -108,8 +108,11 @@ def evaluate(
         models: What `unlearn` returned (measured beside the model before it), or a mapping of names to modules,
             trained models, results (their seconds are then reported too) or folders; name the reference "retrained",
             the model before unlearning "original".
-        forget, retain, test, validation: Splits, map-style data sets, or (X, y); `forget` also as `unlearn` takes it.
-            Default: what the models know.
+        forget: The forget set, as a split, a map-style data set or (X, y), or as `unlearn` takes it. This and the
+            other sets default to what the models know.
+        retain: The retain set.
+        test: Test data.
+        validation: Held-out data.
         metrics: Names or instances; default: every registered one whose inputs are given, without costly ones
             (`relearn`).
         seconds: Running times by model, where the models do not know them.

@@ -72,6 +72,7 @@ def compiling() -> Iterator[None]:
 
 
 def check_compile(wanted: bool, world: World) -> None:
+    """Raise `UsageError` if `compile` is requested and several processes share the run."""
     if wanted and world.size > 1:
         raise UsageError(f"`compile` is not offered where {world.size} processes share a run; leave it out.")
 

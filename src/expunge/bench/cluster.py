@@ -64,6 +64,7 @@ def _bench(study: str) -> tuple[Workbench, dict[str, Cell]]:
 
 
 def keep(store: CellStore, cell: str, answer: Answer) -> None:
+    """Store the record of a finished cell, or the error of a failed one."""
     if answer.record:
         store.finish(cell, CellRecord.model_validate_json(answer.record))
     else:

@@ -173,9 +173,13 @@ def export(
 
     Args:
         folder: of a study.
-        csv, parquet: files for the tidy table.
-        latex, typst, markdown: files for tables of a paper, see `paper_tables`.
-        metrics, spread: columns and deviation of these.
+        csv: file for the tidy table.
+        parquet: file for the tidy table.
+        latex: file for tables of a paper, see `paper_tables`.
+        typst: file for tables of a paper.
+        markdown: file for tables of a paper.
+        metrics: columns of the tables of a paper.
+        spread: deviation in the tables of a paper.
         time: False leaves out what differs between equal runs, so that tidy tables compare byte for byte.
     """
     records = cells(folder)

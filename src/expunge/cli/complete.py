@@ -29,10 +29,12 @@ def catalogue(kind: str) -> Registry:
 
 
 def kinds(incomplete: str) -> list[str]:
+    """Kinds of catalogue entries that begin with the text."""
     return [kind for kind in KINDS if kind.startswith(incomplete)]
 
 
 def names_of(kind: str) -> Callable[[str], list[str]]:
+    """A function that completes names of one kind."""
     def complete(incomplete: str) -> list[str]:
         return [name for name in catalogue(kind).names() if name.startswith(incomplete)]
 

@@ -33,12 +33,14 @@ settings = ConsoleSettings()
 
 
 def out() -> Console:
+    """A console on stdout, without markup."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False)
 
 
 def err() -> Console:
+    """A console on stderr, without markup."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -62,6 +64,7 @@ def asked(question: str) -> bool:
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON to stdout."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 

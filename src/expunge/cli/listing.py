@@ -112,6 +112,7 @@ def venue(card: Card) -> str:
 
 
 def card_facts(card: Card) -> dict[str, Any]:
+    """The facts of a card, ready for JSON."""
     facts = dataclasses.asdict(card)
     facts.pop("target")
     if not isinstance(card.needs, Needs):

@@ -15,6 +15,7 @@ from expunge.core.user_code import split_preset
 
 
 def recipe_class(values: Mapping[str, Any]) -> type:
+    """The class of a recipe, whatever its values."""
     from expunge.training.recipe import Recipe
 
     return Recipe

@@ -129,6 +129,7 @@ def suspect_effects(evaluation: Evaluation, suspects: Suspects) -> dict[str, dic
 
 
 def present(evaluation: Evaluation) -> Iterable[str]:
+    """Names of the models of a repair that are evaluated, in their order."""
     return (name for name in MODELS if name in evaluation.models)
 
 

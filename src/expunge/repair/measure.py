@@ -19,8 +19,11 @@ from expunge.repair.suspects import Suspects
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """What is measured after a repair. pairs, classes, overall, suspects: see `requests.effects`; compared: see
-    `requests.neighbours.compare`; neighbours, still: the rows of neighbours.csv and still_suspect.csv."""
+    """What is measured after a repair.
+
+    `pairs`, `classes`, `overall` and `suspects` are described in `repair.effects`, `compared` in
+    `repair.neighbours.compare`; `neighbours` and `still` are the rows of neighbours.csv and still_suspect.csv.
+    """
 
     pairs: list[dict[str, Any]]
     classes: list[dict[str, Any]]

@@ -36,8 +36,14 @@ CONTROLS = ("random", "same classes")
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """rows: long (m,), neighbours as rows of the retained split, nearest first. nearest: long (m,), the suspect (row of
-    the suspects) that each is nearest to. distance: float64 (m,). controls: name -> rows of the retained split."""
+    """Retained samples near the suspects, and controls.
+
+    Attributes:
+        rows: long (m,), neighbours as rows of the retained split, nearest first.
+        nearest: long (m,), row of the suspect that each is nearest to.
+        distance: float64 (m,).
+        controls: name -> rows of the retained split.
+    """
 
     rows: Tensor
     nearest: Tensor

@@ -22,6 +22,7 @@ def sentences(repaired: Repaired) -> list[str]:
 
 
 def percent(share: float) -> str:
+    """A share as text in per cent."""
     return f"{100 * share:.1f} %"
 
 
@@ -109,6 +110,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 def pair_name(row: dict[str, Any]) -> str:
+    """The two class names of a confused pair."""
     return " and ".join(row["names"])
 
 
@@ -117,4 +119,5 @@ def _counted(number: int, noun: str) -> str:
 
 
 def notes(repaired: Repaired) -> Sequence[str]:
+    """Notes of the unlearning and of the measurements."""
     return [*repaired.result.notes, *repaired.effects.notes]

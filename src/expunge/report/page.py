@@ -162,6 +162,7 @@ def overall(cells: Sequence[CellRecord]) -> dict[str, Any] | None:
 
 
 def table_row(row: MethodRow, block: ScenarioBlock, reference: MethodRow | None) -> dict[str, Any]:
+    """The cells of one method in the table of a scenario."""
     idle = ("seconds", "scale_up") if row.name == ORIGINAL else ()  # the original does nothing, so it has no speed
     numbers = [row.numbers.get(c.metric) if c.metric not in idle else None for c in block.columns]
     texts = [number.text(c) if number else "–" for number, c in zip(numbers, block.columns, strict=True)]

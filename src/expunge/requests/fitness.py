@@ -42,7 +42,8 @@ def utility_losses(
     """Sentences about accuracies that fell by more than `max_drop`, beyond noise; empty if none did.
 
     Args:
-        before, after: statistics of the model before and after; `retain accuracy` and `test accuracy` are read.
+        before: statistics of the model before; `retain accuracy` and `test accuracy` are read.
+        after: statistics of the model after.
         samples: number of samples behind each of them.
         max_drop: largest drop that is accepted, in [0, 1].
     """

@@ -56,6 +56,7 @@ def write_members(path: Path, hashes: Iterable[str]) -> None:
 
 
 def read_members(path: Path) -> set[str]:
+    """Read a file of members; raises `DataError` if it cannot be read."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -57,6 +57,7 @@ def scrub(at: Situation) -> dict[str, Any]:
 
 
 def neggrad_plus(at: Situation) -> dict[str, Any]:
+    """Options of NegGrad+, with stronger regularisation for wrong labels."""
     if at.kind == "labels":
         return {"epochs": 10, "clip": 1.0, "batchnorm": "frozen", "l2_reference": 0.1}
     return {"epochs": 3, "clip": 1.0}
@@ -71,10 +72,12 @@ def laf(at: Situation) -> dict[str, Any]:
 
 
 def laf_repair(at: Situation) -> dict[str, Any]:
+    """Options of LAF+R: LAF's, and a longer repair."""
     return {**laf(at), "repair_epochs": 5, "repair_lr": 1e-3}
 
 
 def bad_teacher(at: Situation) -> dict[str, Any]:
+    """Options of bad teacher, with a smaller rate for single samples."""
     if at.kind == "class":
         return {"epochs": 4, "lr": 5.2e-4}
     return {"epochs": 4, "lr": 4.4e-5, "forget_weight": 0.3}

@@ -87,6 +87,7 @@ def overall(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def percent(share: float) -> str:
+    """A share as text in per cent."""
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 

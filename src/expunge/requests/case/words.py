@@ -38,7 +38,8 @@ def day(stamp: str) -> str:
 
 
 def minute(stamp: str) -> str:
-    """
+    """A time stamp as text.
+
     >>> minute("2026-03-01T12:30:05Z")
     '1 March 2026, 12:30 UTC'
     """
@@ -53,7 +54,8 @@ def visible(text: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """
+    """A number with its noun.
+
     >>> count(1, "sample"), count(1200, "sample")
     ('1 sample', '1,200 samples')
     """
@@ -61,7 +63,8 @@ def count(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Seconds as text.
+
     >>> duration(12.34), duration(600), duration(9000)
     ('12.3 s', '10 min', '2.5 h')
     """

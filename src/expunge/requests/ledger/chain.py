@@ -98,6 +98,7 @@ def digest(row: Mapping[Any, Any]) -> str:
 
 
 def head(connection: sa.Connection) -> str:
+    """Hash of the last event, or of the beginning of the chain."""
     last = connection.execute(_last()).first()
     return GENESIS if last is None else str(last.hash)
 

@@ -66,6 +66,7 @@ def move(writing: Writing, row: Row, state: State, **values: Any) -> Row:
 
 
 def reject(writing: Writing, request: int, why: str) -> Row:
+    """Reject a request with a reason; returns its row."""
     row = request_row(writing.connection, request)
     rejected = move(writing, row, "rejected", message=message(why))
     writing.log("rejected", request=row["id"], **{"from": row["state"], "to": "rejected"})
@@ -73,6 +74,7 @@ def reject(writing: Writing, request: int, why: str) -> Row:
 
 
 def retry(writing: Writing, request: int) -> Row:
+    """Put a failed request back to "received"; returns its row."""
     row = request_row(writing.connection, request)
     check_move(f"request {row['id']}", row["state"], "received")
     if row["ticket"] is None and (

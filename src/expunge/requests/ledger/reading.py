@@ -21,10 +21,12 @@ _SHORTEST = 6  # hex digits of a prefix of a version's id
 
 
 def request_row(connection: sa.Connection, request: int) -> Row:
+    """The row of a request; raises `UsageError` for an unknown id."""
     return _named(connection, requests, known_id(request, "a request's id"), "request")
 
 
 def fulfilment_row(connection: sa.Connection, fulfilment: int) -> Row:
+    """The row of a fulfilment; raises `UsageError` for an unknown id."""
     return _named(connection, fulfilments, known_id(fulfilment, "a fulfilment's id"), "fulfilment")
 
 
@@ -41,6 +43,7 @@ def version_row(connection: sa.Connection, name: str) -> Row:
 
 
 def active_row(connection: sa.Connection) -> Row | None:
+    """The row of the active version, or None."""
     return next(iter(rows(connection, sa.select(versions).where(versions.c.active == 1))), None)
 
 
@@ -63,10 +66,12 @@ def fulfilment_list(connection: sa.Connection, *conditions: sa.ColumnElement[boo
 
 
 def is_unfinished() -> sa.ColumnElement[bool]:
+    """Condition for fulfilments that are not finished."""
     return fulfilments.c.state.in_(UNFINISHED)
 
 
 def rows(connection: sa.Connection, query: sa.Select[Any]) -> list[Row]:
+    """All rows of a query as dicts."""
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
@@ -81,10 +86,12 @@ def read(make: Callable[[Mapping[str, Any]], T], row: Mapping[str, Any]) -> T:
 
 
 def to_request(row: Mapping[str, Any]) -> Request:
+    """A request from its row."""
     return Request(**{**row, "received_at": _time(row["received_at"]), "changed_at": _time(row["changed_at"])})
 
 
 def to_version(row: Mapping[str, Any]) -> Version:
+    """A version from its row."""
     times = {name: _time_or_none(row[name]) for name in ("retired_at", "deleted_at")}
     made = {"made_at": _time(row["made_at"]), "options": _object(row["options"]), "active": bool(row["active"])}
     return Version(**{**row, **made, **times})
@@ -99,6 +106,7 @@ def to_fulfilment(row: Mapping[str, Any]) -> Fulfilment:
 
 
 def to_event(row: Mapping[str, Any]) -> Event:
+    """An event from its row."""
     return Event(**{**row, "at": _time(row["at"]), "detail": _object(row["detail"])})
 
 

@@ -60,6 +60,7 @@ def filename(value: object, what: str) -> str:
 
 
 def number(value: object, what: str, *, least: int = 0, most: int = 2**63 - 1) -> int:
+    """A whole number within bounds; raises `UsageError` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         shown = repr(value) if isinstance(value, int) and abs(value) < 10**30 else type(value).__name__
         raise UsageError(f"{what} must be a whole number from {least} to {most}, got {shown}.")

@@ -223,6 +223,14 @@ def doctor(json: Json = False) -> None:
     examine_machine(json)
 
 
+@app.command("docs", epilog="Examples: expunge docs; expunge docs case-file")
+def docs_(page: Annotated[str, typer.Argument(help="Name of a page; without it they are listed.")] = "") -> None:
+    """The pages of the documentation, such as the one that case files refer to."""
+    from expunge.cli.docs import docs as print_page
+
+    print_page(page)
+
+
 studies.register(app)
 app.add_typer(requests.app)
 app.add_typer(cache.app)

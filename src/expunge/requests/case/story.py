@@ -306,7 +306,7 @@ def _check(document: Mapping[str, Any]) -> Section:
         "How to check this",
         [
             "These words are a rendering; what counts is the signed case file. The command “expunge requests verify” "
-            "checks it without a network, and docs/case-file.md says how to do it with other tools. Compare the "
+            "checks it without a network, and “expunge docs case-file” says how to do it with other tools. Compare the "
             "fingerprint of the key with one that reached you by another way.",
         ],
         [

@@ -43,7 +43,7 @@ def create_app(
     app = FastAPI(
         title="Expunge: deletion requests",
         version=__version__,
-        description="Take in deletion requests, fulfil them, prove it, undo it. See docs/service.md.",
+        description="Take in deletion requests, fulfil them, prove it, undo it. See `expunge docs service`.",
         openapi_url=f"{API}/openapi.json",
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,

@@ -115,6 +115,9 @@ def test_samples_that_are_refused_are_a_problem(source: str) -> None:
     found = inspected(source, data=(torch.rand(8, 3, 8, 8), torch.arange(8) % 4))
     assert "the model refuses train samples of shape (3, 8, 8)" in found.problems[0]
     assert found.eval_output == ""
+    few = inspected(source, data=(torch.rand(8, 1, 8, 8), torch.arange(8)))
+    assert "has label 7, but the model has 4 classes" in few.problems[0]
+    assert not few.accuracy
     assert found.trainable
 
 

@@ -97,7 +97,11 @@ def test_suspects_are_forgotten_by_any_method(repair, tmp_path):
     record = json.loads((tmp_path / "out" / "repair.json").read_text())
     assert record["options"]["epochs"] == 2
     table = pd.read_csv(tmp_path / "out" / "labels.csv")
-    assert table.loc[table["action"] == "forgotten", "now"].isna().all()
+    assert table.loc[table["action"] == "forgotten", ["now", "now_class"]].isna().all().all()
+    kept = table[table["action"] == "kept"]
+    assert kept["given_class"].notna().all()
+    assert (kept["given_class"] == kept["now_class"]).all()
+    assert len(set(zip(table["given"], table["given_class"], strict=True))) == table["given"].nunique()
 
 
 def test_an_interrupted_repair_goes_on(repair, tmp_path, monkeypatch):

@@ -272,6 +272,15 @@ def test_only_held_out_samples_are_left_out_of_other_test_data(expunge, rows, tm
     assert "22 test samples are left out; they were held out when" in " ".join(mixed.err.split())
 
 
+def test_test_data_with_forgotten_samples_are_refused_before_the_work(expunge, rows, trained, tmp_path):
+    x, y = blobs(0, 90)
+    np.savez(tmp_path / "again.npz", x=x, y=y)
+    result = expunge(*words(rows, trained, tmp_path / "run", "--test", tmp_path / "again.npz"))
+    assert result.code == 2
+    assert "are in both the forget and the test set" in result.err
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
 def test_an_interrupted_unlearning_goes_on_to_the_same_weights(expunge, rows, trained, tmp_path):
     out = tmp_path / "stopped"
     more = ("--epochs", 40, "--retain_batch_size", 4, "--lr", 0.001, "--method", "bad-t")

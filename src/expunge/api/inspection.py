@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.api.fit import accuracy_on, measure_fit, settle_normalisation
-from expunge.api.prepare import as_classifier, as_splits, pick_device
+from expunge.api.prepare import as_classifier, as_splits, check_fit, pick_device
 from expunge.api.saved import as_trained, facts_beside, load, read_data
 from expunge.api.trained import RECORD, WEIGHTS, TrainedModel
 from expunge.core import display
@@ -499,6 +499,7 @@ def _described(
                 known |= _passes(plain, model, x.to(device), problems)
             finally:
                 model.to(home)
+            check_fit(model, splits, device)
             known["accuracy"] = _accuracies(model, splits, device, notes)
         except ExpungeError as error:
             problems.append(str(error))

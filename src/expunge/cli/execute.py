@@ -17,7 +17,7 @@ from expunge.api.evaluate import check_metrics
 from expunge.api.experiment import Experiment, train_references
 from expunge.api.planning.automatic import announce, choose, situation
 from expunge.api.planning.situation import Situation
-from expunge.api.prepare import as_classifier, pick_device
+from expunge.api.prepare import as_classifier, check_disjoint, pick_device
 from expunge.api.saved import Data, facts_beside
 from expunge.api.trained import TrainedModel
 from expunge.cli import console, inputs, tables
@@ -418,6 +418,8 @@ def _check_first(job: Unlearn, method: Method, trained: TrainedModel, split: For
             f"{job.method} with these options needs validation data that the model was not trained on; give "
             "--validation, or a checkpoint of `expunge train --holdout 0.1`."
         )
+    if trained.test is not None:
+        check_disjoint({"forget": split.forget, "test": trained.test})
     if job.metrics is not None:
         names = ("original", "unlearned", *(["retrained"] if job.retrain else []))
         splits = {"forget": split.forget, "retain": split.retain, "test": trained.test}

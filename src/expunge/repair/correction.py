@@ -53,7 +53,11 @@ class Correction:
         return self.train.with_labels(labels).take(self.train.index[~dropped], "corrected")
 
     def frame(self) -> pd.DataFrame:
-        """One row per training sample: id, position, given, now (empty where forgotten), action."""
+        """One row per training sample: id, position, given, now (empty where forgotten), action.
+
+        `given_class` and `now_class` are the names of the classes; the ids are those of the data, so that the table can
+        be joined with the file that it came from.
+        """
         table = pd.DataFrame(
             {
                 "id": self.train.ids,
@@ -70,6 +74,9 @@ class Correction:
         moved = dict(zip(self.suspects.positions.tolist(), self.suspects.suggested.tolist(), strict=True))
         relabelled = table["action"] == "relabelled"
         table.loc[relabelled, "now"] = table.loc[relabelled, "position"].map(moved).astype("Int64")
+        names = dict(enumerate(self.train.store.classes))
+        table.insert(3, "given_class", table["given"].map(names))
+        table.insert(5, "now_class", table["now"].map(names))
         return table
 
     def _in(self, positions: Tensor) -> Tensor:

@@ -234,7 +234,9 @@ def test_scores_are_kept_and_never_stale(tmp_path: Path, monkeypatch: pytest.Mon
         return shadow_scores(net(), plan, **given)
 
     first = run()
-    for broken in sorted((tmp_path / "rows").iterdir())[:1]:
+    weights = sorted((tmp_path / "rows").glob("*-weights.npz"))
+    assert len(weights) == 4
+    for broken in (weights[0], weights[0].with_name(weights[0].name.replace("-weights", ""))):
         broken.write_bytes(b"cut off")  # as a full disk would leave it
     calls: list[int] = []
     real = shadows_module.train
@@ -243,12 +245,62 @@ def test_scores_are_kept_and_never_stale(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(calls) == 1  # the damaged one alone
     np.testing.assert_array_equal(first.unlearned, again.unlearned)
     np.testing.assert_array_equal(first.plain, again.plain)
-    run(method=make_method("finetune", epochs=2))
-    assert len(calls) == 5
+    other = run(method=make_method("finetune", epochs=2))
+    assert len(calls) == 1  # the originals are the same
+    assert np.abs(other.unlearned - first.unlearned).max() > 0
     run(recipe=Recipe(epochs=3, lr=0.01, batch_size=32, optimizer="adam"))
-    assert len(calls) == 9
+    assert len(calls) == 5
     run()
-    assert len(calls) == 9
+    assert len(calls) == 5
+
+
+def left_alone(model: nn.Module, forget: Split, retain: Split) -> nn.Module:
+    return model
+
+
+def pulled_to_zero(model: nn.Module, forget: Split, retain: Split) -> nn.Module:
+    """A method that no catalogue knows: it answers nothing in particular any more, forgotten or not."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.5)
+    return model
+
+
+def test_any_function_is_attacked_with_the_same_shadow_originals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, retain, test = digits()
+    plan = make_plan(forget, retain, test, 4, seed=1)
+    quick = Recipe(epochs=2, lr=0.01, batch_size=32, optimizer="adam")
+    calls: list[int] = []
+    real = shadows_module.train
+    monkeypatch.setattr(shadows_module, "train", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+
+    def run(method: Any, **changed: Any) -> ShadowScores:
+        given: dict[str, Any] = {"recipe": quick, "method": method, "device": "cpu", "cache": tmp_path, **changed}
+        return shadow_scores(net(), plan, **given)
+
+    nothing = run(make_method("original"))
+    assert len(calls) == 4
+    pulled = run(pulled_to_zero)
+    assert len(calls) == 4  # no original is trained a second time
+    np.testing.assert_array_equal(nothing.plain, pulled.plain)
+    np.testing.assert_array_equal(nothing.unlearned, nothing.plain)
+    assert np.abs(pulled.unlearned - pulled.plain).max() > 0.1
+    asked: list[tuple[int, int]] = []
+
+    def closure(model: nn.Module, forget: Split, retain: Split) -> nn.Module:
+        asked.append((len(forget), len(retain)))
+        return model
+
+    for _ in range(2):  # what a closure does cannot be told, so its scores are not kept
+        np.testing.assert_array_equal(run(closure).unlearned, nothing.plain)
+    assert len(asked) == 8
+    assert set(asked) == {(len(plan.targets) // 2, len(retain))}
+    with pytest.raises(UsageError, match="pass jobs=1"):
+        run(closure, jobs=2)
+    with pytest.raises(UsageError, match="returned nothing"):
+        run(lambda model, forget, retain: None)
 
 
 def test_jobs_change_nothing(tmp_path: Path) -> None:
@@ -288,6 +340,12 @@ def test_an_audit_with_shadows_tells_the_original_from_a_retrained_model(tmp_pat
     found = gone.per_sample["unlearned: U-LiRA"].auc
     assert found.low < 0.5 < found.high
     assert gone.details["shadows"]["klom"]["mean"] < kept.details["shadows"]["klom"]["mean"]
+    assert {"unlearned: U-LiRA, vulnerable half", "unlearned: U-LiRA, protected half"} <= set(kept.per_sample)
+    halves = [kept.per_sample[f"unlearned: U-LiRA, {part} half"].auc.value for part in ("vulnerable", "protected")]
+    assert halves[0] > halves[1]
+    told = expunge.audit(original, nothing, recipe=FAST, method=left_alone, **given)
+    assert told.details["shadows"]["method"] == "left_alone"
+    assert told.per_sample["unlearned: U-LiRA"].auc.value == kept.per_sample["unlearned: U-LiRA"].auc.value
     rows = gone.frame()
     assert {"U-LiRA", "LiRA", "RMIA"} <= set(rows["signal"])
 

@@ -101,7 +101,20 @@ def test_the_curve_is_that_of_the_samples_not_taught() -> None:
             [name for name, kind in KINDS.items() if kind != "representation"] + ["U-LiRA AUC"],
             explain.STATISTIC_MEANINGS,
         ),
-        ([*SIGNALS, "gradient norm", "LiRA", "RMIA", "U-LiRA"], explain.ATTACK_MEANINGS),
+        (
+            [
+                *SIGNALS,
+                "gradient norm",
+                "LiRA",
+                "RMIA",
+                "U-LiRA",
+                "U-LiRA, vulnerable half",
+                "U-LiRA, protected half",
+                "RMIA, retrained models",
+                "quantile regression",
+            ],
+            explain.ATTACK_MEANINGS,
+        ),
         (FEATURE_STATISTICS, explain.FEATURE_MEANINGS),
     ],
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from expunge.api.prepare import as_splits, check_disjoint
 from expunge.api.result import Result
@@ -23,6 +24,8 @@ from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
 from expunge.scenarios.base import ForgetSplit
 from expunge.training.recipe import Recipe, make_recipe
+
+Prepare = Callable[[Any, Mapping[str, Split], Any, Mapping[str, Any]], tuple[Any, dict[str, Split], Split | None]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,10 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Audited:
-    """original, unlearned: the models. references: retrained ones. splits: `forget`, `test` and, if known, `retain`."""
+    """original, unlearned: the models. references: retrained ones. splits: `forget`, `test` and, if known, `retain`.
+
+    goal: what is asked; corrected: right labels of the samples to forget, where they are known (see `evidence.goals`).
+    """
 
     original: TrainedModel
     unlearned: TrainedModel
@@ -100,6 +106,8 @@ class Audited:
     references: list[nn.Module]
     method: Method | None
     recipe: Recipe | None
+    goal: Any
+    corrected: Any = None
 
     def known_recipe(self, what: str) -> Recipe:
         """The recipe of the original; `UsageError` that names the keyword where `what` needs it and it is unknown."""
@@ -124,13 +132,24 @@ def resolve_audit(
     seed: int = 0,
     device: str = "auto",
     cache: Path | None = None,
+    goal: Any = None,
+    corrected: Any = None,
+    prepare: Prepare,
 ) -> Audited:
-    """The models and data of an audit, from what is given and from what results remember; see `evidence.audit`."""
+    """The models and data of an audit, from what is given and from what results remember; see `evidence.audit`.
+
+    prepare: (goal or None, splits, corrected labels, facts of the unlearned model) -> (goal, splits that it measures
+    on, what references of this goal are trained on).
+    """
     before, after = _two_models(model, unlearned, original)
     known_recipe = make_recipe(recipe) if recipe is not None else before.recipe or after.recipe
     chosen = _method(after, method, known_recipe) if needs_method else None
     known: dict[str, Any] = {"forget": forget, "retain": retain, "test": test}
-    if forget is not None:
+    if forget is None and isinstance(after, Result) and after.facts.get("kind") == "repair":
+        repaired, labels = _of_repair(after)
+        known |= repaired
+        corrected = labels if corrected is None else corrected
+    elif forget is not None:
         selected = select(before, forget, retain)
         known |= {"forget": selected.forget, "retain": selected.retain}
     splits = as_splits({k: v for k, v in known_splits([after, before], known).items() if k != "validation"})
@@ -138,6 +157,7 @@ def resolve_audit(
     for name in ("forget", "test"):
         if name not in splits or not splits[name].has_labels:
             raise UsageError(f"an audit needs {name} data with labels; pass {name}=...")
+    goal, splits, taught = prepare(goal, splits, corrected, after.facts)
     again: list[nn.Module] = []
     if isinstance(references, int):
         if retrained:
@@ -146,15 +166,29 @@ def resolve_audit(
             raise UsageError(f"references must be 0 or at least 2 (one has no spread), got {references}.")
         if references:
             again = train_references(
-                before, references, forget=splits["forget"], retain=splits.get("retain"), recipe=known_recipe,
-                seed=seed, device=device, cache=cache,
+                before, references, forget=splits["forget"], retain=taught, recipe=known_recipe, seed=seed,
+                device=device, cache=cache,
             )  # fmt: skip
     else:
         given = [*references, *retrained]
         if len(given) == 1:
             raise UsageError("one retrained model has no spread; pass at least two, or none for the weaker verdict.")
         again = [as_trained(reference, f"references[{i}]").model for i, reference in enumerate(given)]
-    return Audited(before, after, splits, again, chosen, known_recipe)
+    return Audited(before, after, splits, again, chosen, known_recipe, goal, corrected)
+
+
+def _of_repair(after: Result) -> tuple[dict[str, Split], Tensor]:
+    """The forget and the retain set of a label repair, and the labels that its corrected data give (-1: left out)."""
+    forget, trained_on = after.forget, after.train
+    if forget is None or trained_on is None:
+        raise UsageError(
+            "the suspects of this label repair are not known; pass forget=..., retain=... and corrected=..."
+        )
+    known = trained_on.labels if trained_on.labels is not None else trained_on.store.labels
+    stays = torch.isin(forget.index, trained_on.index)
+    labels = torch.where(stays, known[forget.index], torch.full_like(forget.index, -1))
+    retain = trained_on.take(trained_on.index[~torch.isin(trained_on.index, forget.index)], "retain")
+    return {"forget": forget, "retain": retain}, labels
 
 
 def train_references(
@@ -170,7 +204,8 @@ def train_references(
 ) -> list[nn.Module]:
     """Models trained as the original was, without the forget set, with the seeds after `seed`; kept in the cache.
 
-    They start from the original's initial weights where these are known, else from fresh ones.
+    They start from the original's initial weights where these are known, else from fresh ones. Where `retain` holds
+    samples of the forget set (with other labels, after a label repair), these are trained on as well.
 
     Raises:
         UsageError: If the recipe or the retained samples are not known.
@@ -180,7 +215,13 @@ def train_references(
     if retain is None:
         raise UsageError("references are trained on the retained samples, which are not known; pass retain=...")
     known = original if recipe is None else replace(original, recipe=recipe)
-    experiment = Experiment(known, forget, retain=retain, device=device, cache=cache_root() if cache is None else cache)
+    kept = cache_root() if cache is None else cache
+    if retain.store is forget.store and bool(torch.isin(forget.index, retain.index).any()):
+        return [
+            unlearn(known, retain=retain, method="retrain", seed=seed + number, device=device, cache=kept).model
+            for number in range(1, count + 1)
+        ]
+    experiment = Experiment(known, forget, retain=retain, device=device, cache=kept)
     return [experiment.reference(seed + number).model for number in range(1, count + 1)]
 
 

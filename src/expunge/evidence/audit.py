@@ -19,18 +19,29 @@ from expunge.core.seeds import derive, numpy_generator
 from expunge.data.split import Split
 from expunge.evidence.distances import jsd, tug_of_war, zrf
 from expunge.evidence.explain import BY_CONSTRUCTION
-from expunge.evidence.family import FEWEST_SAMPLES, NEAR, Family, judge_family, measure_family
+from expunge.evidence.family import (
+    FEWEST_SAMPLES,
+    NEAR,
+    UNSEEN,
+    Family,
+    judge_family,
+    measure_family,
+    unseen_labels,
+)
 from expunge.evidence.feature_audit import FeatureAudit, examine
-from expunge.evidence.held_out import against_held_out, matching, relabelled
+from expunge.evidence.goals import default_goal, mislabelled, prepared, questions, reference_data
+from expunge.evidence.held_out import against_held_out, matching
 from expunge.evidence.inputs import check_outputs, check_references, check_sets, near_split
 from expunge.evidence.rates import Separation, separation
+from expunge.evidence.reported import report_more
 from expunge.evidence.representation import original_body
 from expunge.evidence.shadow_audit import U_LIRA, ShadowFindings, shadow_audit
 from expunge.evidence.shadows import Design
 from expunge.evidence.signals import SIGNALS, gradient
+from expunge.evidence.small import confirmed
+from expunge.evidence.unlearners import Unlearner, is_function, name_of
 from expunge.evidence.verdict import Findings, Goal, Margins, Verdict, decide
 from expunge.methods import METHODS
-from expunge.methods.base import Method
 from expunge.metrics.base import Evaluation
 from expunge.metrics.membership import histogram_weights
 from expunge.models.anatomy import reset_parameters
@@ -50,15 +61,17 @@ def audit(
     references: int | Sequence[Any] = (),
     retrained: Sequence[Any] = (),
     margins: Margins | Mapping[str, float] | None = None,
-    goal: Goal = "untrain",
+    goal: Goal | None = None,
+    corrected: Any = None,
     random: bool = False,
     seed: int = 0,
     device: str = "auto",
     resamples: int = 500,
     features: bool = True,
     residue: bool | None = None,
+    extended: bool = False,
     shadows: int = 0,
-    method: str | Method | None = None,
+    method: str | Unlearner | None = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
     design: Design = "matched",
     requests: int = 1,
@@ -84,9 +97,12 @@ def audit(
             (cached). None, or at least two; three allow tests on single samples, five usually suffice.
         retrained: Older name of `references` as a list.
         margins: Equivalence margins of accuracies and AUCs, each in (0, 0.5), default 0.05.
-        goal: The question. "untrain": undo the influence of these samples; references never saw them. "unlearn":
-            remove what they stand for; references saw no sample of that kind. "repair": the samples were wrong;
-            references were trained on the corrected ones.
+        goal: The question, see `evidence.goals`. "untrain": undo the influence of these samples; references never saw
+            them. "unlearn": remove their classes; references saw no sample of these. "repair": the samples were wrong;
+            references were trained on the corrected ones. Default: "repair" for the result of a label repair, else
+            "untrain". References that are passed must be trained accordingly.
+        corrected: The right labels of the samples to forget, whole numbers (n,), -1 where unknown; default: those that
+            the data or the result of a label repair know.
         random: Whether the forget set was drawn uniformly at random; then Hoeffding's bound on its accuracy applies
             without references.
         seed: Of the audit, >= 0; references are trained with the seeds after it.
@@ -94,9 +110,12 @@ def audit(
         resamples: Bootstrap resamples for the intervals of the true positive rates, >= 1.
         features: Run the feature-level audit (a few training steps per model); without it no verdict is "forgotten".
         residue: Older name of `features`.
+        extended: Also report what takes longer and decides nothing: quantile regression, SDE, IDI, and relearning on
+            the retain set alone (see `evidence.reported`).
         shadows: Number of shadow models for per-sample attacks, even and >= 4; 0 for none. `design`, `requests`, `jobs`
             and `progress` apply only to them. They are trained with `recipe` and unlearn with `method`.
-        method: The unlearning method; default: that of the result.
+        method: What unlearned, for the shadow models: a name, an instance, or any function (model, forget, retain) ->
+            module, which need not be registered; default: that of the result.
         recipe: How the original was trained; default: that of the models.
         design: "matched": shadow models train on the retain set and a random half of the targets. "halves": on a random
             half of everything.
@@ -116,15 +135,18 @@ def audit(
     """
     features = features if residue is None else residue
     target = pick_device(device)
-    if goal not in get_args(Goal):
+    if goal is not None and goal not in get_args(Goal):
         raise unknown("goal", goal, get_args(Goal))
     limits = margins if isinstance(margins, Margins) else build(Margins, dict(margins or {}), "margins")
     subject = resolve_audit(
         model, unlearned, original=original, forget=forget, retain=retain, test=test, references=references,
-        retrained=retrained, method=method, recipe=recipe, needs_method=shadows > 0, seed=seed, device=device,
-        cache=cache,
+        retrained=retrained, method=None if is_function(method) else method, recipe=recipe,
+        needs_method=shadows > 0 and not is_function(method), seed=seed, device=device,
+        cache=cache, goal=goal, corrected=corrected, prepare=_asked,
     )  # fmt: skip
-    attack = None if subject.method is None else (subject.method, subject.known_recipe("shadow models"))
+    goal, corrected = subject.goal, subject.corrected
+    unlearner = method if shadows and is_function(method) else subject.method
+    attack = None if unlearner is None else (unlearner, subject.known_recipe("shadow models"))
     splits = dict(subject.splits)
     notes = check_sets(splits)
     names = {"original": subject.original.model, "unlearned": subject.unlearned.model}
@@ -133,9 +155,8 @@ def audit(
     for module in names.values():
         check_fit(module, splits, target)
     reference_names = [name for name in names if name.startswith("retrained")]
-    if not reference_names:
-        splits["test"] = relabelled(splits["test"], splits["forget"], seed)
-    evaluation = Evaluation(names, _with_near(splits, seed), device=target, seed=seed)
+    unseen = mislabelled(splits["test"], splits["forget"], seed, corrected)
+    evaluation = Evaluation(names, _more_splits(splits, unseen, seed), device=target, seed=seed)
     _cache_outputs(evaluation)
     feature_audit = examine(evaluation) if features else None
     check_outputs(evaluation, list(names))
@@ -148,16 +169,18 @@ def audit(
     }
     numbers = {name: statistics(evaluation, name, attacks[name]) for name in names}
     details: dict[str, Any] = {"margins": to_dict(limits), "samples": sizes(evaluation), "goal": goal}
+    details["questions"] = questions(goal, splits, corrected)
     details["zrf"] = ignorance(evaluation, names)
     by_shadows, per_sample = None, {}
     if attack is not None:
         chosen, shadow_recipe = attack
         by_shadows = shadow_audit(
-            names["original"], names["unlearned"], splits, shadows=shadows, method=chosen, recipe=shadow_recipe,
-            design=design, requests=requests, seed=seed, device=target, jobs=jobs, cache=cache, progress=progress,
+            names["original"], names["unlearned"], {**splits, "test": unseen}, shadows=shadows, method=chosen,
+            recipe=shadow_recipe, design=design, requests=requests, seed=seed, device=target, jobs=jobs, cache=cache,
+            progress=progress,
         )  # fmt: skip
         per_sample = dict(by_shadows.per_sample)
-        details["shadows"] = {"count": shadows, "method": chosen.card.name, **by_shadows.details}
+        details["shadows"] = {"count": shadows, "method": name_of(chosen), **by_shadows.details}
     extra = [by_shadows.comparison(limits.auc)] if by_shadows is not None else []
     verdict = Verdict(
         "", "retrained" if reference_names else "held-out", [], extra, attacks, {}, per_sample, feature_audit, goal=goal
@@ -171,7 +194,7 @@ def audit(
                                       (numbers["unlearned"], mean)))  # fmt: skip
         verdict = _with_retrained(verdict, evaluation, reference_names, limits, by_shadows, numbers)
     else:
-        match = matching(splits, seed)
+        match = matching({**splits, "test": unseen}, seed)
         details["matched"] = {"holds": match.holds, "reason": match.reason}
         side = by_shadows.side if by_shadows is not None else ""
         comparison = extra[0] if extra else None
@@ -179,8 +202,12 @@ def audit(
             evaluation, attacks, match, limits, random=random, shadows=comparison, side=side
         )
         verdict = replace(verdict, label=label, reasons=reasons)
-    reasons = [*verdict.reasons, *(f"note: {note}" for note in notes)]
-    verdict = replace(verdict, reasons=reasons, details={"statistics": numbers, **details})
+    more = report_more(evaluation, reference_names, everything=extended)
+    verdict = replace(
+        verdict, reasons=[*verdict.reasons, *(f"note: {note}" for note in notes)],
+        details={"statistics": numbers, **details}, per_sample={**verdict.per_sample, **more.attacks},
+        reported=more.numbers, not_reported=more.left_out,
+    )  # fmt: skip
     return by_construction(verdict, subject.unlearned.facts, splits["forget"])
 
 
@@ -193,14 +220,14 @@ def _with_retrained(
     numbers: dict[str, dict[str, float]],
 ) -> Verdict:
     """The verdict of the tests against retrained models; adds their statistics to `numbers`."""
-    family = measured(evaluation, reference_names, verdict.features)
+    family = measured(evaluation, reference_names, verdict.features, concept=verdict.goal == "unlearn")
     comparisons = judge_family(family, limits.of, verdict.comparisons)
     flags = original_body(evaluation, reference_names)
     sides = {U_LIRA: by_shadows.side} if by_shadows is not None else {}
     samples = len(evaluation.splits["forget"])
     reference_phrase = f"{len(reference_names)} retrained models have"
     findings = Findings(comparisons, flags, family.unmeasured, samples, len(reference_names), reference_phrase, sides)
-    label, reasons = decide(findings, limits)
+    label, reasons = confirmed(evaluation, reference_names, *decide(findings, limits))
     for quantity in family.quantities:
         for name, value in zip(
             ("unlearned", "original", *reference_names),
@@ -220,15 +247,20 @@ def measured(
     *,
     original: str = "original",
     unlearned: str = "unlearned",
+    concept: bool = False,
 ) -> Family:
-    """The family of hypotheses on two models and retrained ones, by their names in the evaluation."""
+    """The family of hypotheses on two models and retrained ones, by their names in the evaluation.
+
+    concept: Whether the classes of the forget set are to be removed as a whole (the goal "unlearn").
+    """
     numbers = feature_audit.numbers() if feature_audit is not None else None
     left_out = (
         [(f"representation ({what})", why) for what, why in feature_audit.left_out] if feature_audit is not None else []
     )
     return measure_family(
-        evaluation, retrained, original=original, unlearned=unlearned, representation=numbers, left_out=left_out
-    )
+        evaluation, retrained, original=original, unlearned=unlearned, representation=numbers, left_out=left_out,
+        concept=concept,
+    )  # fmt: skip
 
 
 def by_construction(verdict: Verdict, facts: Mapping[str, Any], forget: Split) -> Verdict:
@@ -262,9 +294,24 @@ def _cache_outputs(evaluation: Evaluation) -> None:
             continue
 
 
-def _with_near(splits: Mapping[str, Split], seed: int) -> dict[str, Split]:
+def _asked(
+    goal: Goal | None, splits: Mapping[str, Split], corrected: Any, facts: Mapping[str, Any]
+) -> tuple[Goal, dict[str, Split], Split | None]:
+    """The goal, the splits that it measures on, and what references are trained on."""
+    chosen = default_goal(facts) if goal is None else goal
+    ready = prepared(chosen, splits, corrected)
+    return chosen, ready, reference_data(chosen, ready, corrected)
+
+
+def _more_splits(splits: Mapping[str, Split], unseen: Split, seed: int) -> dict[str, Split]:
+    """The splits, with inputs near the forget samples, and with mislabelled test samples where `unseen` are such."""
+    ready = dict(splits)
     near = near_split(splits["forget"], seed)
-    return dict(splits) if near is None else {**splits, NEAR: near}
+    if near is not None:
+        ready[NEAR] = near
+    if unseen is not splits["test"]:
+        ready[UNSEEN] = unseen.named(UNSEEN)
+    return ready
 
 
 def statistics(evaluation: Evaluation, model: str, attacks: Mapping[str, Separation]) -> dict[str, float]:
@@ -291,7 +338,7 @@ def sizes(evaluation: Evaluation) -> dict[str, int]:
 
 def population_attacks(evaluation: Evaluation, model: str, resamples: int = 500) -> dict[str, Separation]:
     """Every attack signal on forget samples against test samples, weighted to the same class shares; {} if too few."""
-    labels, unseen = evaluation.labels("forget"), evaluation.labels("test")
+    labels, unseen = evaluation.labels("forget"), unseen_labels(evaluation)
     same_class = torch.isin(unseen, labels.unique())
     if min(len(labels), int(same_class.sum())) < FEWEST_SAMPLES:
         return {}
@@ -341,7 +388,9 @@ def _gradients(evaluation: Evaluation, model: str) -> tuple[torch.Tensor, torch.
     except UsageError:
         return None
     forget_norms, test_norms = (
-        gradient(logits, evaluation.labels(split), features)
-        for split, (logits, features) in zip(("forget", "test"), both, strict=True)
+        gradient(logits, labels, features)
+        for labels, (logits, features) in zip(
+            (evaluation.labels("forget"), unseen_labels(evaluation)), both, strict=True
+        )
     )
     return forget_norms, test_norms

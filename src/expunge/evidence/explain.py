@@ -58,6 +58,7 @@ GOAL_MEANINGS: Mapping[str, str] = {
 }
 STATISTIC_MEANINGS: Mapping[str, str] = {
     "forget accuracy": "share of the samples to forget that the model still classifies correctly",
+    "concept accuracy": "share of unseen samples of the forgotten classes that are classified right",
     "loss attack AUC": "how well the loss alone tells the samples to forget from unseen ones of the same classes",
     "retain accuracy": "share of the retained training samples that are classified correctly",
     "test accuracy": "share of unseen samples of the retained classes that are classified correctly",
@@ -82,6 +83,22 @@ FEATURE_MEANINGS: Mapping[str, str] = {
     "relearn accuracy": "how quickly the samples are recognised again when a few of them are trained on",
     "layer CKA gap": "how much more the inner layers represent these samples like the original's; 0 in the original",
 }
+REPORTED_MEANINGS: Mapping[str, str] = {
+    "RMIA AUC": "how well an attack that compares each sample with many unseen ones and retrained models does",
+    "quantile regression AUC": "how well an attack does that knows the confidence in similar unseen samples",
+    "IAM": "how far each sample is on the way from a retrained model (low) to the original (high), on average",
+    "exposure of retained samples": (
+        "how much better an attack by the loss recognises the samples that stay than it did before; above 0, "
+        "forgetting exposed them"
+    ),
+    "worst class": "the class whose samples to forget are the clearest beside retrained models; mean z times root of n",
+    "worst group": "the same over groups that the data name",
+    "worst-off tenth": "mean z of the tenth of the samples that the model is most confident of",
+    "residual knowledge": "right answers near the samples, as a multiple of those of retrained models",
+    "SDE": "0: features of the samples depend on each other as those of unseen ones; 1: as those of retained ones",
+    "IDI": "information on which samples are forgotten in the inner layers: 1 in the original, 0 in retrained models",
+    "relearned on retained samples": "forget accuracy that returns after a few steps on retained samples alone",
+}
 ATTACK_MEANINGS: Mapping[str, str] = {
     "loss": "training samples have a small loss",
     "confidence": "logit of the probability of the right class, not rounded near certainty",
@@ -92,6 +109,10 @@ ATTACK_MEANINGS: Mapping[str, str] = {
     "gradient norm": "how much the model would still have to learn from the sample",
     "LiRA": "is the sample easier than for models that were trained without it, each sample calibrated on its own?",
     "RMIA": "the same question by comparison with many unseen samples",
+    "U-LiRA, vulnerable half": "the same among the targets that the original memorises most",
+    "U-LiRA, protected half": "the same among the others, where there is little to forget",
+    "RMIA, retrained models": "is the sample easier, beside unseen ones, than for models retrained without it?",
+    "quantile regression": "is the sample easier than unseen samples that look like it?",
     "U-LiRA": "does it look like a sample that was forgotten by this method, or like one that was never trained on?",
 }
 DISTANCE_MEANINGS: Mapping[str, str] = {

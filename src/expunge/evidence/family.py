@@ -30,6 +30,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from expunge.evidence.equivalence import Comparison, compare, detectable
 from expunge.evidence.signals import SIGNALS, confidence
@@ -46,10 +47,12 @@ TAIL = 3.0
 CLIP = 25.0  # of squared z, so that a few samples cannot decide alone
 FEATURE_SAMPLES = 512  # forget samples of the feature-level audit (`FeatureSettings.samples`)
 NEAR = "near"  # name of the split of inputs near the forget samples
+UNSEEN = "unseen"  # name of the test split with the label confusion of the forget set, where that has one
 KINDS: Mapping[str, Kind] = {
     "retain accuracy": "utility",
     "test accuracy": "utility",
     "forget accuracy": "answers",
+    "concept accuracy": "answers",
     "loss attack AUC": "answers",
     "entropy attack AUC": "answers",
     "modified entropy attack AUC": "answers",
@@ -112,6 +115,15 @@ class Family:
         return replace(self, quantities=[quantity for quantity in self.quantities if KINDS[quantity.name] not in kinds])
 
 
+def unseen_labels(evaluation: Evaluation) -> Tensor:
+    """Labels of the test samples that are compared with the forget samples, long (len(test),).
+
+    They are the test labels, unless the forget set is known to be mislabelled: then those of the split `UNSEEN`, the
+    same samples with the same confusion of labels.
+    """
+    return evaluation.labels(UNSEEN if UNSEEN in evaluation.splits else "test")
+
+
 def judge_family(family: Family, margin: Callable[[str], float], more: Sequence[Comparison] = ()) -> list[Comparison]:
     """Compare every quantity with the retrained models; p values are corrected over the family.
 
@@ -164,6 +176,7 @@ def measure_family(
     unlearned: str = "unlearned",
     representation: Mapping[str, Mapping[str, float]] | None = None,
     left_out: Sequence[tuple[str, str]] = (),
+    concept: bool = False,
 ) -> Family:
     """Measure all statistics of two models and of at least two retrained ones.
 
@@ -174,10 +187,20 @@ def measure_family(
         unlearned: Name of the unlearned model.
         representation: Model -> statistic -> value, from the feature-level audit; None if that was switched off.
         left_out: (what, why) of its parts that could not be measured.
+        concept: Whether the classes of the forget set are to be removed as a whole (the goal "unlearn"): then accuracy
+            on unseen samples of these classes is a statistic, too.
     """
     unmeasured = list(left_out)
     models = _Models(evaluation, unlearned, original, list(retrained))
     quantities = [*_utility(models), _forget_accuracy(models)]
+    if concept:
+        rows = torch.isin(evaluation.labels("test"), evaluation.labels("forget").unique())
+        if bool(rows.any()):
+            quantities.append(
+                models.of("concept accuracy", lambda m: evaluation.correct(m, "test")[rows].double().numpy(), True)
+            )
+        else:
+            unmeasured.append(("concept accuracy", "no unseen sample has a class of the samples to forget"))
     unseen, reason = _unseen(evaluation)
     if reason:
         unmeasured.append(("attacks against unseen samples", reason))
@@ -238,7 +261,8 @@ class _Models:
         return scores[0], scores[1], np.stack(scores[2:])
 
     def _phi(self, model: str, split: str, rows: Array | None) -> Array:
-        logits, labels = self.evaluation.logits(model, split), self.evaluation.labels(split)
+        logits = self.evaluation.logits(model, split)
+        labels = unseen_labels(self.evaluation) if split == "test" else self.evaluation.labels(split)
         if rows is not None:
             logits, labels = logits[torch.from_numpy(rows)], labels[torch.from_numpy(rows)]
         return confidence(logits, labels).numpy()
@@ -258,7 +282,7 @@ class Unseen:
 
 def _unseen(evaluation: Evaluation) -> tuple[Unseen | None, str]:
     """Test samples of the classes to forget, and why some or all are missing ("" if none are)."""
-    labels, unseen = evaluation.labels("forget").numpy(), evaluation.labels("test").numpy()
+    labels, unseen = evaluation.labels("forget").numpy(), unseen_labels(evaluation).numpy()
     covered = np.flatnonzero(np.isin(labels, unseen))
     rows = np.flatnonzero(np.isin(unseen, labels))
     lacking = len(labels) - len(covered)
@@ -304,7 +328,8 @@ def _attacks(models: _Models, unseen: Unseen) -> list[Quantity]:
             sides = []
             for split, rows in (("forget", unseen.covered), ("test", unseen.rows)):
                 at = torch.from_numpy(rows)
-                sides.append(SIGNALS[signal](evaluation.logits(model, split)[at], evaluation.labels(split)[at]).numpy())
+                labels = unseen_labels(evaluation) if split == "test" else evaluation.labels(split)
+                sides.append(SIGNALS[signal](evaluation.logits(model, split)[at], labels[at]).numpy())
             return placements(sides[0], sides[1], unseen.weights)
 
         return of

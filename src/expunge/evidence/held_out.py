@@ -30,6 +30,7 @@ from expunge.evidence.equivalence import ALPHA, Comparison
 from expunge.evidence.explain import FAILED, INDISTINGUISHABLE, OPEN
 from expunge.evidence.rates import Separation
 from expunge.evidence.shadow_audit import U_LIRA
+from expunge.evidence.small import SMALL, exact_beside_unseen
 from expunge.evidence.verdict import Margins
 from expunge.metrics.base import Evaluation
 from expunge.metrics.membership import histogram_weights
@@ -54,27 +55,6 @@ class Comparability:
     holds: bool
     reason: str = ""
     labels: bool = False
-
-
-def relabelled(test: Split, forget: Split, seed: int) -> Split:
-    """Test samples with the label confusion of the forget set, if its true labels are known.
-
-    A test sample of true class c gets label y as often as a forget sample of true class c has it; a class that does not
-    occur in the forget set keeps its label.
-
-    Returns:
-        The relabelled test samples; `test` itself if no label was changed or the true labels are unknown.
-    """
-    truth = forget.store.labels[forget.index]
-    if torch.equal(truth, forget.y):
-        return test
-    labels = test.store.labels.clone()
-    rng = numpy_generator(seed, "audit", "confusion")
-    for c in truth.unique().tolist():
-        called = forget.y[truth == c].numpy()
-        rows = test.index[test.y == c]
-        labels[rows] = torch.from_numpy(rng.choice(called, len(rows)))
-    return test.with_labels(labels)
 
 
 def matching(splits: Mapping[str, Split], seed: int) -> Comparability:
@@ -216,6 +196,8 @@ def against_held_out(
             for signal in _TESTED
             if signal in unlearned_attacks
             for outcome in _by_attack(signal, unlearned_attacks[signal], margins)
+            if len(evaluation.splits["forget"]) >= SMALL
+            or exact_beside_unseen(evaluation, "unlearned", signal) < ALPHA / len(_TESTED)
         ]
         # Wrong labels make samples hard; if they could not be detected, only "too easy" is evidence.
         outcomes += [outcome for outcome in by_attack if comparable.labels or random or outcome[0] != "over-forgotten"]
@@ -285,4 +267,4 @@ def _nothing_seen(evaluation: Evaluation, loss: Separation, margins: Margins) ->
     )
 
 
-__all__ = ["Comparability", "against_held_out", "band", "matching", "relabelled", "utility"]
+__all__ = ["Comparability", "against_held_out", "band", "matching", "utility"]

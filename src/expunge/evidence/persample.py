@@ -149,23 +149,41 @@ def attack_plain(
     ratio, z = lira(phi, shadows.plain, shadows.trained, ~shadows.trained)
     share = rmia(phi, shadows.plain, ~shadows.trained, population, shadows.population)
     member = shadows.plan.member
-    return [_judged("LiRA", ratio, member, seed, z=z, zero=True), _judged("RMIA", share, member, seed)]
+    return [judged("LiRA", ratio, member, seed, z=z, zero=True), judged("RMIA", share, member, seed)]
 
 
 def attack_unlearned(
-    phi: np.ndarray, shadows: ShadowScores, *, seed: int = 0, variance: Variance = "auto"
+    phi: np.ndarray,
+    shadows: ShadowScores,
+    *,
+    seed: int = 0,
+    variance: Variance = "auto",
+    chosen: np.ndarray | None = None,
 ) -> SampleAttack:
     """U-LiRA on an unlearned model; phi (T,): its scores. The shadow models were unlearned by the same method.
 
     For samples that a shadow never saw only its first request counts: those of one shadow are not independent.
+    chosen (T,): the targets that the attack is measured on; default: all.
     """
     ratio, z = lira(phi, shadows.unlearned, shadows.forgot, shadows.unseen & shadows.first[:, None], variance=variance)
-    return _judged("U-LiRA", ratio, shadows.plan.member, seed, z=z, zero=True)
+    if chosen is not None:
+        ratio = np.where(chosen, ratio, np.nan)
+    return judged("U-LiRA", ratio, shadows.plan.member, seed, z=z, zero=True)
 
 
-def _judged(
+def judged(
     name: str, statistic: np.ndarray, member: np.ndarray, seed: int, *, z: np.ndarray | None = None, zero: bool = False
 ) -> SampleAttack:
+    """All rates of an attack from its statistic on the targets.
+
+    Args:
+        name: Of the attack.
+        statistic: Higher where a target looks like a member (T,); NaN where there is none.
+        member: Bool (T,).
+        seed: Of intervals and of the halves of epsilon.
+        z: Standardised distance of each target (T,), for the direction.
+        zero: Whether 0 is the threshold between members and others.
+    """
     usable = ~np.isnan(statistic)
     values, inside = statistic[usable], member[usable]
     rates = separation(

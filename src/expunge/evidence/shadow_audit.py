@@ -19,10 +19,12 @@ from expunge.evidence.distances import forgetting_score, klom
 from expunge.evidence.equivalence import Comparison
 from expunge.evidence.persample import SampleAttack, attack_plain, attack_unlearned
 from expunge.evidence.shadows import Design, ShadowScores, make_plan, score, shadow_scores
-from expunge.methods.base import Method
+from expunge.evidence.targets import vulnerable
+from expunge.evidence.unlearners import Unlearner
 from expunge.training.recipe import Recipe
 
 U_LIRA = "U-LiRA AUC"
+FEWEST_TARGETS = 4  # members, and unseen targets, of a half that is attacked by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,7 @@ def shadow_audit(
     splits: Mapping[str, Split],
     *,
     shadows: int,
-    method: Method,
+    method: Unlearner,
     recipe: Recipe,
     design: Design = "matched",
     requests: int = 1,
@@ -95,7 +97,7 @@ def shadow_audit(
         unlearned: The model after unlearning.
         splits: forget, retain and test, with labels.
         shadows: Number of shadow models, even and >= 4.
-        method: The unlearning method of the audited model.
+        method: The unlearning method of the audited model, or a function (`unlearners`).
         recipe: The training recipe of the original.
         design: See `shadows.make_plan`, like `requests`.
         requests: Forget sets per shadow model, >= 1.
@@ -124,6 +126,10 @@ def shadow_audit(
         f"original: {attack.name}": attack for attack in attack_plain(before[:count], before[count:], scores, seed=seed)
     }
     attacks["unlearned: U-LiRA"] = attack_unlearned(after[:count], scores, seed=seed)
+    half = vulnerable(scores)
+    for part, chosen in (("vulnerable half", half), ("protected half", ~half)):
+        if min(int(scores.plan.member[chosen].sum()), int((~scores.plan.member[chosen]).sum())) >= FEWEST_TARGETS:
+            attacks[f"unlearned: U-LiRA, {part}"] = attack_unlearned(after[:count], scores, seed=seed, chosen=chosen)
     return ShadowFindings(attacks, scores, _populations(scores, seed))
 
 

@@ -14,8 +14,10 @@ One run of the plan, for shadow s and request j:
            in exactly half of the shadows, and then forgets `requests` disjoint sets of the attacked classes. For an
            original that was itself trained on half of the samples
 
-Models are not kept, only the scores of targets and population, one small file per model, under a hash of everything
-that determines them (code included), so that an interrupted run resumes and outdated scores are not reused.
+Kept are the shadow originals, which do not depend on the method, so that a second method (or a function of the caller)
+is attacked without training any of them again; and of every model the scores of targets and population. All are files
+under a hash of everything that determines them (code included), so that an interrupted run resumes and nothing outdated
+is reused.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +37,6 @@ from torch import nn
 
 from expunge.api.prepare import pick_device
 from expunge.api.train import train
-from expunge.api.unlearn import unlearn
 from expunge.core.errors import UsageError
 from expunge.core.identity import code_hash
 from expunge.core.options import to_dict
@@ -45,7 +47,7 @@ from expunge.data.join import joined
 from expunge.data.origin import Facts, origin_of
 from expunge.data.split import Split
 from expunge.evidence.signals import confidence
-from expunge.methods.base import Method
+from expunge.evidence.unlearners import Unlearner, apply, identity_of, is_function, name_of
 from expunge.metrics.membership import matched
 from expunge.models.anatomy import reset_parameters
 from expunge.models.identity import model_code
@@ -189,7 +191,7 @@ def shadow_scores(
     plan: ShadowPlan,
     *,
     recipe: Recipe,
-    method: Method | None = None,
+    method: Unlearner | None = None,
     seed: int = 0,
     device: str = "auto",
     jobs: int = 1,
@@ -203,18 +205,22 @@ def shadow_scores(
         model: The architecture; its weights are not used.
         plan: The training and forget sets.
         recipe: Of the training.
-        method: The unlearning method; None: originals only, for attacks on models before unlearning.
+        method: The unlearning method, or a function (`unlearners`); None: originals only, for attacks on models before
+            unlearning.
         seed: Of all training, >= 0.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         jobs: Processes that train in parallel, one thread each.
         stack: Originals of equal size that a process trains together (`training.stacked`); None: 1 on a CPU, where more
             are slower, and 8 on a GPU.
-        cache: Folder of the scores; None: not kept.
+        cache: Folder of the shadow originals and of the scores; None: not kept.
         progress: Called with the number of finished and of all shadows.
 
     Raises:
-        UsageError: For a model that cannot be re-initialised.
+        UsageError: For a model that cannot be re-initialised, or for a function in several processes that these cannot
+            import.
     """
+    if jobs > 1 and is_function(method):
+        _check_sent(method)
     work = _ShadowJob(
         model, plan, recipe, method, seed, device, cache, _identity(model, plan, recipe, seed), origin_of(plan.pool)
     )
@@ -283,7 +289,7 @@ class _ShadowJob:
     model: nn.Module
     plan: ShadowPlan
     recipe: Recipe
-    method: Method | None
+    method: Unlearner | None
     seed: int
     device: str
     cache: Path | None
@@ -293,28 +299,49 @@ class _ShadowJob:
     def requests(self, shadow: int) -> list[np.ndarray]:
         return self.plan.forget[shadow] if self.method is not None else []
 
-    def key(self, shadow: int, request: int | None) -> str:
-        """Cache key of the scores of one model; request None: the shadow original."""
+    def key(self, shadow: int, request: int | None) -> str | None:
+        """Cache key of the scores of one model; request None: the shadow original.
+
+        None where it cannot be told what the method does (`identity_of`).
+        """
         facts: list[Any] = [self.identity, shadow, _digest(self.plan.train[shadow])]
         if request is not None and self.method is not None:
-            facts += [
-                code_hash(type(self.method)),
-                self.method.card.name,
-                to_dict(self.method),
-                request,
-                _digest(self.plan.forget[shadow][request]),
-            ]
+            known = identity_of(self.method)
+            if known is None:
+                return None
+            facts += [*known, request, _digest(self.plan.forget[shadow][request])]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def keep(self, shadow: int, request: int | None, scores: np.ndarray) -> np.ndarray:
-        ArrayCache(self.cache, self.origin).put(self.key(shadow, request), scores=scores)
+        key = self.key(shadow, request)
+        if key is not None:
+            ArrayCache(self.cache, self.origin).put(key, scores=scores)
         return scores
+
+    def keep_original(self, shadow: int, model: nn.Module) -> None:
+        state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        if self.cache is not None and all(value.dtype != torch.bfloat16 for value in state.values()):
+            arrays = {name: value.numpy() for name, value in state.items()}
+            ArrayCache(self.cache, self.origin).put(f"{self.key(shadow, None)}-weights", **arrays)
+
+    def original(self, shadow: int) -> nn.Module | None:
+        """The shadow original, if it was trained before; None if it was not, or is damaged."""
+        arrays = ArrayCache(self.cache).get(f"{self.key(shadow, None)}-weights")
+        if arrays is None:
+            return None
+        model = copy.deepcopy(self.model).cpu()
+        try:
+            model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        except RuntimeError:
+            return None
+        return model
 
     def stored(self, shadow: int) -> list[np.ndarray] | None:
         """Scores of the original and of every unlearned model; None if any is missing."""
         scores = []
         for request in (None, *range(len(self.requests(shadow)))):
-            entry = ArrayCache(self.cache).get(self.key(shadow, request))
+            key = self.key(shadow, request)
+            entry = None if key is None else ArrayCache(self.cache).get(key)
             if entry is None:
                 return None
             scores.append(entry["scores"])
@@ -332,39 +359,59 @@ def _stacks(plan: ShadowPlan, missing: Sequence[int], size: int) -> list[list[in
 
 
 def _train_and_score(work: _ShadowJob, shadows: Sequence[int]) -> dict[int, list[np.ndarray]]:
-    """Train these shadow originals, unlearn each request, and score all models."""
+    """Train these shadow originals, or load them, unlearn each request, and score all models."""
     pool = work.plan.pool
-    seeds = [derive(work.seed, "shadow", shadow) for shadow in shadows]
-    data = [
-        pool.take(pool.index[torch.from_numpy(np.flatnonzero(work.plan.train[shadow]))], "train") for shadow in shadows
-    ]
-    starts, trained = train_fresh(work.model, data, recipe=work.recipe, seeds=seeds, device=work.device)
-    return {
-        shadow: _scored(work, shadow, seed, start, model)
-        for shadow, seed, start, model in zip(shadows, seeds, starts, trained, strict=True)
-    }
+    seeds = {shadow: derive(work.seed, "shadow", shadow) for shadow in shadows}
+    originals = {shadow: model for shadow in shadows if (model := work.original(shadow)) is not None}
+    missing = [shadow for shadow in shadows if shadow not in originals]
+    if missing:
+        data = [
+            pool.take(pool.index[torch.from_numpy(np.flatnonzero(work.plan.train[shadow]))], "train")
+            for shadow in missing
+        ]
+        trained = train_fresh(
+            work.model, data, recipe=work.recipe, seeds=[seeds[shadow] for shadow in missing], device=work.device
+        )[1]
+        for shadow, model in zip(missing, trained, strict=True):
+            work.keep_original(shadow, model)
+            originals[shadow] = model
+    return {shadow: _scored(work, shadow, seeds[shadow], originals[shadow]) for shadow in shadows}
 
 
-def _scored(work: _ShadowJob, shadow: int, seed: int, start: nn.Module, trained: nn.Module) -> list[np.ndarray]:
+def _scored(work: _ShadowJob, shadow: int, seed: int, trained: nn.Module) -> list[np.ndarray]:
     """Scores of one shadow original and of its unlearned models."""
     plan, pool = work.plan, work.plan.pool
     device = next((p.device for p in trained.parameters()), torch.device("cpu"))
     rows = [work.keep(shadow, None, score(trained, plan, device))]
+    if work.method is None:
+        return rows
+    start = copy.deepcopy(work.model).cpu()
+    reset_parameters(start, seed=seed)
     for request, forget_rows in enumerate(work.requests(shadow)):
         retain_rows = np.setdiff1d(np.flatnonzero(plan.train[shadow]), forget_rows)
-        result = unlearn(
+        unlearned = apply(
+            work.method,
             trained,
-            forget=pool.take(pool.index[torch.from_numpy(forget_rows)], "forget"),
-            retain=pool.take(pool.index[torch.from_numpy(retain_rows)], "retain"),
-            method=work.method if work.method is not None else "original",
+            pool.take(pool.index[torch.from_numpy(forget_rows)], "forget"),
+            pool.take(pool.index[torch.from_numpy(retain_rows)], "retain"),
             recipe=work.recipe,
-            # Retraining starts from fresh weights: whoever retrains does not know the initial ones.
-            initial=None if work.method is not None and not work.method.needs.weights else start.state_dict(),
+            initial=start.state_dict(),
             seed=derive(seed, "request", request),
             device=work.device,
         )
-        rows.append(work.keep(shadow, request, score(result.model, plan, device)))
+        rows.append(work.keep(shadow, request, score(unlearned, plan, device)))
     return rows
+
+
+def _check_sent(method: Any) -> None:
+    """`UsageError` for a function that other processes cannot import."""
+    try:
+        pickle.dumps(method)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        raise UsageError(
+            f"{name_of(method)} cannot be handed to other processes, because it is no function of a module; pass "
+            "jobs=1, or define it in a file of its own."
+        ) from None
 
 
 def _gathered(plan: ShadowPlan, rows: Sequence[Sequence[np.ndarray]], unlearned: bool) -> ShadowScores:

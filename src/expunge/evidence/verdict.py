@@ -49,6 +49,7 @@ from expunge.evidence.explain import (
 from expunge.evidence.family import KINDS, ONE_SIDED
 from expunge.evidence.persample import SampleAttack
 from expunge.evidence.rates import Separation
+from expunge.evidence.reporting import Reported, plain
 from expunge.evidence.shadow_audit import U_LIRA
 from expunge.evidence.signals import LABEL_FREE
 from expunge.numerics.statistics import holm
@@ -99,6 +100,8 @@ class Verdict:
         flags: Sentences on what rules out "forgotten".
         unmeasured: (what, why) of everything that could not be measured.
         goal: The question that was asked.
+        reported: Numbers that stand beside those of retrained models and are not tested (`evidence.reported`).
+        not_reported: (what, why) of those that could not be measured.
     """
 
     label: str
@@ -112,6 +115,8 @@ class Verdict:
     flags: Sequence[str] = ()
     unmeasured: Sequence[tuple[str, str]] = ()
     goal: Goal = "untrain"
+    reported: Sequence[Reported] = ()
+    not_reported: Sequence[tuple[str, str]] = ()
 
     @property
     def word(self) -> str:
@@ -163,6 +168,8 @@ class Verdict:
             "unmeasured": [f"{what}: {why}" for what, why in self.unmeasured],
             "tests": self.tests().to_dict("records"),
             "attacks": self.frame().to_dict("records"),
+            "reported": [plain(number) for number in self.reported],
+            "not_reported": [f"{what}: {why}" for what, why in self.not_reported],
             **self.details,
         }
         record = record if self.features is None else {**record, "features": self.features.details()}
@@ -171,7 +178,7 @@ class Verdict:
     def __repr__(self) -> str:
         """The verdict and its first reasons; `str` and `reasons` give all of them."""
         more = len(self.reasons) - _SHOWN
-        lines = str(self).splitlines()[: 1 + _SHOWN]
+        lines = str(self).splitlines()[: len(str(self).splitlines()) - max(more, 0)]
         return "\n".join([*lines, f"and {more} more in .reasons"] if more > 0 else lines)
 
     def _repr_html_(self) -> str:
@@ -179,7 +186,14 @@ class Verdict:
         return display.as_html(f"{self.word} ({against})", [("", reason) for reason in self.reasons])
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.word} (against {self.basis} {_NOUN[self.basis]})", *(f"- {r}" for r in self.reasons)])
+        first = f"{self.label} (against {self.basis} {_NOUN[self.basis]})"
+        return "\n".join([first, *self.questions, *(f"- {reason}" for reason in self.reasons)])
+
+    @property
+    def questions(self) -> list[str]:
+        """What was asked, and what another goal would ask of the same samples (`evidence.goals`)."""
+        asked = list(self.details.get("questions", ()))
+        return [f"asked: {' '.join(asked)}"] if asked else []
 
 
 def _finite(value: Any) -> Any:

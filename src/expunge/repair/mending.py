@@ -142,7 +142,7 @@ def _together(
         initial=trained.initial,
         seed=trained.seed,
         parent=trained,
-        forget=last.forget,
+        forget=correction.doubtful,
         history=[row for stage in stages for row in stage.history],
         seconds=sum(stage.seconds for stage in stages),
         status=stages[0].status,

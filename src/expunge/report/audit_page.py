@@ -43,6 +43,7 @@ def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence
             reasons=verdict.reasons,
             facts=facts,
             goal=explain.GOAL_MEANINGS[verdict.goal],
+            questions=verdict.details.get("questions", ()),
             groups=_groups(verdict),
             tested=_drawn(family_picture(verdict)) if verdict.comparisons else None,
             unmeasured=[f"{what}: {why}" for what, why in verdict.unmeasured],
@@ -52,6 +53,8 @@ def build_audit_page(verdict: Verdict, out: Path, *, title: str, facts: Sequence
             samples=[_sample(name, attack) for name, attack in verdict.per_sample.items()],
             distances=distances(verdict.details),
             features=_below(verdict),
+            reported=_reported(verdict),
+            not_reported=[f"{what}: {why}" for what, why in verdict.not_reported],
             version=__version__,
             style=stylesheet(),
         )
@@ -281,6 +284,19 @@ def _test(comparison: Comparison) -> dict[str, str]:
         "tone": "bad" if comparison.differs else "",
         "text": text,
     }
+
+
+def _reported(verdict: Verdict) -> list[dict[str, str]]:
+    """Rows of the numbers that are reported and not tested."""
+    rows = []
+    for number in verdict.reported:
+        interval = "" if np.isnan(number.low) else f" ({number.low:.3f} .. {number.high:.3f})"
+        span = f"{min(number.retrained):.3f} .. {max(number.retrained):.3f}" if number.retrained else "–"
+        rows.append({
+            "name": number.name, "original": f"{number.original:.3f}", "unlearned": f"{number.unlearned:.3f}{interval}",
+            "retrained": span, "text": explain.REPORTED_MEANINGS[number.name], "note": number.note,
+        })  # fmt: skip
+    return rows
 
 
 def _sample(name: str, attack: Any) -> dict[str, str]:

@@ -239,3 +239,23 @@ def test_ids_that_are_attacks_are_only_ids(subject: str, init: list[object], tmp
     shown = expunge("requests", "show", 1, *place)
     assert "no sample that the model was trained on belongs to this subject" in shown.out
     assert expunge("requests", "check", *place).code == 0
+
+
+def test_an_audit_pools_what_a_workspace_fulfilled(init: list[object], tmp_path: Path, expunge: Call) -> None:
+    assert expunge(*init).code == 0
+    desk, out = tmp_path / "desk", tmp_path / "audit"
+    with (desk / "expunge.yaml").open("a") as settings:
+        settings.write("retention:\n  keep_versions: 5\n")
+    for subject in ("t3", "t5"):
+        expunge("requests", "add", "--subject", subject, "--workspace", desk)
+        assert expunge(*FULFIL, "-s", "lr=1e-4", "--workspace", desk).code == 0
+    done = expunge("audit", "--pool", desk, "--out", out, "--no-residue")
+    assert done.code == 0, done.err
+    assert "against held-out samples" in done.out
+    record = json.loads((out / "verdict.json").read_text())
+    assert record["pool"]["samples"] == 6
+    assert "Pooled audit of" in (out / "audit.html").read_text()
+    refused = expunge("audit", "--pool", desk, "--out", out, "--model", "mlp")
+    assert refused.code == 2
+    assert "--model does not go with --pool" in refused.err
+    assert expunge("audit", "--out", out).code == 2

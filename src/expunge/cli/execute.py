@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from expunge import api
 from expunge.api.effect import Effect
@@ -25,7 +26,7 @@ from expunge.cli.cells import make_cells
 from expunge.cli.faults import Interrupted
 from expunge.cli.fields import typed_options
 from expunge.cli.folder import STATE, UNLEARNING, WEIGHTS, check_code, claim, finished, user_code
-from expunge.cli.jobs import Audit, Evaluate, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Pooled, Train, Unlearn
 from expunge.cli.work import method_class
 from expunge.core import distributed
 from expunge.core.errors import DivergedError, ExpungeError, UsageError, nearest, unknown
@@ -37,7 +38,8 @@ from expunge.core.version import versions
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.evidence import audit as evidence
-from expunge.evidence.verdict import LABELS, Margins
+from expunge.evidence.goals import prepared, reference_data
+from expunge.evidence.verdict import LABELS, Margins, Verdict
 from expunge.methods import METHODS
 from expunge.methods.base import Method, check_parallel, make_method
 from expunge.models.checkpoint import weights_hash
@@ -282,11 +284,60 @@ def _measured(split: ForgetSplit, test: Split | None) -> dict[str, Any]:
     return {"forget": split.forget, "retain": split.retain, "test": test, "sample": split.sample}
 
 
-def audit(job: Audit) -> None:
+def audit(job: Audit | Pooled) -> None:
     """Retrained references by name or made now, then the verdict; printed and written."""
+    failing = failing_words(job.fail_on)
+    if isinstance(job, Pooled):
+        verdict, title, facts, more = _pooled(job)
+    else:
+        verdict, title, facts, more = _audited(job)
+    page = _write_verdict(job, verdict, title, facts, more)
+    console.out().print(tables.attacks_table(verdict))
+    console.out().print(str(verdict), soft_wrap=True)
+    for note in verdict.features.notes if verdict.features is not None else ():
+        console.say(f"note on residue: {note}")
+    console.out().print(f"report: {page}", soft_wrap=True)
+    if verdict.label in failing:
+        raise VerdictRefused(f"the verdict is `{verdict.label}`, which --fail-on names; {page} says why.")
+
+
+Facts = list[tuple[str, str]]
+
+
+def _write_verdict(job: Audit | Pooled, verdict: Verdict, title: str, facts: Facts, more: Mapping[str, Any]) -> Path:
+    """verdict.json, the tables, and the page, whose path is returned."""
     from expunge.report.audit_page import build_audit_page
 
-    failing = failing_words(job.fail_on)
+    record = {**verdict.record(), **more, "settings": to_dict(job), "versions": versions()}
+    write_text(job.out / "attacks.csv", csv_for_people(verdict.frame()))
+    if verdict.comparisons:
+        write_text(job.out / "tests.csv", csv_for_people(verdict.tests()))
+    if verdict.features is not None:
+        write_text(job.out / "residue.csv", csv_for_people(verdict.features.frame()))
+    write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
+    return build_audit_page(verdict, job.out / "audit.html", title=title, facts=facts)
+
+
+def _pooled(job: Pooled) -> tuple[Verdict, str, Facts, dict[str, Any]]:
+    """The verdict on all requests that a workspace fulfilled; its title, facts, and more for the record."""
+    from expunge.requests.extras import extra
+
+    with extra("requests"):
+        from expunge.requests.desk import Desk
+
+    with Desk.open(job.pool) as desk:
+        found = desk.pool(references=job.retrain, seed=job.seed, features=job.residue, extended=job.extended)
+    facts = [
+        ("Requests", f"{len(found.fulfilments)} fulfilments, {found.samples:,} samples"),
+        ("Original", found.original[:13]),
+        ("Exact test over requests", "not possible" if found.p is None else f"p = {found.p:.3g}"),
+    ]
+    pool = {"fulfilments": list(found.fulfilments), "samples": found.samples, "p": found.p, "possible": found.possible}
+    return found.verdict, f"Pooled audit of {job.pool}", facts, {"pool": pool}
+
+
+def _audited(job: Audit) -> tuple[Verdict, str, Facts, dict[str, Any]]:
+    """The verdict on one unlearned model; its title, facts, and more for the record."""
     method = _method_of(job)
     job, data = inputs.data_for(job, job.original)
     if data.test is None:
@@ -299,46 +350,47 @@ def audit(job: Audit) -> None:
             "references and shadow models cannot be trained without the recipe of the original; give --recipe "
             "file.yaml, or an original that `expunge train` made."
         )
+    goal = job.goal or ("repair" if job.corrected is not None else "untrain")
+    corrected = None if job.corrected is None else right_labels_in(job.corrected, split)
+    ready = prepared(goal, {"forget": split.forget, "retain": split.retain, "test": data.test}, corrected)
     references: list[Any] = [inputs.build(job, data.train, weights=path) for path in _weights_in(job.retrained)]
     references += train_references(
-        original, job.retrain, forget=split.forget, retain=split.retain, seed=job.seed, device=job.device
-    )
+        original, job.retrain, forget=split.forget, retain=reference_data(goal, ready, corrected), seed=job.seed,
+        device=job.device,
+    )  # fmt: skip
     unlearned = inputs.build(job, data.train, weights=job.unlearned)
     with console.progress() as progress:
         verdict = evidence.audit(
             original, unlearned, forget=split, test=data.test, references=references,
             margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
             shadows=job.shadows, method=method, design=job.design, requests=job.requests, jobs=job.jobs,
-            cache=cache_root(), features=job.residue, goal=job.goal,
+            cache=cache_root(), features=job.residue, goal=goal, corrected=corrected, extended=job.extended,
             random=job.forget.partition(":")[0] == "random", progress=_counting("shadows", progress),
         )  # fmt: skip
     facts = facts_beside(job.unlearned)
     if facts.get("weights") == weights_hash(unlearned):  # what was written about this very model
         verdict = evidence.by_construction(verdict, facts, split.forget)
-    record = {
-        **verdict.record(), "forgotten": split.describe(), "retrained": len(references), "settings": to_dict(job),
-        "versions": versions(),
-    }  # fmt: skip
-    write_text(job.out / "attacks.csv", csv_for_people(verdict.frame()))
-    if verdict.comparisons:
-        write_text(job.out / "tests.csv", csv_for_people(verdict.tests()))
-    if verdict.features is not None:
-        write_text(job.out / "residue.csv", csv_for_people(verdict.features.frame()))
-    write_text(job.out / "verdict.json", json.dumps(record, indent=1, default=str) + "\n")
-    page = build_audit_page(
-        verdict,
-        job.out / "audit.html",
-        title=f"Audit of {job.unlearned}",
-        facts=_audit_facts(job, data, split, len(references)),
-    )
     _print_forgetting(split)
-    console.out().print(tables.attacks_table(verdict))
-    console.out().print(str(verdict), soft_wrap=True)
-    for note in verdict.features.notes if verdict.features is not None else ():
-        console.say(f"note on residue: {note}")
-    console.out().print(f"report: {page}", soft_wrap=True)
-    if verdict.label in failing:
-        raise VerdictRefused(f"the verdict is `{verdict.label}`, which --fail-on names; {page} says why.")
+    more = {"forgotten": split.describe(), "retrained": len(references)}
+    return verdict, f"Audit of {job.unlearned}", _audit_facts(job, data, split, len(references)), more
+
+
+def right_labels_in(path: Path, split: ForgetSplit) -> Tensor:
+    """The right labels of the samples to forget, long (n,), -1 where the list does not say; `UsageError` if nowhere.
+
+    Args:
+        path: A list as `expunge repair` takes it.
+        split: What is to be forgotten.
+    """
+    from expunge.repair.suspects import read_suspects
+
+    suspects = read_suspects(path, split.train)
+    known = torch.full((len(split.train.store),), -1)
+    known[suspects.positions] = suspects.suggested
+    labels = known[split.forget.index]
+    if not bool((labels >= 0).any()):
+        raise UsageError(f"{path} has no right label of any of the {len(split.forget)} samples to forget.")
+    return labels
 
 
 class VerdictRefused(ExpungeError):

@@ -27,12 +27,14 @@ Inner = Callable[[Mapping[str, Any]], type]
 
 
 def job_command(
-    app: typer.Typer, cls: type[J], *, inner: Inner | None = None, **kwargs: Any
+    app: typer.Typer, cls: type[J], *, inner: Inner | None = None, other: tuple[str, type] | None = None, **kwargs: Any
 ) -> Callable[[Callable[[J], None]], Callable[..., None]]:
     """Register `function(job)` as a command whose options are the fields of `cls`, plus `--config`.
 
     Unknown `--name value` pairs are kept: they are options of the method or the recipe and validated there.
     inner: the class of these options, from the other settings; a file may name them without the block `options`, too.
+    other: (option, class): where that option is given, the settings are those of the other class, whose fields `cls`
+    has, too.
     """
     passes = any(f.name == "options" for f in dataclasses.fields(cls))  # type: ignore[arg-type]
 
@@ -40,7 +42,7 @@ def job_command(
         def command(**values: Any) -> None:
             context: typer.Context = values.pop("context")
             config = values.pop("config")
-            job = assemble(cls, values, config, context.args, inner)
+            job = assemble(_class_of(cls, other, values, config), values, config, context.args, inner)
             try:
                 function(job)
             except UsageError as error:
@@ -59,6 +61,23 @@ def job_command(
         return command
 
     return decorate
+
+
+def _class_of(cls: type[J], other: tuple[str, type] | None, typed: Mapping[str, Any], config: Path | None) -> type[J]:
+    """`cls`, or the other class where its option is given. `UsageError` for options that do not go with that one."""
+    filed = {} if other is None or config is None else read_yaml(config)
+    if other is None or (typed.get(other[0]) is None and filed.get(other[0]) is None):
+        return cls
+    known = set(option_names(other[1]))
+    stray = next(
+        (name for name, value in typed.items() if value is not None and value != [] and name not in known), None
+    )
+    if stray is not None:
+        raise UsageError(
+            f"--{stray.replace('_', '-')} does not go with --{other[0]}, which takes model, data and requests from the "
+            "workspace; leave it out."
+        )
+    return other[1]
 
 
 def assemble(

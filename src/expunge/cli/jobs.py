@@ -133,15 +133,39 @@ class Audit:
     margin_accuracy: float = Field(0.05, gt=0, lt=0.5, description="difference in accuracy that counts as none")
     margin_auc: float = Field(0.05, gt=0, lt=0.5, description="difference in the attack's AUC that counts as none")
     residue: bool = Field(True, description="look for what is left below the answers (a few training steps per model)")
-    goal: Literal["untrain", "unlearn", "repair"] = Field(
-        "untrain", description="undo these samples' influence, remove what they stand for, or undo wrong samples"
+    goal: Literal["untrain", "unlearn", "repair"] | None = Field(
+        None,
+        description="undo these samples' influence, remove their classes, or undo wrong labels; default: untrain, and "
+        "repair with --corrected",
+    )
+    corrected: Path | None = Field(
+        None, description="right labels of the samples to forget, a list as `expunge repair --suspects` takes"
+    )
+    extended: bool = Field(
+        False, description="also report what takes longer: quantile regression, SDE, IDI, relearning on retained data"
     )
     fail_on: str | None = Field(
         None, description="verdicts that end with exit code 3, separated by commas, e.g. not-forgotten,damaged"
     )
+    pool: Path | None = Field(
+        None, description="a workspace of deletion requests: audit all that it fulfilled together; instead of a model"
+    )
     seed: int = Field(0, ge=0, description="of the audit, and the first of the references")
     split_seed: int = Field(0, ge=0, description="of `forget`")
     device: str = Field("auto", description=_DEVICE)
+
+
+@options
+class Pooled:
+    """Settings of `expunge audit --pool`."""
+
+    pool: Path = Field(..., description="a workspace of deletion requests")
+    out: Path = Field(..., description="folder for verdict.json and the tables")
+    retrain: int | None = Field(None, ge=2, description="references to train; default: as the workspace says")
+    residue: bool = Field(True, description="run the feature-level audit")
+    extended: bool = Field(False, description="also report what takes longer")
+    fail_on: str | None = Field(None, description="verdicts that end with exit code 3")
+    seed: int = Field(0, ge=0, description="of the audit, and the first of the references")
 
 
 @options

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from expunge.cli.fields import Inner, job_command
-from expunge.cli.jobs import Audit, Evaluate, Memorise, Repair, Train, Unlearn
+from expunge.cli.jobs import Audit, Evaluate, Memorise, Pooled, Repair, Train, Unlearn
 from expunge.core.errors import UsageError
 from expunge.core.user_code import split_preset
 
@@ -63,6 +63,7 @@ AUDIT = """Examples:\n
   --data mnist --forget class:3 --retrain 5 --out audit/\n
   expunge audit ... --forget ids:requests.csv --retrained references/ --out audit/\n
   expunge audit ... --shadows 64 --jobs 2 --out audit/   (attacks on single samples)\n
+  expunge audit --pool desk/ --retrain 5 --out audit/   (all requests that a workspace fulfilled, together)\n
 Without --retrain and --retrained the verdict is the weaker one, against unseen samples.
 Writes audit.html, verdict.json, attacks.csv and tests.csv. Shadow models are kept by their scores: Ctrl-C is safe."""
 
@@ -110,7 +111,9 @@ def register(app: typer.Typer, name: str) -> None:
     else:
         cls, inner, epilog, home = _settings(name)
 
-    @job_command(app, cls, inner=inner, epilog=epilog)
+    other = ("pool", Pooled) if cls is Audit else None
+
+    @job_command(app, cls, inner=inner, other=other, epilog=epilog)
     def run(job: Any) -> None:
         getattr(import_module(f"expunge.cli.{home}"), name)(job)
 

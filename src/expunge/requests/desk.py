@@ -38,6 +38,7 @@ from expunge.requests.fitness import check_fitness
 from expunge.requests.fulfilment import Worker, data_hash, fulfilment_seed
 from expunge.requests.ledger import lineage
 from expunge.requests.ledger.ledger import Ledger
+from expunge.requests.pooled import Pool, pooled_audit
 from expunge.requests.purge import records_of
 from expunge.requests.records import Fulfilment, Request, Version
 from expunge.requests.register import Register, Say
@@ -306,6 +307,10 @@ class Desk(Register):
         subject = worker.data.spellings.get(request.subject, request.subject)
         mine = worker.data.train.ids[worker.data.subjects == subject]
         return [str(one) for one in mine.tolist()]
+
+    def pool(self, *, references: int | None = None, **given: Any) -> Pool:
+        """One audit of the model in force over all requests that it must have forgotten; see `requests.pooled`."""
+        return pooled_audit(self._worker(), references=references, **given)
 
     # proving
 

@@ -6,5 +6,9 @@ Trials       every retrained model is left out once and judged by 3, 5 and 8 oth
              first 3, 5 and 8, and without references
 False alarm  a retrained model is called damaged, not forgotten, over-forgotten or suppressed
 
-`python -m benchmarks.calibration run OUT` fills OUT/trials.csv task by task, `table OUT` writes OUT/README.md.
+Original     whether originals differ from retrained models at all is itself tested, exactly, over all models of known
+             truth (`trials.differs`): an audit that finds nothing where nothing differs is right
+
+`python -m benchmarks.calibration run OUT` fills OUT/trials.csv task by task, `truth OUT` writes OUT/differs.csv, and
+`table OUT` writes OUT/README.md.
 """

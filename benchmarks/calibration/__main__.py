@@ -1,4 +1,4 @@
-"""`python -m benchmarks.calibration run OUT`, `table OUT`."""
+"""`python -m benchmarks.calibration run OUT`, `truth OUT`, `table OUT`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 
 from benchmarks.calibration.tables import report
 from benchmarks.calibration.tasks import REQUESTS, TASKS
+from benchmarks.calibration.trials import differs
 from benchmarks.calibration.trials import run as run_one
 from expunge.api.result import write_text
 from expunge.data.cache import cache_root
@@ -42,9 +43,20 @@ def run(
 
 
 @app.command()
+def truth(out: Path) -> None:
+    """Whether originals differ from retrained models at all, for every pair: OUT/differs.csv, and the page anew."""
+    torch.set_num_threads(1)
+    cache = (cache_root() or out) / "calibration"
+    rows = [differs(TASKS[name], request, cache) for name in TASKS for request in REQUESTS]
+    write_text(out / "differs.csv", pd.DataFrame(rows).to_csv(index=False))
+    table(out)
+
+
+@app.command()
 def table(out: Path) -> None:
     """Write OUT/README.md from OUT/trials.csv."""
-    text = report(pd.read_csv(out / "trials.csv"))
+    known = out / "differs.csv"
+    text = report(pd.read_csv(out / "trials.csv"), pd.read_csv(known) if known.is_file() else None)
     write_text(out / "README.md", text)
     sys.stdout.write(text)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,18 +15,66 @@ from benchmarks.calibration.controls import controls
 from benchmarks.calibration.tasks import Request, Task, make_request
 from expunge.core.errors import UsageError
 from expunge.core.options import build
+from expunge.data.split import Split
 from expunge.evidence.audit import population_attacks
 from expunge.evidence.family import NEAR, judge_family, measure_family
 from expunge.evidence.feature_measures import AuditSamples, FeatureSettings, grams, layer_rows, probe_rows, relearn_rows
 from expunge.evidence.held_out import against_held_out, matching
 from expunge.evidence.inputs import near_split
+from expunge.evidence.permutation import permuted_groups
 from expunge.evidence.representation import original_body
+from expunge.evidence.signals import confidence
 from expunge.evidence.verdict import Findings, Margins, decide
 from expunge.metrics.base import Evaluation
+from expunge.metrics.membership import histogram_weights
 
 REFERENCES = (3, 5, 8)
 RETRAINED, ORIGINALS, TEACHER = 9, 3, 900
 MARGINS, SETTINGS = build(Margins, {}, "margins"), build(FeatureSettings, {}, "settings")
+
+
+def kept(task: Task, split: Split, seed: int, cache: Path) -> nn.Module:
+    """A model trained on a split, from the cache where it was trained before."""
+    path = cache / f"{task.name}-{split.content_hash()[:16]}-{seed}.pt"
+    net = task.fresh(seed)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(task.train(split, seed).state_dict(), path)
+    net.load_state_dict(torch.load(path, weights_only=True))
+    return net.eval()
+
+
+def trained_models(task: Task, asked: Request, cache: Path) -> dict[str, nn.Module]:
+    """Retrained models r0.. and originals o0.. of a request."""
+    models = {f"r{i}": kept(task, asked.retain, 100 + i, cache) for i in range(RETRAINED)}
+    return models | {f"o{i}": kept(task, asked.train, i, cache) for i in range(ORIGINALS)}
+
+
+def differs(task: Task, request: str, cache: Path) -> dict[str, Any]:
+    """Do originals differ from retrained models at all? An exact permutation test over all 12 models of known truth.
+
+    Which 3 of the 12 are the originals is exchanged (220 ways). Two statistics of each model, Bonferroni: forget
+    accuracy, and the mean of phi = log(p_y / (1 - p_y)) over the samples to forget less its mean over unseen samples
+    of the same classes.
+    """
+    asked = make_request(task, request)
+    evaluation = Evaluation(
+        trained_models(task, asked, cache), {"forget": asked.forget, "retain": asked.retain, "test": asked.test}
+    )
+    unseen, labels = evaluation.labels("test"), evaluation.labels("forget")
+    weights = torch.from_numpy(histogram_weights(unseen.numpy(), labels.numpy()))
+    values: dict[str, list[float]] = {"confidence": [], "accuracy": []}
+    for name in evaluation.models:
+        of_forget, of_test = (
+            confidence(evaluation.logits(name, split), y) for split, y in (("forget", labels), ("test", unseen))
+        )
+        values["confidence"].append(float(of_forget.mean() - weights @ of_test / weights.sum()))
+        values["accuracy"].append(float(evaluation.correct(name, "forget").double().mean()))
+    known = np.zeros(ORIGINALS), np.zeros(RETRAINED)
+    p = min(
+        permuted_groups(np.array(of_all[RETRAINED:]), np.array(of_all[:RETRAINED]), known) for of_all in values.values()
+    )
+    return {"task": task.name, "request": request, "samples": len(asked.forget), "p": min(1.0, 2 * p)}
 
 
 @dataclass(eq=False)
@@ -49,20 +98,9 @@ class Bench:
     def of(cls, task: Task, request: str, cache: Path) -> Bench:
         """Train what is needed, or look it up, and make the candidates."""
         asked = make_request(task, request)
-
-        def trained(split: Any, seed: int) -> nn.Module:
-            path = cache / f"{task.name}-{split.content_hash()[:16]}-{seed}.pt"
-            net = task.fresh(seed)
-            if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(task.train(split, seed).state_dict(), path)
-            net.load_state_dict(torch.load(path, weights_only=True))
-            return net.eval()
-
-        models = {f"r{i}": trained(asked.retain, 100 + i) for i in range(RETRAINED)}
-        models |= {f"o{i}": trained(asked.train, i) for i in range(ORIGINALS)}
+        models = trained_models(task, asked, cache)
         truth = {name: ("retrained" if name[0] == "r" else "original", name) for name in models}
-        teacher = trained(asked.retain, TEACHER)
+        teacher = kept(task, asked.retain, TEACHER, cache)
         for kind, name, model in controls(task, asked, models["o0"], teacher):
             models[name], truth[name] = model.eval(), (kind, name)
         return cls(task, asked, models, truth)

@@ -257,7 +257,8 @@ def test_models_that_hide_are_never_forgotten(world: dict[str, Any]) -> None:
     found = audited(world, hidden)
     assert found.label in ("suppressed", "not forgotten"), str(found)
     assert found.flags
-    assert "near the samples" in str(found)
+    near = next(comparison for comparison in found.comparisons if comparison.name == "mean z near the samples")
+    assert near.p_difference < 0.01 < 0.1 < next(c for c in found.comparisons if c.name == "mean z").p_difference
     for cheat in (Clipped(original), forget):
         assert audited(world, cheat).label not in ("forgotten", "indistinguishable from the start")
 

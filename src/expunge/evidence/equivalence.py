@@ -48,6 +48,7 @@ class Comparison:
         detectable: The smallest |d| that is detected with a probability of 80 %.
         original: T(original).
         p_original: Corrected p value of the original.
+        share: Of the level of the family, at the first step of Holm's procedure, in (0, 1].
     """
 
     name: str
@@ -66,6 +67,7 @@ class Comparison:
     detectable: float = math.nan
     original: float = math.nan
     p_original: float = math.nan
+    share: float = 1.0
 
     @property
     def equivalent(self) -> bool:
@@ -147,11 +149,11 @@ def compare_paired(
     )
 
 
-def detectable(error: float, freedom: float, family: int) -> float:
-    """Smallest |d| that is detected with a probability of `POWER` at the level `ALPHA` / family (two-sided)."""
+def detectable(error: float, freedom: float, share: float) -> float:
+    """Smallest |d| that is detected with a probability of `POWER` at the level `ALPHA` times `share` (two-sided)."""
     from scipy.stats import norm, t
 
-    return error * (float(t.isf(ALPHA / family / 2, freedom)) + float(norm.ppf(POWER)))
+    return error * (float(t.isf(ALPHA * share / 2, freedom)) + float(norm.ppf(POWER)))
 
 
 def _tested(

@@ -270,7 +270,7 @@ def _clean(findings: Findings, margins: Margins) -> tuple[str, list[str]]:
     telling_original = [comparison for comparison in telling if comparison.tells_original]
     if not telling_original:
         text = "the untouched original passes the same tests, so passing them shows nothing"
-        return INDISTINGUISHABLE, [f"{text}; {advice(telling, findings.samples, findings.references, family)}"]
+        return INDISTINGUISHABLE, [f"{text}; {advice(telling, findings.samples, findings.references)}"]
     loose = [
         comparison
         for comparison in findings.comparisons

@@ -340,9 +340,10 @@ def _audited(job: Audit) -> tuple[Verdict, str, Facts, dict[str, Any]]:
     """The verdict on one unlearned model; its title, facts, and more for the record."""
     method = _method_of(job)
     job, data = inputs.data_for(job, job.original)
-    if data.test is None:
-        raise UsageError("an audit needs samples that no model has seen; give --test.")
     data = inputs.without_held_out(data, job.unlearned)
+    test = data.test
+    if test is None:
+        raise UsageError("an audit needs samples that no model has seen; give --test.")
     split = inputs.split_data(job, data.train)
     original = inputs.for_references(inputs.original(job, job.original, data=data, train=split.train))
     if (job.retrain or job.shadows) and original.recipe is None:
@@ -352,7 +353,7 @@ def _audited(job: Audit) -> tuple[Verdict, str, Facts, dict[str, Any]]:
         )
     goal = job.goal or ("repair" if job.corrected is not None else "untrain")
     corrected = None if job.corrected is None else right_labels_in(job.corrected, split)
-    ready = prepared(goal, {"forget": split.forget, "retain": split.retain, "test": data.test}, corrected)
+    ready = prepared(goal, {"forget": split.forget, "retain": split.retain, "test": test}, corrected)
     references: list[Any] = [inputs.build(job, data.train, weights=path) for path in _weights_in(job.retrained)]
     references += train_references(
         original, job.retrain, forget=split.forget, retain=reference_data(goal, ready, corrected), seed=job.seed,

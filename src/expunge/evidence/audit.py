@@ -42,6 +42,7 @@ from expunge.evidence.small import confirmed
 from expunge.evidence.unlearners import Unlearner, is_function, name_of
 from expunge.evidence.verdict import Findings, Goal, Margins, Verdict, decide
 from expunge.methods import METHODS
+from expunge.methods.base import Method
 from expunge.metrics.base import Evaluation
 from expunge.metrics.membership import histogram_weights
 from expunge.models.anatomy import reset_parameters
@@ -138,14 +139,16 @@ def audit(
     if goal is not None and goal not in get_args(Goal):
         raise unknown("goal", goal, get_args(Goal))
     limits = margins if isinstance(margins, Margins) else build(Margins, dict(margins or {}), "margins")
+    function = method if is_function(method) else None
+    named = method if isinstance(method, (str, Method)) else None
     subject = resolve_audit(
         model, unlearned, original=original, forget=forget, retain=retain, test=test, references=references,
-        retrained=retrained, method=None if is_function(method) else method, recipe=recipe,
-        needs_method=shadows > 0 and not is_function(method), seed=seed, device=device,
+        retrained=retrained, method=named, recipe=recipe,
+        needs_method=shadows > 0 and function is None, seed=seed, device=device,
         cache=cache, goal=goal, corrected=corrected, prepare=_asked,
     )  # fmt: skip
     goal, corrected = subject.goal, subject.corrected
-    unlearner = method if shadows and is_function(method) else subject.method
+    unlearner: Unlearner | None = function if shadows and function is not None else subject.method
     attack = None if unlearner is None else (unlearner, subject.known_recipe("shadow models"))
     splits = dict(subject.splits)
     notes = check_sets(splits)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from expunge.core.errors import UsageError
+from expunge.core.options import build
 from expunge.core.seeds import torch_generator
 from expunge.data.join import joined
 from expunge.data.split import Split
@@ -143,7 +144,7 @@ def _auc(statistic: Array, inside: Array) -> Interval:
 def _iam(evaluation: Evaluation, retrained: Sequence[str]) -> Iterator[Reported]:
     _needs(retrained, 2)
     phi = _phi(evaluation, [UNLEARNED, "original", *retrained], "forget")
-    (value, original), references = iam_of_references(phi[2:], phi[1], phi[:2])
+    (value, original), references = iam_of_references(phi[2:], phi[1], list(phi[:2]))
     yield Reported("IAM", value, original, references)
 
 
@@ -291,7 +292,7 @@ def _idi(evaluation: Evaluation, retrained: Sequence[str]) -> Iterator[Reported]
 def _relearning(evaluation: Evaluation, retrained: Sequence[str]) -> Iterator[Reported]:
     if "retain" not in evaluation.splits:
         raise UsageError("the retained samples are not known")
-    settings = FeatureSettings()
+    settings = build(FeatureSettings, {}, "settings")
     forget = sample_evenly(evaluation.splits["forget"], settings.samples, evaluation.seed)
     values = [
         relearned_on_retained(evaluation.models[model], forget, evaluation.splits["retain"], settings, evaluation)

@@ -11,7 +11,7 @@ import copy
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ Function = Callable[[nn.Module, Split, Split], Any]
 Unlearner = Method | Function
 
 
-def is_function(method: object) -> bool:
+def is_function(method: object) -> TypeGuard[Function]:
     """Whether `method` is a function of the caller, and no method of the catalogue, its name or its class."""
     return callable(method) and not isinstance(method, (Method, str, type))
 

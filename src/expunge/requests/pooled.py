@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from expunge.api.experiment import train_references
@@ -149,7 +150,7 @@ def exact_over(audits: Sequence[Mapping[str, Any]], *, seed: int = 0) -> tuple[f
             models = ["unlearned", *(model for model in numbers if model.startswith("retrained"))]
             values = [numbers[model][name] for model in models if name in numbers.get(model, {})]
             if len(values) >= 3:
-                rows.append(values)
+                rows.append(np.array(values))
         if len(rows) >= 2:
             return permuted_choices(rows, seed=seed), smallest_p([len(row) for row in rows])
     return None, None

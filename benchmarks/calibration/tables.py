@@ -8,6 +8,7 @@ from expunge.evidence.verdict import FAILED, LABELS
 from expunge.numerics.statistics import clopper_pearson
 
 KINDS = ("retrained", "original", "control", "half known", "destroyed")
+FEW = 90  # samples to forget below which a request counts as small
 MANY = 100  # samples to forget from which on a verdict is asked for
 
 
@@ -19,8 +20,8 @@ def wrong(rows: pd.DataFrame) -> pd.Series:
     return alarm | praised | missed
 
 
-def report(rows: pd.DataFrame) -> str:
-    """The page as Markdown."""
+def report(rows: pd.DataFrame, truth: pd.DataFrame | None = None) -> str:
+    """The page as Markdown; truth: of each pair, p that its originals differ from retrained models (`trials.differs`)."""
     parts = [
         "# How often the audit is right\n",
         "    python -m benchmarks.calibration run results/calibration\n",
@@ -30,7 +31,7 @@ def report(rows: pd.DataFrame) -> str:
         "negative controls, one that was trained with every second sample to forget, and destroyed ones. Intervals are "
         "exact, 95 %, with trials as units; trials of one task share their models.\n",
         f"{len(rows.groupby(['task', 'request']))} pairs of network and request are in this table.\n",
-        targets(rows),
+        targets(rows, truth),
     ]
     for count in sorted(rows["references"].unique()):
         parts.append(f"\n## {count} retrained models\n" if count else "\n## Without retrained models\n")
@@ -49,7 +50,7 @@ def confusion(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def targets(rows: pd.DataFrame) -> str:
+def targets(rows: pd.DataFrame, truth: pd.DataFrame | None = None) -> str:
     lines = ["| target | retrained models | share | 95 % interval |", "|---|---|---|---|"]
 
     def line(what: str, count: int, part: pd.DataFrame, hit: pd.Series) -> None:
@@ -68,7 +69,14 @@ def targets(rows: pd.DataFrame) -> str:
         line("destroyed models called damaged: at least 95 %", count, lost, lost["word"] == "damaged")
         if count:
             first = part[part["kind"] == "original"]
-            line("originals called not forgotten: at least 95 %", count, first, first["word"] == "not forgotten")
+            line("originals called not forgotten", count, first, first["word"] == "not forgotten")
+            if truth is not None:
+                differ = truth[truth["p"] < 0.05].set_index(["task", "request"]).index
+                real = first[first.set_index(["task", "request"]).index.isin(differ)]
+                line("originals that differ (exact test) called not forgotten: at least 95 % with 5", count, real,
+                     real["word"] == "not forgotten")  # fmt: skip
+                big = real[real["samples"] >= FEW]
+                line(f"the same, {FEW} samples or more", count, big, big["word"] == "not forgotten")
             large = again[again["samples"] >= MANY]
             line(f"retrained, {MANY} samples or more, called forgotten: at least 80 % with 5", count, large,
                  large["word"] == "forgotten")  # fmt: skip

@@ -21,7 +21,7 @@ def wrong(rows: pd.DataFrame) -> pd.Series:
 
 
 def report(rows: pd.DataFrame, truth: pd.DataFrame | None = None) -> str:
-    """The page as Markdown; truth: of each pair, p that its originals differ from retrained models (`trials.differs`)."""
+    """The page as Markdown; truth: per pair, p that its originals differ from retrained ones (`trials.differs`)."""
     parts = [
         "# How often the audit is right\n",
         "    python -m benchmarks.calibration run results/calibration\n",

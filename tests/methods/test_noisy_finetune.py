@@ -22,6 +22,7 @@ from expunge.data.split import ResidentStore, Split
 from expunge.evidence.rates import epsilon_bound
 from expunge.methods.noisy_finetune import NoisyFinetune, clipped, set_vector, vector
 from expunge.methods.problem import Problem
+from expunge.models.initial import reset_parameters
 from expunge.numerics.accountant import ball_noise, bounded_noise, gaussian_delta, largest_m
 from expunge.testing.conformance import run
 from expunge.testing.toys import ToyNet, toy_problem
@@ -85,7 +86,12 @@ def test_one_noisy_step_by_hand() -> None:
         w = vector(model)
         moved = clipped(w - 0.1 * g, radius) if bound == "model" else w - 0.1 * clipped(g, 0.3)
         noise = torch.randn(len(w), generator=torch.Generator().manual_seed(Run(seed=2).seed_for("noise")))
-        torch.testing.assert_close(vector(result.model), moved + sigma * noise, rtol=1e-4, atol=1e-5)
+        set_vector(model, moved + sigma * noise)
+        fresh = toy_problem_copy(problem)
+        reset_parameters(fresh, seed=Run(seed=2).seed_for("fresh weights"))
+        assert radius == pytest.approx(0.5 * float(vector(fresh).norm()))
+        for made, wanted, twin in zip(result.model.parameters(), model.parameters(), fresh.parameters(), strict=True):
+            torch.testing.assert_close(made, wanted * (twin.norm() / wanted.norm()), rtol=1e-4, atol=1e-5)
         assert (told["epsilon"], told["delta"]) == (80.0, 1e-5)
         assert sigma == pytest.approx(chosen.noise(radius))
         assert "(epsilon, delta) = (80, 1e-05)" in result.notes[-1]

@@ -8,7 +8,8 @@ Notation   C = radius |w_fresh|, the norm of freshly drawn weights (it must not 
     w <- clip(w_o, C);  then `noisy_steps` times
         bound=model       w <- clip(w - lr g, C) + N(0, s^2)
         bound=gradient    w <- q w - lr clip(g, `clip`) + N(0, s^2)
-    then `epochs` passes over R without noise, which can only lose information (post-processing)
+    then every tensor is scaled to the norm of its freshly drawn twin, and `epochs` passes over R follow without noise;
+    both can only lose information (post-processing)
     s: the least with which the accountant (numerics/accountant.py) gives (epsilon, delta)
 
 Guarantee  (epsilon, delta)-indistinguishable from the same procedure on a model that never saw F, whatever F is and
@@ -20,7 +21,7 @@ Limits     the noise has the size of the weights: s sqrt(number of weights) is m
            yourself. It speaks of the weights after the run, not of earlier versions of the model. Buffers other than
            BatchNorm's are taken to be constants
 Deviates   BatchNorm statistics are reset after the noisy steps, because they are not clipped; there is no noise at the
-           start, which lowers the price; s follows from epsilon, and not the other way round
+           start, which lowers the price; s follows from epsilon, and not the other way round; the rescaling is ours
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class NoisyFinetune(Method):
         sigma = self.noise(radius)
         with run.stage("noisy steps"):
             self._noisy_steps(student, problem, run, radius, sigma)
+        rescale(student, fresh)
         for module in student.modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
                 module.reset_running_stats()
@@ -135,6 +137,16 @@ class NoisyFinetune(Method):
             f"certified: (epsilon, delta) = ({self.epsilon:g}, {self.delta:g}) against the same procedure on a model "
             "that never saw the forgotten samples, over noise that nobody knows: keep the seed of this run to yourself."
         )
+
+
+def rescale(model: nn.Module, like: nn.Module) -> None:
+    """Scale every parameter to the norm of that of `like`, in place; what is 0 there becomes 0.
+
+    Without it the noise leaves weights many times larger than a network can be trained from.
+    """
+    with torch.no_grad():
+        for p, fresh in zip(model.parameters(), like.parameters(), strict=True):
+            p.mul_(fresh.norm() / p.norm().clamp(min=1e-12))
 
 
 def vector(model: nn.Module) -> Tensor:

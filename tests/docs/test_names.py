@@ -18,7 +18,7 @@ import expunge
 
 ROOT = Path(expunge.__file__).parent
 PACKAGES = ["core", "data", "models", "training", "numerics", "scenarios", "methods", "metrics", "memorisation"]
-PACKAGES += ["testing", "evidence"]
+PACKAGES += ["testing", "evidence", "repair", "report", "bench", "cli"]
 
 
 def test_no_two_public_classes_have_one_name() -> None:

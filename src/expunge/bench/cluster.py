@@ -86,6 +86,7 @@ class Ray:
         self._ray, self.address, self.gpus = ray, address, gpus
 
     def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
+        """Run the cells as Ray tasks."""
         ray: Any = self._ray
         started_ray = not ray.is_initialized()
         if started_ray:
@@ -159,6 +160,7 @@ class Slurm:
         self._submitit, self.cluster, self.folder, self.options = submitit, cluster, folder, options
 
     def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
+        """Run the cells as jobs of a job array; jobs that were lost are submitted again."""
         submitit: Any = self._submitit
         with tempfile.TemporaryDirectory(prefix="expunge-jobs-") as temporary:
             try:

@@ -40,7 +40,8 @@ class WorkItem:
 class Engine(Protocol):
     """Runs work until every cell is done or failed; `tick` is called now and then from the calling process."""
 
-    def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None: ...
+    def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
+        """Run the cells, store their results, and call `tick` regularly."""
 
 
 class InProcess:
@@ -50,6 +51,7 @@ class InProcess:
         self.progress = progress
 
     def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
+        """Run the cells one after the other in this process."""
         import torch
 
         from expunge.bench.work import run_cells
@@ -78,6 +80,7 @@ class LocalProcesses:
         ensure_running()  # it loads for seconds, while the caller reads its recipe and data
 
     def run(self, work: Sequence[WorkItem], store: CellStore, tick: Callable[[], None]) -> None:
+        """Run the cells in parallel processes on this machine."""
         context = multiprocessing.get_context("forkserver")
         waiting = list(work)
         running: dict[ForkServerProcess, WorkItem] = {}

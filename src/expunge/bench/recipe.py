@@ -235,9 +235,11 @@ class Study(_Part):
         return tuple(value) if isinstance(value, list) else value
 
     def recipe(self) -> Recipe:
+        """The training recipe of the study."""
         return _make("train", Recipe, self.train)
 
     def seed_rows(self) -> list[dict[str, int]]:
+        """One mapping of purpose -> seed per repetition."""
         seeds = self.seeds
         rows = seeds.rows() if isinstance(seeds, Seeds) else [dict.fromkeys(SEEDS, seed) for seed in seeds]
         if not rows:
@@ -309,6 +311,7 @@ class Study(_Part):
         return [*(m for m in default_metrics() if use_defaults and m.card.name not in named), *requested]
 
     def asked_metrics(self) -> list[Metric]:
+        """The metrics that the study names."""
         metrics = []
         for i, item in enumerate(self.metrics or ()):
             where = f"metrics[{i}]"

@@ -46,6 +46,7 @@ class StudyResult:
         return tables.summary(self.records)
 
     def failed(self) -> list[CellRecord]:
+        """Records of the cells without a result."""
         return [record for record in self.records if record.state != "done"]
 
 

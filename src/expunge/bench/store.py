@@ -73,6 +73,7 @@ class CellStore:
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
 
     def close(self) -> None:
+        """Close the database."""
         self._db.close()
 
     @contextmanager
@@ -139,6 +140,7 @@ class CellStore:
         return {state: rows[state] for state in STATES if state in rows}
 
     def attempts(self, cell: str) -> int:
+        """How often the cell was started."""
         return int(self._rows("SELECT attempts FROM cells WHERE id = ?", cell)[0][0])
 
     def running(self) -> dict[str, tuple[str, float]]:
@@ -147,6 +149,7 @@ class CellStore:
         return {cell: (owner, started) for cell, owner, started in rows}
 
     def start(self, cell: str) -> None:
+        """Mark a cell as running in this process."""
         owner = f"{socket.gethostname()}:{os.getpid()}"
         with self._transaction():
             self._db.execute(
@@ -156,6 +159,7 @@ class CellStore:
             )
 
     def finish(self, cell: str, record: CellRecord) -> None:
+        """Store the record of a finished cell."""
         with self._transaction():
             self._db.execute(
                 "UPDATE cells SET state = 'done', error = '', finished = ?, record = ? WHERE id = ?",
@@ -163,6 +167,7 @@ class CellStore:
             )
 
     def fail(self, cell: str, error: str) -> None:
+        """Store the error of a failed cell."""
         with self._transaction():
             self._db.execute(
                 "UPDATE cells SET state = 'failed', error = ?, finished = ?, record = NULL WHERE id = ?",
@@ -182,6 +187,7 @@ class CellStore:
                 self._db.execute("INSERT OR IGNORE INTO stages VALUES (?, ?)", (key, json.dumps(facts)))
 
     def stages(self) -> dict[str, dict[str, Any]]:
+        """Key -> facts of the shared stages: originals and references."""
         return {key: json.loads(facts) for key, facts in self._rows("SELECT key, facts FROM stages ORDER BY key")}
 
     def records(self, only: Collection[str] | None = None) -> list[CellRecord]:

@@ -94,6 +94,7 @@ class MLflow:
         self._known = dict(self._runs())  # cell -> (run id, status)
 
     def log(self, record: CellRecord) -> bool:
+        """Write one finished cell as a run."""
         run, status = self._known.get(record.id, (None, ""))
         final_status = "FINISHED" if record.state == "done" else "FAILED"
         if status == final_status or status == "FINISHED":

@@ -218,6 +218,7 @@ class Judge:
         return 1 - matched_error(outputs.logits("model", "validation"), self.retained.y, self.forget.y)
 
     def rf_jsd(self, model_outputs: Evaluation) -> float:
+        """RF-JSD in bits per forget sample, see the module."""
         outputs, labels = model_outputs.logits("model", "forget").softmax(1), self.forget.y
         total = 0.0
         for label in labels.unique().tolist():
@@ -229,6 +230,7 @@ class Judge:
         return total / len(labels)
 
     def accuracies(self, outputs: Evaluation) -> dict[str, float]:
+        """Accuracy on every split, in [0, 1]."""
         return {name: float(outputs.correct("model", name).double().mean()) for name in outputs.splits}
 
     def _outputs(self, model: nn.Module) -> Evaluation:

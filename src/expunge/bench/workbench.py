@@ -85,6 +85,7 @@ class Workbench:
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def source(self) -> tuple[Split, Split]:
+        """Training and test data of the study."""
         return self._once("source", lambda: load_source(self.study.data))
 
     def fingerprint(self) -> str:
@@ -97,6 +98,7 @@ class Workbench:
         return self._once(f"data {seed}", lambda: parts(self.source(), self.study.data, seed))
 
     def forgetting(self, cell: Cell) -> ForgetSplit:
+        """The forget and retain split of a cell."""
         seed = cell.seeds["data"]
         return self._once(f"forgetting {cell.group}", lambda: cell.scenario.split(self.data(seed)[0], seed))
 

@@ -35,6 +35,7 @@ def kinds(incomplete: str) -> list[str]:
 
 def names_of(kind: str) -> Callable[[str], list[str]]:
     """A function that completes names of one kind."""
+
     def complete(incomplete: str) -> list[str]:
         return [name for name in catalogue(kind).names() if name.startswith(incomplete)]
 

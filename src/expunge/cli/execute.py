@@ -295,7 +295,7 @@ def audit(job: Audit | Pooled) -> None:
     console.out().print(tables.attacks_table(verdict))
     console.out().print(str(verdict), soft_wrap=True)
     for note in verdict.features.notes if verdict.features is not None else ():
-        console.say(f"note on residue: {note}")
+        console.say(f"feature-level audit: {note}")
     console.out().print(f"report: {page}", soft_wrap=True)
     if verdict.label in failing:
         raise VerdictRefused(f"the verdict is `{verdict.label}`, which --fail-on names; {page} says why.")

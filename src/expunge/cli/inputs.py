@@ -33,9 +33,12 @@ class HasData(Protocol):
     """Settings that name data; `test` and `validation` are read where they have them."""
 
     @property
-    def data(self) -> str: ...
+    def data(self) -> str:
+        """What names the data."""
+
     @property
-    def data_options(self) -> dict[str, Any]: ...
+    def data_options(self) -> dict[str, Any]:
+        """Options of the data."""
 
 
 def load_data(job: HasData, *, holdout: float = 0.0, split_seed: int = 0) -> Data:

@@ -120,11 +120,11 @@ class Audit:
     out: Path = Field(..., description="folder for verdict.json and the tables")
     test: str | None = Field(None, description=_TEST)
     retrained: Path | None = Field(None, description="folder of .safetensors of models trained without the forget set")
-    retrain: int = Field(0, ge=0, description="train so many references now (kept in the cache); 5 say something")
+    retrain: int = Field(0, ge=0, description="number of references to retrain now (cached); at least 5 recommended")
     recipe: Path | None = Field(None, description="YAML of the training; default: result.json beside the original")
-    shadows: int = Field(0, ge=0, description="shadow models for attacks on single samples, even; 64 say something")
+    shadows: int = Field(0, ge=0, description="number of shadow models for per-sample attacks, even; 64 recommended")
     design: Literal["matched", "halves"] = Field(
-        "matched", description="shadows know all retained samples, or a random half of everything"
+        "matched", description="shadow models train on all retained samples, or on a random half of everything"
     )
     requests: int = Field(1, ge=1, description="forget sets per shadow, with design=halves")
     jobs: int = Field(1, ge=1, description="shadow models trained at the same time, one thread each")

@@ -19,6 +19,7 @@ class LazyGroup(TyperGroup):
     """Lists stand-ins, which have a name and a help line, and resolves them to the real commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Load the command only when it is called."""
         name, command, rest = super().resolve_command(ctx, args)
         if name in HOMES and command is not None:
             application = typer.Typer(rich_markup_mode=None, add_completion=False)

@@ -32,6 +32,7 @@ class MethodFilter:
     without_labels: bool = False
 
     def takes(self, card: Card) -> bool:
+        """Whether a card matches the filter."""
         needs = card.needs if isinstance(card.needs, Needs) else Needs()
         return (
             (not self.request or self.request in card.requests)

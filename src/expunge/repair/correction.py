@@ -33,10 +33,12 @@ class Correction:
 
     @property
     def doubtful(self) -> Split:
+        """The suspects, as the forget split."""
         return self.train.take(self.suspects.positions, "forget")
 
     @property
     def trusted(self) -> Split:
+        """All other training samples, as the retain split."""
         return self.train.take(self.train.index[~self._in(self.suspects.positions)], "retain")
 
     @property
@@ -46,6 +48,7 @@ class Correction:
 
     @property
     def corrected(self) -> Split:
+        """The training samples with the suggested labels; suspects without one are left out."""
         labels = (self.train.labels if self.train.labels is not None else self.train.store.labels).clone()
         relabelled = self.relabelled
         labels[self.suspects.positions[relabelled]] = self.suspects.suggested[relabelled]

@@ -33,6 +33,7 @@ class Share:
     of: int
 
     def details(self) -> dict[str, float | int]:
+        """Count, total, share and its 95 % Wilson interval."""
         low, high = wilson(self.count, self.of)
         return {"count": self.count, "of": self.of, "share": self.count / self.of, "low": low, "high": high}
 
@@ -56,6 +57,7 @@ class Turned:
         return float(binomtest(self.lost, total).pvalue) if total else 1.0
 
     def details(self) -> dict[str, float | int]:
+        """Newly wrong and newly correct samples, and the p value of their difference."""
         return {"lost": self.lost, "won": self.won, "p": self.p}
 
 

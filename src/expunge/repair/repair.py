@@ -35,6 +35,7 @@ class Repaired:
 
     @property
     def model(self) -> nn.Module:
+        """The repaired model."""
         return self.result.model
 
     def labels(self) -> pd.DataFrame:

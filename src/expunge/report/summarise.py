@@ -82,6 +82,7 @@ class MetricSummary:
     high: float | None = None
 
     def text(self, column: Column) -> str:
+        """The mean with its spread, in the format of a column."""
         factor = 100.0 if column.percent else 1.0
         digits_text = f"{factor * self.mean:.{column.digits}f}"
         interval = ""
@@ -104,6 +105,7 @@ class MethodRow:
 
     @property
     def is_reference(self) -> bool:
+        """Whether this is the retrained model."""
         return self.name == REFERENCE
 
     @property
@@ -129,14 +131,17 @@ class ScenarioBlock:
     rows: list[MethodRow]
 
     def row(self, name: str) -> MethodRow | None:
+        """The row of a method with results, by its name."""
         return next((row for row in self.rows if row.name == name and row.cells), None)
 
     @property
     def columns(self) -> list[Column]:
+        """The columns for which any row has a value."""
         return [c for c in COLUMNS if any(c.metric in row.numbers for row in self.rows)]
 
     @property
     def seeds(self) -> int:
+        """Number of distinct seeds."""
         return len({tuple(cell.seeds.items()) for row in self.rows for cell in (*row.cells, *row.failed)})
 
 

@@ -50,8 +50,8 @@ class WorkspaceSettings:
     ledger: str | None = Field(None, description="database URL, e.g. postgresql://user@host/name; default: SQLite here")
     budget_seconds: float | None = Field(None, gt=0, description="time that one fulfilment may take")
     references: int = Field(0, ge=0, description="models retrained for each audit; 0 gives the weaker verdict")
-    shadows: int = Field(0, ge=0, description="shadow models for each audit; 64 say something")
-    residue: bool = Field(True, description="look below the answers in each audit; without it nothing is `forgotten`")
+    shadows: int = Field(0, ge=0, description="shadow models for each audit; 64 recommended")
+    residue: bool = Field(True, description="run the feature-level audit; without it no verdict is `forgotten`")
     accept: list[str] = Field(
         [explain.FORGOTTEN, explain.INDISTINGUISHABLE, explain.OPEN],
         description="verdicts that fulfil a request; `forgotten` includes `forgotten by construction`",

@@ -18,9 +18,6 @@ single samples      z minus the model's mean z on unseen samples of the same cla
 unseen samples      mean squared z on unseen samples: did outputs change that are unrelated to the request?
 representation      the four statistics of `feature_audit`
 
-Level      corrected together by Holm's weighted procedure. One half of the level is for `mean z`, the most direct
-           question (is the model surer of these samples than retraining?), the other half for all others in equal parts
-
 The spread of a mean over samples has a floor (see `equivalence`), from the variance of each sample over the retrained
 models.
 """
@@ -46,7 +43,6 @@ Kind = Literal["utility", "answers", "single samples", "unseen samples", "repres
 FEWEST_REFERENCES = 3  # fewer leave no spread once one is left out
 FEWEST_SAMPLES = 5  # forget samples, or unseen ones of their classes, that an attack needs
 PRIOR = 4.0
-PRIMARY = "mean z"  # the hypothesis that has half of the level
 TAIL = 3.0
 CLIP = 25.0  # of squared z, so that a few samples cannot decide alone
 FEATURE_SAMPLES = 512  # forget samples of the feature-level audit (`FeatureSettings.samples`)
@@ -156,23 +152,15 @@ def judge_family(family: Family, margin: Callable[[str], float], more: Sequence[
             )
     comparisons += more
     anchors += [replace(item, value=np.nan, p_difference=np.nan) for item in more]
-    shares = _shares([item.name for item in comparisons])
-    corrected, before = (holm(np.array([_sided(item) for item in side]), shares) for side in (comparisons, anchors))
+    share = 1 / len(comparisons)
+    corrected, before = (holm(np.array([_sided(item) for item in side])) for side in (comparisons, anchors))
     return [
         replace(
-            item, p_corrected=float(p), p_original=float(q), original=anchor.value, share=float(share),
-            detectable=detectable(item.error, item.freedom, float(share)) if item.error > 0 else 0.0,
+            item, p_corrected=float(p), p_original=float(q), original=anchor.value, share=share,
+            detectable=detectable(item.error, item.freedom, share) if item.error > 0 else 0.0,
         )
-        for item, anchor, p, q, share in zip(comparisons, anchors, corrected, before, shares, strict=True)
+        for item, anchor, p, q in zip(comparisons, anchors, corrected, before, strict=True)
     ]  # fmt: skip
-
-
-def _shares(names: Sequence[str]) -> Array:
-    """How the level is divided: `PRIMARY` has one half of it, where it was measured, all others equal parts."""
-    primary = np.array([name == PRIMARY for name in names])
-    if not primary.any() or primary.all():
-        return np.full(len(names), 1 / len(names))
-    return np.where(primary, 0.5, 0.5 / (~primary).sum())
 
 
 def _sided(comparison: Comparison) -> float:

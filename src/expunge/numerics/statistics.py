@@ -193,29 +193,17 @@ def clopper_pearson(successes: int, trials: int, alpha: float = 0.05) -> tuple[f
     return low, high
 
 
-def holm(p: Array, weights: Array | None = None) -> Array:
-    """Holm's step-down adjustment, weighted (Holm, 1979, section 4); NaN stays NaN.
-
-    Args:
-        p: p values (n,).
-        weights: How the level is divided among the hypotheses (n,), above 0; default: equally.
-
-    Returns:
-        Adjusted p values (n,): with sorted p / w, the largest so far of  p_i (w_i + .. + w_n) / w_i,  at most 1.
+def holm(p: Array) -> Array:
+    """Holm's step-down adjustment of p-values (n,); NaN stays NaN.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).round(2).tolist()
     [0.03, 0.06, 0.06]
-    >>> holm(np.array([0.02, 0.04]), np.array([3.0, 1.0])).round(4).tolist()
-    [0.0267, 0.04]
     """
-    share = np.ones(len(p)) if weights is None else np.asarray(weights, dtype=float)
     adjusted = np.full(len(p), np.nan)
     known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known] / share[known], kind="stable")]
-    left = np.cumsum(share[order][::-1])[::-1]
     worst = 0.0
-    for index, remaining in zip(order, left, strict=True):
-        worst = max(worst, min(1.0, float(p[index] * (remaining / share[index]))))
+    for rank, index in enumerate(known[np.argsort(p[known], kind="stable")]):
+        worst = max(worst, min(1.0, (len(known) - rank) * float(p[index])))
         adjusted[index] = worst
     return adjusted
 

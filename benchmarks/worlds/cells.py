@@ -111,6 +111,7 @@ def _unlearned(bench: Bench, original: nn.Module, method: Any, seed: int, limit:
             retain=store.take(asked.retain, "retain"),
             validation=(data.held_x, data.held_y),
             method=method,
+            wrong_labels=bench.request == "wrong",  # who asks for it knows
             recipe={"epochs": world.epochs, "batch_size": world.batch, **world.recipe},
             initial=world.fresh(seed),
             seed=seed,

@@ -17,6 +17,8 @@ from expunge.core.seeds import derive, torch_generator
 Parameters = Any
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
+SMALLEST = 8  # samples; a last batch of fewer is left out of an epoch: statistics of BatchNorm over so few are noise
+
 
 @dataclass(frozen=True)
 class World:
@@ -41,13 +43,14 @@ class World:
         """A network trained from fresh weights on x (N, ...) with labels y (N,)."""
         net = self.fresh(seed)
         optimizer = self.optimizer(net.parameters())
-        schedule = self.schedule(optimizer, self.epochs * -(-len(x) // self.batch))
+        batches = len(x) // self.batch + (len(x) % self.batch >= SMALLEST)
+        schedule = self.schedule(optimizer, self.epochs * batches)
         random = torch_generator(seed, "worlds", self.name, "order")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "worlds", self.name, "dropout"))
             net.train()
             for _ in range(self.epochs):
-                for rows in torch.randperm(len(x), generator=random).split(self.batch):
+                for rows in torch.randperm(len(x), generator=random).split(self.batch)[:batches]:
                     optimizer.zero_grad()
                     F.cross_entropy(net(x[rows]), y[rows]).backward()
                     optimizer.step()

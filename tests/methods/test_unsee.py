@@ -13,7 +13,8 @@ from torch import nn
 import expunge
 from expunge.core.run import Run
 from expunge.data.convert import as_split
-from expunge.methods.unsee import NEVER, Unsee, _Kind, _like, _Plan, log_odds
+from expunge.methods.scaling import Sizes
+from expunge.methods.unsee import NEVER, Unsee, _Fitted, _Kind, _like, _Plan, _prior_odds, calibration, log_odds
 from expunge.testing.conformance import RECIPE
 from expunge.testing.toys import ToyNet, ToyProblem, toy_images, toy_problem
 from expunge.training.inference import predict
@@ -58,7 +59,8 @@ def test_goals_are_quantiles_of_the_held_out_samples_at_rank_and_place() -> None
     assert seen.tolist() == [1.0, 2.0, 3.0, 4.0]
     assert kind.rank(now, own=0.0).tolist() == [0.75, 0.25]
     assert kind.rank(now, own=1.0).tolist() == pytest.approx([0.1, 0.9])
-    assert kind.rank(now, own=0.5).tolist() == pytest.approx([0.425, 0.575])
+    # Ordered by the means .425 and .575, on places as far apart as .1 and .9 and as .25 and .75 on average.
+    assert kind.rank(now, own=0.5).tolist() == pytest.approx([0.175, 0.825])
 
 
 def test_a_class_that_vanishes_is_moved_below_never_in_one_piece() -> None:
@@ -66,6 +68,40 @@ def test_a_class_that_vanishes_is_moved_below_never_in_one_piece() -> None:
     seen = kind.unseen(Table(), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), Run())
     assert float(seen.quantile(0.98)) == pytest.approx(NEVER)
     assert float(seen[-1] - seen[0]) == pytest.approx(100.0)
+
+
+def test_a_class_that_gets_rarer_is_expected_at_its_lower_prior() -> None:
+    before, after = torch.tensor([40, 60]), torch.tensor([20, 60])
+    change = (_prior_odds(after) / _prior_odds(before)).log()
+    assert change.tolist() == pytest.approx([math.log(0.5), -math.log(0.5)])
+    kind = _Kind("kept", torch.arange(1), held_out(-1.0, 0.0, 1.0), None, shift=-2.0)
+    seen = kind.unseen(Table(), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), Run())
+    assert seen.tolist() == pytest.approx([-3.0, -2.0, -1.0])
+
+
+def test_calibration_finds_by_how_much_logits_are_stretched() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 3, generator=random)
+    y = torch.multinomial(logits.softmax(1), 1, generator=random)[:, 0]
+    assert calibration(4 * logits, y) == pytest.approx(4.0, rel=0.2)
+
+
+def test_what_is_fitted_badly_is_drawn_again() -> None:
+    problem = toy_problem(forget_class=None)
+    fitted = _Fitted(problem.retain, Run())
+    rows, y = torch.arange(len(problem.retain)), problem.retain.y
+    logits = torch.nn.functional.one_hot(y, 4) * 40.0
+    logits[:5] *= -1
+    fitted.see(rows, logits, y)
+    batch, drawn = next(fitted.worst(5, 1, 1, None))
+    assert sorted(drawn.tolist()) == [0, 1, 2, 3, 4]
+    assert torch.equal(batch.y, y[drawn])
+
+
+def test_declared_wrong_labels_need_no_recognition() -> None:
+    assert Unsee().scaled(Sizes(1, 1, wrong_labels=True)) == {"mislabelled": "yes"}
+    assert Unsee().scaled(Sizes(1, 1, wrong_labels=False)) == {"mislabelled": "no"}
+    assert Unsee().scaled(Sizes(1, 1)) == {}
 
 
 def test_held_out_samples_come_in_the_proportions_of_the_forgotten_labels() -> None:

@@ -151,7 +151,7 @@ def unlearn(
     else:
         chosen = make_method(METHODS.named(method) if isinstance(method, str) else method, **options)
     asked = given(chosen)
-    sizes = Sizes(_count(splits.get("forget")), _count(splits.get("retain")), known_recipe)
+    sizes = Sizes(_count(splits.get("forget")), _count(splits.get("retain")), known_recipe, wrong_labels=wrong_labels)
     chosen = chosen.fitted(sizes)
     needs = chosen.needs
     _check_given(chosen, needs, splits)

@@ -163,6 +163,11 @@ def nearest_wrong(
                 logits = model(space.seen(candidates)).float()
                 own = logits.gather(1, y[active, None])[:, 0]
                 margin = logits.scatter(1, y[active, None], -torch.inf).amax(1) - own
+                if not margin.requires_grad:
+                    raise UsageError(
+                        "amun moves the inputs along their gradient, and this model passes none to them (it rounds "
+                        "them, for instance to token numbers); choose another method."
+                    )
                 (g,) = torch.autograd.grad(margin.sum(), candidates)
             wrong = logits.argmax(1) != y[active]
             adversarial[active[wrong]], answers[active[wrong]] = candidates.detach()[wrong], logits.argmax(1)[wrong]

@@ -28,6 +28,7 @@ class Sizes:
         recipe: How the model was trained; None if unknown.
         classes: Number of classes.
         sharded: Cost of forgetting in a sharded training (`ShardedTraining.forget_cost`); None without shards.
+        wrong_labels: Whether the labels of the forget samples are wrong; None if unknown.
     """
 
     forget: int
@@ -35,6 +36,7 @@ class Sizes:
     recipe: Recipe | None = None
     classes: int = 2
     sharded: Cost | None = None
+    wrong_labels: bool | None = None
 
 
 def passes(sizes: Sizes, usual: int) -> int:

@@ -62,7 +62,7 @@ class Situation:
     @property
     def sizes(self) -> Sizes:
         """What a method's defaults and its cost go by."""
-        return Sizes(self.forget, self.retain, self.recipe, self.classes, self.sharded)
+        return Sizes(self.forget, self.retain, self.recipe, self.classes, self.sharded, self.wrong_labels or None)
 
     @property
     def kind(self) -> Kind:

@@ -77,6 +77,14 @@ def test_the_facts_tell_how_to_make_them_again(scores: dict[str, SampleScores]) 
     assert facts["data"]
 
 
+def test_an_assumed_recipe_is_stated(noisy: ForgetSplit, model: nn.Module) -> None:
+    few = noisy.train.take(noisy.train.index[:40])
+    made = expunge.memorise(model, few, by="confidence", device="cpu")
+    assert made.notes[-1].startswith("no recipe was given and the model knows none, so the default one was used (20")
+    known = expunge.memorise(model, few, by="confidence", recipe={"epochs": 1}, device="cpu")
+    assert not any("recipe" in note for note in known.notes)
+
+
 def test_the_worst_case_avoids_wrong_labels(noisy: ForgetSplit, model: nn.Module, tmp_path: Path) -> None:
     """What nothing else supports is easy to erase."""
     found = expunge.memorise(

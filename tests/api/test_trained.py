@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import expunge
 from expunge.api.experiment import Experiment
 from expunge.api.result import Result
 from expunge.api.trained import TrainedModel
 from expunge.core.errors import CheckpointError, DataError, ExpungeError, UsageError
+from expunge.data.sources import load_pair
 from expunge.data.split import ResidentStore, Split
+from expunge.models.build import build_model
 from expunge.models.checkpoint import weights_hash
 from expunge.training.recipe import Recipe
 
@@ -349,3 +352,53 @@ def test_an_experiment_makes_what_the_verbs_make(trained: Result) -> None:
     assert weights_hash(experiment.unlearn().model) == weights_hash(told.model)
     again = expunge.unlearn(trained, forget=split.forget, method="retrain", seed=8, device="cpu")
     assert weights_hash(experiment.reference(8).model) == weights_hash(again.model)
+
+
+def test_a_saved_chain_comes_back_with_what_it_knows(tmp_path: Path) -> None:
+    data, test = load_pair("digits")
+    shape = data.input_shape
+
+    def fresh() -> nn.Module:
+        return build_model("mlp", num_classes=10, input_shape=shape, seed=7, options={"hidden": 4})
+
+    recipe = {"epochs": 1, "batch_size": 256}
+    trained = expunge.train(fresh(), data, test=test, recipe=recipe, seed=3, device="cpu")
+    how: dict[str, Any] = {"method": "finetune", "epochs": 1, "device": "cpu", "measure": False}
+    first = expunge.unlearn(trained, forget=[1, 2, 3], **how)
+    second = expunge.unlearn(first, forget=[10, 11], **how)
+    second.save(tmp_path / "chain")
+    loaded = expunge.load(tmp_path / "chain", model=fresh())
+    chain, known = [loaded, loaded.parent, loaded.root], [second, first, trained]
+    for mine, theirs in zip(chain, known, strict=True):
+        assert mine is not None
+        assert weights_hash(mine.model) == weights_hash(theirs.model)
+        assert mine.recipe == theirs.recipe
+        assert (mine.seed, dict(mine.facts)) == (theirs.seed, json.loads(json.dumps(dict(theirs.facts))))
+        assert mine.initial is not None
+        assert theirs.train is not None
+        assert mine.train is not None
+        assert mine.train.content_hash() == theirs.train.content_hash()
+        assert mine.test is not None
+    assert len(expunge.unlearn(loaded, forget=[20], **how).train or ()) == len(data) - 6
+    arrays = expunge.train(fresh(), (data.inputs(), data.y), recipe=recipe, device="cpu")
+    arrays.save(tmp_path / "arrays")
+    bare = expunge.load(tmp_path / "arrays", model=fresh())
+    assert bare.train is None
+    assert "which the folder does not hold: expunge.load(..., data=...)" in repr(bare)
+    again = expunge.load(tmp_path / "arrays", model=fresh(), data=(data.inputs(), data.y))
+    assert len(again.train or ()) == len(data)
+
+
+def test_a_file_that_changed_is_not_taken_for_the_training_data(tmp_path: Path) -> None:
+    rows = torch.rand(40, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    labels = np.arange(40) % 2
+    np.savez(tmp_path / "rows.npz", x_train=rows, y_train=labels)
+    data, _ = load_pair(tmp_path / "rows.npz")
+    net = nn.Linear(3, 2)
+    expunge.train(net, data, recipe={"epochs": 1}, device="cpu").save(tmp_path / "model")
+    assert len(expunge.load(tmp_path / "model", model=nn.Linear(3, 2)).train or ()) == 40
+    np.savez(tmp_path / "rows.npz", x_train=rows + 1, y_train=labels)
+    with pytest.raises(DataError, match="changed since"):
+        expunge.load(tmp_path / "model", model=nn.Linear(3, 2))
+    (tmp_path / "rows.npz").unlink()
+    assert expunge.load(tmp_path / "model", model=nn.Linear(3, 2)).train is None

@@ -21,7 +21,7 @@ def audit(expunge, rows, trained, tmp_path):
 
 
 def test_references_made_now_give_the_strong_verdict(audit, tmp_path):
-    result = audit("--retrain", 3)
+    result = audit("--references", 3)
     assert result.code == 0, result.err
     assert "against retrained models" in result.out
     record = json.loads((tmp_path / "audit" / "verdict.json").read_text())
@@ -50,6 +50,10 @@ def test_what_cannot_be_audited_is_said(audit, tmp_path):
     for more, phrase in (
         (["--retrained", tmp_path / "empty"], "holds no .safetensors"),
         (["--retrain", 1], "one retrained model has no spread"),
+        (["--references", 1], "--references must be 0 or at least 2"),
+        (["--references", 3, "--retrain", 2], "older name of `--references`"),
+        (["--references", tmp_path / "empty"], "holds no .safetensors"),
+        (["--refrences", 3], "audit has no option `refrences`; did you mean `references`?"),
         (["--margin-auc", 0.7], "margin_auc"),
     ):
         result = audit(*more)

@@ -72,6 +72,7 @@ def evaluate(expunge, rows, trained):
         (["--data", "mnits"], ["mnits", "mnist"]),
         (["--lrr", "0.1"], ["`lrr`", "did you mean `lr`"]),
         (["--seeed", "1"], ["`seeed`", "did you mean `seed`"]),
+        (["--forgett", "class:1"], ["train has no option `forgett`", "did you mean `forget`"]),
         (["--set", "lr"], ["name=value", "`lr`"]),
         (["--lr", "-1"], ["`lr`", "greater than 0", "'-1'"]),
         (["--optimizer", "adan"], ["`optimizer`", "adam"]),

@@ -162,12 +162,12 @@ def test_a_stopped_repair_goes_on_with_the_same_result(planted, tmp_path, monkey
     correction = Correction(split.train, read_suspects(issues, split.train), "relabel")
     how = {"recipe": RECIPE, "device": "cpu", "epochs": 1}
     whole = mend(model, correction, **how)
-    train, unlearn, calls = mending.api.train, mending.api.unlearn, []
+    train, unlearn, calls = mending.api.train, mending.Experiment.unlearn, []
     with monkeypatch.context() as patch:
         patch.setattr(mending.api, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             mend(model, correction, state=tmp_path, **how)
-    monkeypatch.setattr(mending.api, "unlearn", lambda *a, **k: calls.append(1) or unlearn(*a, **k))
+    monkeypatch.setattr(mending.Experiment, "unlearn", lambda *a, **k: calls.append(1) or unlearn(*a, **k))
     result = mend(model, correction, state=tmp_path, **how)
     assert calls == []
     assert weights_hash(result.model) == weights_hash(whole.model)

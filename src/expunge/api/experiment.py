@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from expunge.api.evaluate import Scores, evaluate
+from expunge.api.planning.automatic import situation
+from expunge.api.planning.situation import Situation
 from expunge.api.prepare import as_splits, check_disjoint
+from expunge.api.record import CellRecord, cell_from_result, data_facts, method_facts
 from expunge.api.result import Result
 from expunge.api.saved import as_trained
 from expunge.api.selection import known_splits, select
@@ -18,10 +22,12 @@ from expunge.api.stream import unlearn_stream
 from expunge.api.trained import TrainedModel
 from expunge.api.unlearn import unlearn
 from expunge.core.errors import UsageError
+from expunge.core.registry import Card
 from expunge.core.run import Precision, Progress
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
 from expunge.methods.base import Method, make_method
+from expunge.metrics.base import Metric
 from expunge.scenarios.base import ForgetSplit
 from expunge.training.recipe import Recipe, make_recipe
 
@@ -30,14 +36,15 @@ Prepare = Callable[[Any, Mapping[str, Split], Any, Mapping[str, Any]], tuple[Any
 
 @dataclass(frozen=True)
 class Experiment:
-    """A trained model, what it is to forget, and how: makes the unlearned model and its references.
+    """A trained model, what it is to forget, and how.
 
-    The command line, studies, deletion requests and audits make their models here, so that recipe, initial weights,
-    held-out and test data, which `trained` knows, reach every one of them.
+    The command line, studies, deletion requests, label repair and audits make their models here, so that recipe,
+    initial weights, held-out and test data, which `trained` knows, reach every one of them.
 
     Attributes:
         trained: The model before unlearning.
-        forget: A scenario's partition (in several requests where it says so), or the samples to forget.
+        forget: A scenario's partition (in several requests where it says so), or the samples to forget; None where
+            only references on `retain` are wanted.
         method: A name, a preset or an instance.
         seed: Of the unlearning, >= 0.
         retain: The samples to keep; default: what the model was trained on and does not forget.
@@ -49,7 +56,7 @@ class Experiment:
     """
 
     trained: TrainedModel
-    forget: ForgetSplit | Split
+    forget: ForgetSplit | Split | None
     method: str | Method = "auto"
     seed: int = 0
     retain: Split | None = None
@@ -59,17 +66,35 @@ class Experiment:
     progress: Callable[[Progress], None] | None = None
     cancelled: Callable[[], bool] | None = None
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The data by name, those that are known: `forget`, `retain`, `validation` (held out) and `test`."""
+        forget, retain = self.forget, self.retain
+        if isinstance(forget, ForgetSplit):
+            retain = forget.retain if retain is None else retain
+            forget = forget.forget
+        known = {"forget": forget, "retain": retain, "validation": self.trained.held_out, "test": self.trained.test}
+        return {name: split for name, split in known.items() if split is not None}
+
+    def situation(self, budget_seconds: float | None = None) -> Situation:
+        """What the planner goes by: what there is to forget with, and the seconds that may be spent."""
+        at_hand = {name: split for name, split in self.splits.items() if name != "test"}
+        known = self.trained
+        return situation(
+            known.model, at_hand, recipe=known.recipe, initial=known.initial is not None, budget_seconds=budget_seconds
+        )
+
     def unlearn(self, **more: Any) -> Result:
         """The model after unlearning.
 
         Args:
-            more: Further keywords of `unlearn`, such as `budget_seconds` and `compile`.
+            more: Further keywords of `unlearn`, such as `budget_seconds`, `compile` and options of the method.
 
         Raises:
             UsageError: As `unlearn`.
             DataError: As `unlearn`.
         """
-        return self._run(self.method, self.seed, **more)
+        return self._run(self.method, self.forget, self.seed, **more)
 
     def reference(self, seed: int | None = None) -> Result:
         """The exact reference: trained again without the forget set, as the original was.
@@ -80,17 +105,86 @@ class Experiment:
         Raises:
             UsageError: If the recipe is not known.
         """
-        single = replace(self, forget=self.forget if isinstance(self.forget, Split) else self.forget.forget)
-        return single._run("retrain", self.seed if seed is None else seed)
+        forget = self.forget.forget if isinstance(self.forget, ForgetSplit) else self.forget
+        return self._run("retrain", forget, self.seed if seed is None else seed)
 
-    def _run(self, method: str | Method, seed: int, **more: Any) -> Result:
+    def references(self, count: int) -> list[Result]:
+        """Exact references with the seeds after that of the experiment.
+
+        They start from the original's initial weights where these are known, else from fresh ones; so do those of a
+        model of the command line, whose initial weights were drawn.
+
+        Args:
+            count: How many, >= 0.
+
+        Raises:
+            UsageError: If the recipe or the retained samples are not known.
+        """
+        if count and self.trained.recipe is None:
+            raise UsageError("references are trained as the original was, and its recipe is not known; pass recipe=...")
+        if count and "retain" not in self.splits:
+            raise UsageError("references are trained on the retained samples, which are not known; pass retain=...")
+        return [self.reference(self.seed + number) for number in range(1, count + 1)]
+
+    def evaluate(
+        self,
+        models: Mapping[str, Any],
+        metrics: Iterable[str | Metric] | None = None,
+        *,
+        seconds: Mapping[str, float] | None = None,
+    ) -> Scores:
+        """Score models on the data of the experiment; arguments, returns and errors are those of `evaluate`."""
+        splits = self.splits
+        return evaluate(
+            models, forget=splits.get("forget"), retain=splits.get("retain"), test=splits.get("test"), metrics=metrics,
+            sample=self.forget.sample if isinstance(self.forget, ForgetSplit) else None, seconds=seconds,
+            seed=self.seed, device=self.device,
+        )  # fmt: skip
+
+    def cell(
+        self,
+        record: Mapping[str, Any],
+        *,
+        data: str,
+        scenario: str,
+        method: tuple[str, Card, Mapping[str, Any]],
+        **parts: Any,
+    ) -> CellRecord:
+        """The record of one measured model, as studies and reports read it.
+
+        Args:
+            record: `Result.record()` of the model.
+            data: Name of the data.
+            scenario: Name of the request in tables.
+            method: Its name in tables, its card and its options.
+            parts: The other fields of `CellRecord`.
+
+        Raises:
+            UsageError: If the experiment has no partition of a scenario.
+        """
+        if not isinstance(self.forget, ForgetSplit):
+            raise UsageError("a record tells of a scenario; give the experiment what `expunge.scenario` returns.")
+        return cell_from_result(
+            record,
+            data=data_facts(data, self.forget, self.trained.test, self.trained.held_out),
+            scenario={"label": scenario, **self.forget.describe()},
+            method=method_facts(*method),
+            **parts,
+        )
+
+    def _run(self, method: str | Method, forget: Any, seed: int, **more: Any) -> Result:
+        chosen = make_method(method) if method != "auto" else method
+        trained = self.trained
+        drawn = bool(trained.facts.get("drawn"))  # by the seed of the training: another seed draws its own
+        if drawn and isinstance(chosen, Method) and not chosen.needs.initial:
+            trained = replace(trained, initial=None)
         common: dict[str, Any] = {
-            "retain": self.retain, "method": method, "seed": seed, "device": self.device, "precision": self.precision,
+            "retain": self.retain, "method": chosen, "seed": seed, "device": self.device, "precision": self.precision,
             "cache": self.cache, "progress": self.progress, "cancelled": self.cancelled, **more,
         }  # fmt: skip
-        if isinstance(self.forget, ForgetSplit) and self.forget.scenario.requests > 1:
-            return unlearn_stream(self.trained, requests=self.forget, **common)
-        return unlearn(self.trained, forget=self.forget, **common)
+        if isinstance(forget, ForgetSplit) and forget.scenario.requests > 1:
+            return unlearn_stream(trained, requests=forget, **common)
+        return unlearn(trained, forget=forget, **common)
 
 
 @dataclass(frozen=True)

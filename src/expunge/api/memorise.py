@@ -60,7 +60,7 @@ def memorise(
         start: For `subsampling`: initial weights `drawn` per training, or those `given`.
         amount: Size of the set that `worst-case` looks for: a fraction below 1, or a number of samples.
         search: Options of `worst-case`.
-        recipe: How models are trained; default: what the model knows, else `Recipe()`.
+        recipe: How models are trained; default: what the model knows, else `Recipe()`, which a note then says.
         seed: Of subsets, initial weights and order, >= 0.
         device: `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`.
         progress: Called with the state of the run.
@@ -78,6 +78,7 @@ def memorise(
         raise unknown("score", by, get_args(By))
     trained, target = as_trained(model), pick_device(device)
     chosen = make_recipe(trained.recipe if recipe is None else recipe)
+    assumed = recipe is None and trained.recipe is None
     source = trained.model
     if trained.initial is not None:
         source = copy.deepcopy(source)
@@ -119,7 +120,14 @@ def memorise(
         "start": weights_hash(source),
         "versions": versions(),
     }
-    return SampleScores(scores.by, scores.ids, scores.positions, scores.columns, facts, scores.notes)
+    notes = scores.notes
+    if assumed:
+        notes += (
+            f"no recipe was given and the model knows none, so the default one was used ({chosen.epochs} epochs of "
+            f"{chosen.optimizer}, rate {chosen.lr:g}, batches of {chosen.batch_size}): memorisation is that of such "
+            "trainings; pass recipe=... of yours.",
+        )
+    return SampleScores(scores.by, scores.ids, scores.positions, scores.columns, facts, notes)
 
 
 def _worst_case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from expunge.api.effect import Effect
 from expunge.api.prepare import as_module, as_splits
 from expunge.api.result import Result
-from expunge.api.trained import IMPORTANCE, INITIAL, RECORD, ROWS, WEIGHTS, TrainedModel, check_unseen, hold_out
+from expunge.api.trained import IMPORTANCE, INITIAL, PARENT, RECORD, ROWS, WEIGHTS, TrainedModel, check_unseen, hold_out
 from expunge.core import distributed
 from expunge.core.errors import CheckpointError, DataError, UsageError
 from expunge.core.needs import Needs
-from expunge.data.sources import DataOptions, load_beside, load_pair, open_source
+from expunge.data.sources import DataOptions, load_beside, load_data, load_pair, open_source
 from expunge.data.split import Split
 from expunge.models.build import build_model
 from expunge.models.checkpoint import load_weights, read_weights, state_hash, weights_hash
@@ -63,7 +64,8 @@ def load(
     """The trained model in a folder that `expunge train`, `expunge unlearn` or `.save()` wrote.
 
     The command line writes down how model and data are made, so such a folder needs no further argument as long as
-    the data are where they were. After `.save()` pass the architecture as `model`, and the data if they are needed.
+    the data are where they were. After `.save()` pass the architecture as `model`; data that were read from a file or
+    a catalogue are read again, other data must be given again as `data` where they are needed.
 
     Args:
         folder: The folder, or the `model.safetensors` in it.
@@ -88,7 +90,8 @@ def load(
     training = record.get("training") or {}
     described = _described(job, training) if data is None and job is not None else None
     forgetting = None
-    splits = as_splits({"train": data, "validation": held_out, "test": test})
+    again = {} if job is not None else _read_again(place, record, {"train": data, "held_out": held_out, "test": test})
+    splits = as_splits({"train": data, "validation": held_out, "test": test} | again)
     if described is not None:
         splits = {**described[0].splits(), **splits}
         forgetting = described[1]
@@ -100,7 +103,12 @@ def load(
             f"{place / WEIGHTS} does not hold the weights that {RECORD} beside it tells of; one of them was replaced "
             "or damaged: restore the folder, or save the model again."
         )
-    before = parent if parent is not None else _parent(job, record)
+    before = parent
+    if before is None and (place / PARENT).is_dir():
+        first = splits.get("train") if data is None else data
+        before = load(place / PARENT, model=copy.deepcopy(module), data=first, held_out=held_out, test=test)
+    elif before is None:
+        before = _parent(job, record)
     parts = _parts(place, record, splits) if forgetting is None else _partition(record, forgetting)
     recipe = record.get("recipe") or training.get("recipe")
     common: dict[str, Any] = {
@@ -110,7 +118,7 @@ def load(
         "test": splits.get("test"),
         "recipe": None if recipe is None else make_recipe(recipe),
         "initial": _initial(place, job, training, module, splits.get("train")),
-        "seed": training.get("seed", record.get("seed")),
+        "seed": record.get("training_seed", training.get("seed", record.get("seed"))),
         "importance": kept_importance(place, record),
         "parent": before,
         "given": splits["train"] if "held_out" in parts else None,
@@ -118,6 +126,29 @@ def load(
     if "forget" in parts:
         common |= {"forget": parts["forget"], "forgetting": forgetting}
     return _made(record, common)
+
+
+def _read_again(place: Path, record: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Split]:
+    """The data that the record describes and nobody gave, by name, those that are still where they were.
+
+    Raises:
+        DataError: If they are not what they were.
+    """
+    splits: dict[str, Split] = {}
+    for name, source in (record.get("sources") or {}).items():
+        options = {key: value for key, value in source.items() if key != "hash"}
+        try:
+            split = None if given.get(name) is not None else load_data(**options)
+        except (DataError, UsageError):
+            continue
+        if split is not None and split.content_hash() != source["hash"]:
+            raise DataError(
+                f"{source['spec']} changed since {place} was written; restore it, or pass "
+                f"{'data' if name == 'train' else name}=... to expunge.load."
+            )
+        if split is not None:
+            splits["validation" if name == "held_out" else name] = split
+    return splits
 
 
 def load_result(folder: str | Path, **known: Any) -> Result:
@@ -130,6 +161,8 @@ def load_result(folder: str | Path, **known: Any) -> Result:
 
 _RUN = (
     "importance",
+    "sources",
+    "training_seed",
     "status",
     "seconds",
     "stages",

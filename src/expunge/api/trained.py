@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from expunge.numerics.gradient_moments import Importance
 from expunge.training.recipe import Recipe, make_recipe
 
 WEIGHTS, RECORD, INITIAL, ROWS = "model.safetensors", "result.json", "initial.safetensors", "rows.json"
-IMPORTANCE = "importance.safetensors"
+IMPORTANCE, PARENT = "importance.safetensors", "parent"
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -155,19 +156,25 @@ class TrainedModel:
 
     def record(self) -> dict[str, Any]:
         """JSON-ready: all but the weights and the data."""
-        kept = {} if self.importance is None else {"importance": self.importance.facts()}
+        kept: dict[str, Any] = {} if self.importance is None else {"importance": self.importance.facts()}
+        known = {"train": self.origin, "held_out": self.held_out, "test": self.test}
+        sources = {name: _source(split) for name, split in known.items() if split is not None}
+        sources = {name: source for name, source in sources.items() if source is not None}
+        kept |= {"sources": sources, "training_seed": self.seed}
         return {"format": 1, **self.facts, **kept, "weights": weights_hash(self.model)}
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, parents: bool = True) -> Path:
         """Write what `expunge.load` reads; each file appears whole or not at all.
 
         `model.safetensors`, `result.json`, the initial weights where they are known, and for an unlearned model the
-        rows it forgot and no longer knows. Training data are not written: give them to `load` again, which checks
-        that they are the same. A network of Hugging Face gets its `config.json` as well, so that `from_pretrained`
-        reads the folder.
+        rows it forgot and no longer knows, and the models that it was made from, in `parent/`. Data are not written.
+        Those that were read from a file or a catalogue (`load_pair`, `load_data`) are described, and `load` reads them
+        again; arrays and data sets of your own must be given to `load` again as `data=`, which checks that they are
+        the same. A network of Hugging Face gets its `config.json` as well, so that `from_pretrained` reads the folder.
 
         Args:
             folder: Made if it does not exist.
+            parents: Whether to write the models that this one was made from, each with its weights.
 
         Raises:
             ExpungeError: If the folder cannot be written.
@@ -187,6 +194,9 @@ class TrainedModel:
         rows = self._rows()
         if rows is not None:
             write_text(target / ROWS, json.dumps(rows) + "\n")
+        shutil.rmtree(target / PARENT, ignore_errors=True)
+        if parents and self.parent is not None:
+            self.parent.save(target / PARENT)
         config = config_of(self.model)
         if config is not None:
             write_text(target / "config.json", config)
@@ -210,7 +220,7 @@ class TrainedModel:
     def _shown(self) -> list[tuple[str, str]]:
         """Names and values that `repr` shows."""
         known = [
-            ("trained on", _described(self.train)),
+            ("trained on", self._trained_on()),
             ("held out", _described(self.held_out)),
             ("test", _described(self.test)),
         ]
@@ -223,6 +233,13 @@ class TrainedModel:
         known.append(("initial weights", "known" if self.initial is not None else "not known"))
         return known
 
+    def _trained_on(self) -> str:
+        sizes = self.facts.get("sizes") or {}
+        count = sizes.get("train", sizes.get("retain"))
+        if self.train is None and count:
+            return f"{display.counted(count, 'sample')}, which the folder does not hold: expunge.load(..., data=...)"
+        return _described(self.train)
+
     def _title(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
         return f"{type(self).__name__}: {type(self.model).__name__}, {display.counted(parameters, 'parameter')}"
@@ -232,6 +249,17 @@ class TrainedModel:
 
     def _repr_html_(self) -> str:
         return display.as_html(self._title(), self._shown())
+
+
+def _source(split: Split) -> dict[str, Any] | None:
+    """How `load_data` reads a split again; None for arrays, data sets of the caller, and parts of a store."""
+    source = split.store.source
+    whole = len(split) == len(split.store) and torch.equal(split.index.cpu(), torch.arange(len(split)))
+    if source is None or not whole or split.content_hash() != Split.whole(split.store).content_hash():  # own labels
+        return None
+    path = Path(source["spec"])
+    spec = str(path.absolute()) if path.exists() else source["spec"]
+    return {**source, "spec": spec, "hash": split.content_hash()}
 
 
 def _described(split: Split | None) -> str:

@@ -111,7 +111,7 @@ class KeptModels:
             return f"the unlearned model is not kept: {(taken + size) / 1e9:.2g} GB would exceed `keep_gb`; raise it."
         part = place.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
-        replace(result, initial=None).save(part)
+        replace(result, initial=None).save(part, parents=False)
         write_text(part / SCORES, json.dumps(scores))
         part.rename(place)
         if self.keep == "best":

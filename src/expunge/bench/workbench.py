@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from expunge.api.experiment import Experiment
 from expunge.api.prepare import pick_device, warm_up
-from expunge.api.record import CellRecord, cell_from_result, curves, data_facts, method_facts, request_rows
+from expunge.api.record import CellRecord, curves, request_rows
 from expunge.api.result import Result, versions
 from expunge.api.trained import TrainedModel
 from expunge.bench.cells import Cell
@@ -154,6 +154,9 @@ class Workbench:
 
     def apply(self, cell: Cell, method: Method, seed: int) -> Result:
         """One method on this cell's scenario and models."""
+        return self._experiment(cell, method, seed).unlearn()
+
+    def _experiment(self, cell: Cell, method: Method, seed: int) -> Experiment:
         forgetting = self.forgetting(cell)
         _, validation, test = self.data(cell.seeds["data"])
         trained = TrainedModel(
@@ -168,7 +171,7 @@ class Workbench:
         return Experiment(
             trained, forgetting, method, seed, device=self.study.device, precision=self.study.precision,
             cache=self.cache, progress=self.progress,
-        ).unlearn()  # fmt: skip
+        )  # fmt: skip
 
     def attempt(self, cell: Cell) -> CellRecord | str:
         """`record`, or the sentence of its failure: one broken cell must not cost a study its other cells."""
@@ -195,7 +198,9 @@ class Workbench:
         if cell.method.same_tensors and (name != REFERENCE or self.study.keep == "all"):
             nearness = functools.cache(lambda: gap(evaluation, name))
             why = self.kept.store(cell.model, result, scores, group=str(cell.group), gap=nearness)
-        return cell_from_result(
+        experiment = self._experiment(cell, cell.method, cell.seeds["unlearn"])
+        original = self.original(cell)
+        return experiment.cell(
             {**record, "notes": [*record["notes"], *([why] if why else [])]},
             id=cell.id,
             study=self.study.name,
@@ -204,23 +209,40 @@ class Workbench:
                 **(scores["curves"] if self.study.curves else {}),
                 **({"projection": scores["projection"]} if self.study.projection else {}),
             },
-            **self._described(cell, result),
+            data=experiment.splits["test"].store.name,  # not the path it was read from, which is the reader's own
+            scenario=cell.scenario_label,
+            method=(cell.method_label, cell.method.card, to_dict(cell.method)),
+            model={
+                "name": self.study.model.name,
+                "options": dict(self.study.model.options),
+                "parameters": sum(p.numel() for p in result.model.parameters()),
+            },
+            seeds=cell.seeds,
+            provenance={
+                "model": cell.model,
+                "versions": versions(),
+                "recipe": to_dict(self.study.recipe()),
+                "hashes": result.facts["data"],
+                "original": original.weights,
+                "original_seconds": original.seconds,
+                "device": str(pick_device(self.study.device)),
+                "hardware": hardware(self.study.device),
+                "peak_memory_mb": peak_memory_mb(),
+            },
         )
 
     def _evaluation(self, cell: Cell, reference: Result | None, name: str, result: Result) -> Evaluation:
-        forgetting = self.forgetting(cell)
-        _, validation, test = self.data(cell.seeds["data"])
-        splits = {"forget": forgetting.forget, "retain": forgetting.retain, "test": test, "validation": validation}
+        splits = self._experiment(cell, cell.method, cell.seeds["unlearn"]).splits
         shared: dict[str, Tensor] = self._once(f"predictions {cell.group}", dict)
         results = {**({} if reference is None else {REFERENCE: reference}), name: result}
         return SharedEvaluation(
             shared,
             {ORIGINAL: self.original(cell).model, **{key: entry.model for key, entry in results.items()}},
-            {key: split for key, split in splits.items() if split is not None},
+            splits,
             device=pick_device(self.study.device),
             seed=cell.seeds["evaluate"],
             seconds={key: entry.seconds for key, entry in results.items()},
-            sample=forgetting.sample,
+            sample=self.forgetting(cell).sample,
         )
 
     def _scores(self, cell: Cell, evaluation: Evaluation, name: str) -> dict[str, Any]:
@@ -234,33 +256,6 @@ class Workbench:
         if self.study.projection and "projection" not in stored:
             stored["projection"] = projection(evaluation, name)
         return stored
-
-    def _described(self, cell: Cell, result: Result) -> dict[str, Any]:
-        forgetting, original = self.forgetting(cell), self.original(cell)
-        _, validation, test = self.data(cell.seeds["data"])
-        return {
-            # Not the path it was read from, which is the reader's own.
-            "data": data_facts(test.store.name, forgetting, test, validation),
-            "model": {
-                "name": self.study.model.name,
-                "options": dict(self.study.model.options),
-                "parameters": sum(p.numel() for p in result.model.parameters()),
-            },
-            "scenario": {"label": cell.scenario_label, **forgetting.describe()},
-            "method": method_facts(cell.method_label, cell.method.card, to_dict(cell.method)),
-            "seeds": cell.seeds,
-            "provenance": {
-                "model": cell.model,
-                "versions": versions(),
-                "recipe": to_dict(self.study.recipe()),
-                "hashes": result.facts["data"],
-                "original": original.weights,
-                "original_seconds": original.seconds,
-                "device": str(pick_device(self.study.device)),
-                "hardware": hardware(self.study.device),
-                "peak_memory_mb": peak_memory_mb(),
-            },
-        }
 
     def _pretrained(self, fresh: nn.Module, shape: tuple[int, ...], seed: int) -> nn.Module:
         part = self.study.pretrain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from expunge.api.planning.automatic import announce, choose, situation
 from expunge.api.planning.situation import Situation
 from expunge.api.prepare import as_classifier, check_disjoint, pick_device
 from expunge.api.saved import Data, facts_beside
-from expunge.api.trained import TrainedModel
+from expunge.api.trained import IMPORTANCE, INITIAL, TrainedModel
 from expunge.cli import console, inputs, tables
 from expunge.cli.cells import make_cells
 from expunge.cli.faults import Interrupted
@@ -101,7 +102,7 @@ def train(job: Train) -> None:
     }
     result = dataclasses.replace(result, facts={**result.facts, "code": code, "training": training})
     if world.is_main:
-        result.save(job.out)
+        result.save(job.out, parents=False)
         state.unlink(missing_ok=True)
     _print_training(result.record(), job.out)
     if data.test is not None:
@@ -161,7 +162,7 @@ def unlearn(job: Unlearn) -> None:
         facts["code"] = user_code(job.model, method)
         result = dataclasses.replace(result, facts=facts)
         if world.is_main:
-            result.save(job.out)
+            result.save(job.out, parents=False)
             remove_state(job.out / UNLEARNING)
         record, unlearned = result.record(), result.model
     else:
@@ -346,7 +347,8 @@ def _audited(job: Audit) -> tuple[Verdict, str, Facts, dict[str, Any]]:
         raise UsageError("an audit needs samples that no model has seen; give --test.")
     split = inputs.split_data(job, data.train)
     original = inputs.for_references(inputs.original(job, job.original, data=data, train=split.train))
-    if (job.retrain or job.shadows) and original.recipe is None:
+    count, places = _references(job)
+    if (count or job.shadows) and original.recipe is None:
         raise UsageError(
             "references and shadow models cannot be trained without the recipe of the original; give --recipe "
             "file.yaml, or an original that `expunge train` made."
@@ -354,9 +356,9 @@ def _audited(job: Audit) -> tuple[Verdict, str, Facts, dict[str, Any]]:
     goal = job.goal or ("repair" if job.corrected is not None else "untrain")
     corrected = None if job.corrected is None else right_labels_in(job.corrected, split)
     ready = prepared(goal, {"forget": split.forget, "retain": split.retain, "test": test}, corrected)
-    references: list[Any] = [inputs.build(job, data.train, weights=path) for path in _weights_in(job.retrained)]
+    references: list[Any] = [inputs.build(job, data.train, weights=path) for path in _weights_in(places)]
     references += train_references(
-        original, job.retrain, forget=split.forget, retain=reference_data(goal, ready, corrected), seed=job.seed,
+        original, count, forget=split.forget, retain=reference_data(goal, ready, corrected), seed=job.seed,
         device=job.device,
     )  # fmt: skip
     unlearned = inputs.build(job, data.train, weights=job.unlearned)
@@ -448,14 +450,35 @@ def _method_of(job: Audit) -> Method | None:
     return make_method(str(facts["method"]), **facts["options"])
 
 
-def _weights_in(folder: Path | None) -> list[Path]:
-    """Checkpoints of a folder, also one level down, as `expunge train --out folder/1` leaves them."""
-    if folder is None:
-        return []
-    paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
-    if not paths:
-        raise UsageError(f"{folder} holds no .safetensors; name a folder of models trained without the forget set.")
-    return paths
+def _references(job: Audit) -> tuple[int, list[Path]]:
+    """How many references are trained now, and where others are; `--retrain` and `--retrained` are older names."""
+    older = [] if job.retrained is None else [job.retrained]
+    if job.references is None:
+        return job.retrain, older
+    if job.retrain or older:
+        name = "retrain" if job.retrain else "retrained"
+        raise UsageError(f"`--{name}` is an older name of `--references`; give one of them.")
+    if re.fullmatch(r"[+-]?\d+", job.references.strip()):
+        count = int(job.references)
+        if count < 0 or count == 1:
+            raise UsageError(f"--references must be 0 or at least 2 (one has no spread), got {count}.")
+        return count, []
+    return 0, [Path(name.strip()).expanduser() for name in job.references.split(",") if name.strip()]
+
+
+def _weights_in(places: list[Path]) -> list[Path]:
+    """Checkpoints: files, and those of folders, also one level down, as `expunge train --out folder/1` leaves them.
+
+    Initial weights and other tensors that `expunge train` keeps beside a model are no models.
+    """
+    found: list[Path] = []
+    for place in places:
+        inside = sorted([*place.glob("*.safetensors"), *place.glob("*/*.safetensors")]) if place.is_dir() else [place]
+        inside = [path for path in inside if path.name not in (INITIAL, IMPORTANCE)]
+        if not inside:
+            raise UsageError(f"{place} holds no .safetensors; name a folder of models trained without the forget set.")
+        found += inside
+    return found
 
 
 def _check_first(job: Unlearn, method: Method, trained: TrainedModel, split: ForgetSplit) -> None:

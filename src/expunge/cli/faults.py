@@ -29,6 +29,10 @@ def guarded(action: Callable[[], int]) -> int:
     except ExpungeError as error:
         return _fail(str(error), error.exit_code, error)
     except TyperException as error:
+        near = getattr(error, "possibilities", None)
+        if near:  # the wording of all our refusals
+            text = f"no such option: {getattr(error, 'option_name', '')}; did you mean {' or '.join(sorted(near))}?"
+            return _fail(f"{text} See `expunge --help`.", error.exit_code, error)
         return _fail(f"{_sentence(error.format_message())} See `expunge --help`.", error.exit_code, error)
     except (KeyboardInterrupt, Abort) as error:
         return _fail("interrupted; run the same command again to go on.", INTERRUPTED, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,7 @@ def assemble(
         pairs = dict(pair(text) for text in given_values.get(name) or ())
         if name == "options":
             pairs |= passed_through(extra)
+            _check_misspelt(cls, pairs, values, inner)
         if pairs:
             values[name] = {**(filed.get(name) or {}), **pairs}
     try:
@@ -103,6 +105,21 @@ def assemble(
     except UsageError as error:
         guilty = [key for key in filed if key not in typed and f"`{key}`" in str(error)]
         raise UsageError(f"{config}: {error}" if guilty else f"{error}{_hint(error)}") from None
+
+
+def _check_misspelt(cls: type, loose: Mapping[str, Any], values: Mapping[str, Any], inner: Inner | None) -> None:
+    """`UsageError` for an option that is near to one of the command and belongs to no method or recipe.
+
+    It would otherwise be looked for among the options of a method, after complaints about what seems to be missing.
+    """
+    try:
+        known = option_names(inner(values)) if inner is not None else []
+    except UsageError:  # no method is named
+        known = []
+    own = [name for name in option_names(cls) if name not in NESTED]
+    for name in loose:
+        if name not in known and difflib.get_close_matches(name, own, n=1, cutoff=0.75):
+            raise UsageError(f"{label_of(cls)} has no option `{name}`; {nearest(name, [*own, *known])}.")
 
 
 def located(error: UsageError, config: Path | None, cls: type) -> UsageError:

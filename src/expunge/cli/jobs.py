@@ -119,8 +119,13 @@ class Audit:
     forget: str = Field(..., description=_FORGET)
     out: Path = Field(..., description="folder for verdict.json and the tables")
     test: str | None = Field(None, description=_TEST)
-    retrained: Path | None = Field(None, description="folder of .safetensors of models trained without the forget set")
-    retrain: int = Field(0, ge=0, description="number of references to retrain now (cached); at least 5 recommended")
+    references: str | None = Field(
+        None,
+        description="models trained without the forget set: how many to train now (kept in the cache; 5 say something) "
+        "or their files and folders, separated by commas",
+    )
+    retrained: Path | None = Field(None, description="older name of a folder of `references`")
+    retrain: int = Field(0, ge=0, description="older name of a number of `references`")
     recipe: Path | None = Field(None, description="YAML of the training; default: result.json beside the original")
     shadows: int = Field(0, ge=0, description="number of shadow models for per-sample attacks, even; 64 recommended")
     design: Literal["matched", "halves"] = Field(

@@ -24,6 +24,7 @@ from expunge.training.recipe import Recipe
 def memorise(job: Memorise) -> None:
     """Score every training sample; models that an earlier, interrupted call finished are not trained again."""
     recipe = Recipe(**typed_options(Recipe, job.options, commands=option_names(Memorise)))
+    given = bool(job.options)
     job = dataclasses.replace(job, options=to_dict(recipe))
     check_suffix(job.out)
     if job.out.exists() and not job.overwrite:
@@ -35,7 +36,8 @@ def memorise(job: Memorise) -> None:
     try:
         with console.progress() as progress:
             scores = api.memorise(
-                model, train, by=job.by, models=job.models, share=job.share, amount=job.amount, recipe=recipe,
+                model, train, by=job.by, models=job.models, share=job.share, amount=job.amount,
+                recipe=recipe if given else None,
                 start="drawn" if job.checkpoint is None else "given", seed=job.seed, device=job.device,
                 progress=progress, cache=cache_root(),
             )  # fmt: skip

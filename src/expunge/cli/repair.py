@@ -69,7 +69,7 @@ def repair(job: Repair) -> None:
                 method=method, learn=learn, progress=progress, state=job.out, **common,
             )  # fmt: skip
         result = dataclasses.replace(result, facts={**result.facts, "training": training})
-        result.save(job.out)
+        result.save(job.out, parents=False)
     models: dict[str, Any] = {ORIGINAL: original, REPAIRED: result}
     if job.retrain:
         with console.progress() as progress:

@@ -60,11 +60,11 @@ EVALUATE = """Examples:\n
 
 AUDIT = """Examples:\n
   expunge audit --model cnn --original run/model.safetensors --unlearned forgot/model.safetensors
-  --data mnist --forget class:3 --retrain 5 --out audit/\n
-  expunge audit ... --forget ids:requests.csv --retrained references/ --out audit/\n
+  --data mnist --forget class:3 --references 5 --out audit/\n
+  expunge audit ... --forget ids:requests.csv --references references/ --out audit/\n
   expunge audit ... --shadows 64 --jobs 2 --out audit/   (attacks on single samples)\n
   expunge audit --pool desk/ --retrain 5 --out audit/   (all requests that a workspace fulfilled, together)\n
-Without --retrain and --retrained the verdict is the weaker one, against unseen samples.
+Without --references the verdict is the weaker one, against unseen samples.
 Writes audit.html, verdict.json, attacks.csv and tests.csv. Shadow models are kept by their scores: Ctrl-C is safe."""
 
 MEMORISE = """Recipe options are written as for `expunge train`.

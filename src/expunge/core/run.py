@@ -35,6 +35,14 @@ class Progress:
     numbers: dict[str, float]
 
 
+def counting(what: str, report: Callable[[Progress], None] | None) -> Callable[[int, int], None] | None:
+    """Progress from plain counts (done, total) of `what`; None where nobody listens."""
+    if report is None:
+        return None
+    shown = report  # of a type that the inner function can rely on
+    return lambda done, total: shown(Progress(what, done, total, {}))
+
+
 FINITE_EVERY = 16  # sums of batch means read within an epoch, to see a loss that is not finite before it ends
 
 

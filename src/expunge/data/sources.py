@@ -235,10 +235,14 @@ class Source:
             probed = {part: self._channels(part) for part, raw in self.parts.items() if raw.images is not None}
             if 3 in {*channels.values(), *probed.values()} or (channels and self.options.normalise in CONSTANTS):
                 splits |= {part: self._split(part, "RGB") for part, count in channels.items() if count == 1}
+        usual = DataOptions()
+        options = {field.name: getattr(self.options, field.name) for field in fields(DataOptions)}
+        given = {name: value for name, value in options.items() if value != getattr(usual, name)}
         if "train" in splits and self.known is not None:
             _check_counts(self.known, splits["train"])
         for part, split in splits.items():
             split.store.normalisation = self._normalisation(splits, part)
+            split.store.source = {"spec": self.spec, "split": "test" if part == self.test_part else part, **given}
         return splits
 
     def _split(self, part: str, mode: Mode | None) -> Split:

@@ -101,6 +101,7 @@ class Store(ABC):
         name: for messages.
         resize: side to which images (C, H, W) are resized on the device, or None.
         identity: of a sealed store, the content hash of its split.
+        source: what `load_data` reads it from again (`spec`, `split` and options); None for arrays and own data sets.
     """
 
     classes: tuple[str, ...]
@@ -109,6 +110,7 @@ class Store(ABC):
     name: str
     resize: int | None = None
     identity: str | None = None
+    source: dict[str, Any] | None = None
     _labels: Tensor | None
     _ids: np.ndarray | None
 
@@ -170,7 +172,7 @@ class Store(ABC):
         rows = index.numpy()
         sealed._ids = None if labels is None or self._ids is None else self._ids[rows].copy()
         sealed.columns = {} if labels is None else {name: values[rows].copy() for name, values in self.columns.items()}
-        sealed.identity = identity
+        sealed.identity, sealed.source = identity, None
         self._seal_samples(sealed, index)
         return sealed
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge.core.files import csv_for_people, write_text
-from expunge.repair.repair import Repaired
+from expunge.repair.outcome import Outcome
+from expunge.repair.page import build_repair_page
 from expunge.repair.words import notes, sentences
 
 LABELS, STILL, NEIGHBOURS = "labels.csv", "still_suspect.csv", "neighbours.csv"
@@ -18,7 +19,7 @@ FILES = (LABELS, STILL, NEIGHBOURS, PAGE, RECORD)
 
 def write_repair(
     folder: Path,
-    repaired: Repaired,
+    repaired: Outcome,
     *,
     title: str,
     facts: Sequence[tuple[str, str]] = (),
@@ -30,8 +31,6 @@ def write_repair(
     facts: shown on the page. more: goes into the record. raw: text cells of the tables stay as they are, also where a
     spreadsheet would take them for a formula.
     """
-    from expunge.repair.page import build_repair_page
-
     effects = repaired.effects
     for name, table in ((LABELS, repaired.labels()), (STILL, effects.still), (NEIGHBOURS, effects.neighbours)):
         write_text(folder / name, csv_for_people(table, exact=("id", "nearest_suspect"), raw=raw))

@@ -21,10 +21,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from expunge import api
+from expunge.api.experiment import Experiment
 from expunge.api.prepare import as_classifier, check_fit, pick_device
 from expunge.api.result import Result
 from expunge.api.saved import as_trained
-from expunge.api.trained import TrainedModel
+from expunge.api.trained import TrainedModel, initial_state
 from expunge.core.errors import CheckpointError, UsageError
 from expunge.core.files import write_text
 from expunge.core.needs import Needs
@@ -80,11 +81,9 @@ def mend(
     stages = []
     if method != NONE:
         stages.append(
-            _kept(state, source, lambda: api.unlearn(
-                trained, forget=correction.doubtful, retain=correction.trusted, validation=validation, method=method,
-                wrong_labels=True,
-                recipe=recipe, initial=initial, seed=seed, device=device, progress=progress, **options,
-            ))
+            _kept(state, source, lambda: Experiment(
+                trained, correction.doubtful, method, seed, correction.trusted, device, progress=progress
+            ).unlearn(validation=validation, wrong_labels=True, recipe=recipe, initial=initial, **options))
         )  # fmt: skip
     elif options:
         raise UsageError(f'method "none" has no option `{next(iter(options))}`; leave it out.')
@@ -110,10 +109,14 @@ def train_again(
     cache: Path | None = None,
 ) -> Result:
     """A model of the same architecture and recipe, trained on the corrected data alone; kept by content."""
-    return api.unlearn(
-        model, retain=correction.corrected, method="retrain", recipe=recipe, initial=initial, seed=seed,
-        device=device, progress=progress, cache=cache,
-    )  # fmt: skip
+    trained = as_trained(model)
+    if recipe is not None:
+        trained = replace(trained, recipe=make_recipe(recipe))
+    if initial is not None:
+        trained = replace(trained, initial=initial_state(initial, trained.model))
+    return Experiment(
+        trained, None, seed=seed, retain=correction.corrected, device=device, cache=cache, progress=progress
+    ).reference()
 
 
 def _together(

@@ -18,7 +18,7 @@ from expunge.api.result import write_text
 from expunge.core.version import __version__
 from expunge.metrics.base import ORIGINAL, REFERENCE
 from expunge.repair.effects import REPAIRED
-from expunge.repair.repair import Repaired
+from expunge.repair.outcome import Outcome
 from expunge.repair.words import notes, sentences, verdict
 from expunge.report.plots import COLOURS, INK, PICTURE_STYLE, svg
 
@@ -30,7 +30,7 @@ _MARKS = {ORIGINAL: ("#888888", "s", 0.18), REPAIRED: (COLOURS[0], "o", 0.0), RE
 _GROUPS = {"neighbour": (COLOURS[4], "-"), "random": ("#888888", "--"), "same classes": (COLOURS[0], "-.")}
 
 
-def build_repair_page(repaired: Repaired, out: Path, *, title: str, facts: Sequence[tuple[str, str]] = ()) -> Path:
+def build_repair_page(repaired: Outcome, out: Path, *, title: str, facts: Sequence[tuple[str, str]] = ()) -> Path:
     """Write the page, whole or not at all. facts: (label, value) of data and model, shown on top."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -124,7 +124,7 @@ def _label(group: str) -> str:
     return {"neighbour": "neighbours", "random": "random others", "same classes": "others of the same classes"}[group]
 
 
-def _facts(repaired: Repaired) -> list[tuple[str, str]]:
+def _facts(repaired: Outcome) -> list[tuple[str, str]]:
     facts, train = repaired.result.facts, repaired.correction.train
     sizes = facts["sizes"]
     forgotten = sizes["suspects"] - sizes["relabelled"]

@@ -7,45 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import Tensor, nn
 
 from expunge.api.prepare import as_splits
-from expunge.api.result import Result
 from expunge.api.saved import as_trained
 from expunge.core.errors import UsageError
 from expunge.core.run import Progress
 from expunge.methods.base import Method
 from expunge.metrics.base import ORIGINAL, REFERENCE
 from expunge.repair import effects
-from expunge.repair.correction import Action, Correction, make_correction
-from expunge.repair.measure import Effects, check_k, measure_repair
+from expunge.repair.correction import Action, make_correction
+from expunge.repair.files import write_repair
+from expunge.repair.measure import check_k, measure_repair
 from expunge.repair.mending import mend, train_again
+from expunge.repair.outcome import Outcome
 from expunge.repair.suspects import read_suspects
 from expunge.training.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
-class Repaired:
-    """result: the repaired model and how it was made. correction: the data. effects: before and after."""
-
-    result: Result
-    correction: Correction
-    effects: Effects
-
-    @property
-    def model(self) -> nn.Module:
-        """The repaired model."""
-        return self.result.model
-
-    def labels(self) -> pd.DataFrame:
-        """The corrected list: one row per training sample."""
-        return self.correction.frame()
+class Repaired(Outcome):
+    """A repair that can be saved."""
 
     def save(self, folder: str | Path, *, title: str = "Label repair") -> Path:
         """Write the model, the corrected list, the tables and the page; each file appears whole or not at all."""
-        from expunge.repair.files import write_repair
-
         self.result.save(folder)
         write_repair(Path(folder), self, title=title)
         return Path(folder)

@@ -8,12 +8,12 @@ from typing import Any
 from expunge.metrics.base import ORIGINAL, REFERENCE
 from expunge.repair.effects import REPAIRED
 from expunge.repair.measure import Effects
-from expunge.repair.repair import Repaired
+from expunge.repair.outcome import Outcome
 
 _SPLITS = {"test": "test samples", "retain": "retained samples"}
 
 
-def sentences(repaired: Repaired) -> list[str]:
+def sentences(repaired: Outcome) -> list[str]:
     """What was done, what became of the suspects, of the confusion, of accuracy, and of the neighbours."""
     effects = repaired.effects
     return [_done(repaired), _suspects(effects), *_confusion(effects), *_overall(effects), *_classes(effects)] + [
@@ -26,7 +26,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _done(repaired: Repaired) -> str:
+def _done(repaired: Outcome) -> str:
     sizes, facts = repaired.result.facts["sizes"], repaired.result.facts
     forgotten = sizes["suspects"] - sizes["relabelled"]
     if facts["action"] == "forget":
@@ -118,6 +118,6 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun} was" if number == 1 else f"{number} {noun}s were"
 
 
-def notes(repaired: Repaired) -> Sequence[str]:
+def notes(repaired: Outcome) -> Sequence[str]:
     """Notes of the unlearning and of the measurements."""
     return [*repaired.result.notes, *repaired.effects.notes]

@@ -121,7 +121,7 @@ def test_files_of_ids(train, tmp_path, name, text, phrase):
         ("broken", ["broken"]),
         ("frozen", ["no parameter to train", "2 parameters, all frozen"]),
         ("empty", ["no parameters"]),
-        ("missing", ["has no function `missing`"]),
+        ("missing", ["has no function or class `missing`"]),
     ],
 )
 def test_models_that_do_not_fit(train, tmp_path, factory, phrases):

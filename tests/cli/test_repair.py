@@ -106,8 +106,8 @@ def test_suspects_are_forgotten_by_any_method(repair, tmp_path):
 
 def test_an_interrupted_repair_goes_on(repair, tmp_path, monkeypatch):
     how = ("--action", "relabel", "--epochs", 1)
-    unlearn, calls = mending.api.unlearn, []
-    monkeypatch.setattr(mending.api, "unlearn", lambda *a, **k: calls.append(1) or unlearn(*a, **k))
+    unlearn, calls = mending.Experiment.unlearn, []
+    monkeypatch.setattr(mending.Experiment, "unlearn", lambda *a, **k: calls.append(1) or unlearn(*a, **k))
 
     def stop(*args, **more):
         raise KeyboardInterrupt

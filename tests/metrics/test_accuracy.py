@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import expunge
 from expunge.core.errors import UsageError
 from expunge.data.split import ResidentStore, Split
-from expunge.metrics.accuracy import Accuracy, ClassAccuracy, ErrorRate, Gap, MeanLoss, wilson
+from expunge.metrics.accuracy import Accuracy, ClassAccuracy, ErrorRate, Gap, MeanLoss
 from expunge.metrics.base import Evaluation, Metric, Value, measure
 from expunge.metrics.cost import Time
+from expunge.numerics.statistics import wilson
 
 
 def split(logits: list[list[float]], labels: list[int]) -> Split:

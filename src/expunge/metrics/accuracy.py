@@ -6,21 +6,15 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from scipy.stats import binomtest
 
 from expunge.core.options import Field
 from expunge.core.seeds import derive
 from expunge.data.augment import make_augment
 from expunge.metrics.base import REFERENCE, Direction, Evaluation, Metric, Value, metric
+from expunge.numerics.statistics import wilson
 
 _GOOD: dict[str, Direction] = {"forget": "reference", "retain": "higher", "test": "higher", "validation": "higher"}
 _BAD: dict[str, Direction] = {"forget": "reference", "retain": "lower", "test": "lower", "validation": "lower"}
-
-
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """95 % Wilson interval of the proportion hits / total (SciPy's)."""
-    interval = binomtest(hits, total).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def accuracies(evaluation: Evaluation, model: str) -> Iterator[tuple[str, torch.Tensor]]:

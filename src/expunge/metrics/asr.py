@@ -22,10 +22,9 @@ from expunge.core.errors import UsageError
 from expunge.core.options import Field
 from expunge.core.seeds import derive, numpy_generator
 from expunge.data.augment import make_augment
-from expunge.metrics.accuracy import wilson
 from expunge.metrics.base import Evaluation, Metric, Value, metric, missing
 from expunge.metrics.membership import histogram_weights, matched
-from expunge.numerics.statistics import auc_interval, mean_of_shares
+from expunge.numerics.statistics import auc_interval, mean_of_shares, wilson
 
 BATCH = 32  # batch size in which the authors iterate over the test set
 _TOO_FEW = 10  # samples of a side below which nothing is fitted

@@ -151,7 +151,7 @@ def tail_rates(
     return [Interval(*map(float, row)) for row in zip(points, low, high, strict=True)]
 
 
-def _wilson(hits: float, trials: float) -> tuple[float, float]:
+def wilson(hits: float, trials: float) -> tuple[float, float]:
     """Two-sided 95 % interval of a proportion (Wilson, 1927); fractional counts are those of weighted samples."""
     z = 1.959963984540054
     share, scale = hits / trials, 1 + z**2 / trials
@@ -172,7 +172,7 @@ def mean_of_shares(first: Array, second: Array, weights: Array) -> Interval:
     """
     effective = weights.sum() ** 2 / np.square(weights).sum()
     shares = float(first.mean()), float(weights @ second / weights.sum())
-    edges = [_wilson(share * size, size) for share, size in zip(shares, (len(first), effective), strict=True)]
+    edges = [wilson(share * size, size) for share, size in zip(shares, (len(first), effective), strict=True)]
     value = sum(shares) / 2
     down = math.hypot(*(share - low for share, (low, _) in zip(shares, edges, strict=True))) / 2
     up = math.hypot(*(high - share for share, (_, high) in zip(shares, edges, strict=True))) / 2

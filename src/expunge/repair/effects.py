@@ -15,9 +15,9 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from expunge.metrics.accuracy import wilson
 from expunge.metrics.base import ORIGINAL, REFERENCE, Evaluation
 from expunge.metrics.confusion import pair_errors
+from expunge.numerics.statistics import wilson
 from expunge.repair.suspects import Suspects
 
 REPAIRED = "repaired"

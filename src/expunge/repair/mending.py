@@ -142,7 +142,7 @@ def _together(
         held_out=trained.held_out,
         test=trained.test,
         recipe=trained.recipe,
-        initial=trained.initial,
+        initial=None if trained.facts.get("drawn") else trained.initial,  # drawn anew from the seed
         seed=trained.seed,
         parent=trained,
         forget=correction.doubtful,

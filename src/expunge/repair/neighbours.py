@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from expunge.core.seeds import torch_generator
 from expunge.data.split import Split
-from expunge.metrics.accuracy import wilson
 from expunge.metrics.base import ORIGINAL, REFERENCE, Evaluation
 from expunge.metrics.features import points_of, with_features
 from expunge.models.modes import evaluation_mode
+from expunge.numerics.statistics import wilson
 from expunge.repair.effects import REPAIRED, confidence
 
 BLOCK = 4096  # retained samples whose features are held at a time

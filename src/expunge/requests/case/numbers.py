@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from expunge.evidence.explain import STATISTIC_MEANINGS
-from expunge.metrics.accuracy import wilson
+from expunge.numerics.statistics import wilson
 
 _MANY = 10_000  # samples from which on an interval is so narrow that one decimal hides it
 _MOST_CLASSES = 20  # shown; of more, those that lost most

@@ -314,7 +314,7 @@ def test_what_objects_show_fits_ten_lines(trained: Result) -> None:
     scores = expunge.evaluate(result, device="cpu")
     for shown in (trained, result, TrainedModel.of(net()), trained.train, split, scores, verdict, many):
         assert len(repr(shown).splitlines()) <= 10
-    assert "12 more in .reasons" in repr(many)
+    assert "13 more in .reasons" in repr(many)
     assert repr(split.forget) == "Split forget: 20 of 60 samples of shape (6,), 3 classes"
     assert verdict._repr_html_().startswith("<table>")
     assert scores._repr_html_().startswith("<table>")

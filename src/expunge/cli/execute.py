@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from expunge.core.errors import DivergedError, ExpungeError, UsageError, nearest
 from expunge.core.files import csv_for_people, write_text
 from expunge.core.options import given, option_names, to_dict
 from expunge.core.resume import remove_state, state_files
-from expunge.core.run import Progress
+from expunge.core.run import counting
 from expunge.core.version import versions
 from expunge.data.cache import cache_root
 from expunge.data.split import Split
@@ -368,7 +368,7 @@ def _audited(job: Audit) -> tuple[Verdict, str, Facts, dict[str, Any]]:
             margins=Margins(accuracy=job.margin_accuracy, auc=job.margin_auc), seed=job.seed, device=job.device,
             shadows=job.shadows, method=method, design=job.design, requests=job.requests, jobs=job.jobs,
             cache=cache_root(), features=job.residue, goal=goal, corrected=corrected, extended=job.extended,
-            random=job.forget.partition(":")[0] == "random", progress=_counting("shadows", progress),
+            random=job.forget.partition(":")[0] == "random", progress=counting("shadows", progress),
         )  # fmt: skip
     facts = facts_beside(job.unlearned)
     if facts.get("weights") == weights_hash(unlearned):  # what was written about this very model
@@ -410,14 +410,6 @@ def failing_words(names: str | None) -> list[str]:
         if name not in labels:
             raise unknown("verdict", name, labels)
     return [labels[name] for name in requested]
-
-
-def _counting(what: str, report: Callable[[Progress], None] | None) -> Callable[[int, int], None] | None:
-    """Progress from plain counts."""
-    if report is None:
-        return None
-    report_progress = report  # of a type that the inner function can rely on
-    return lambda done, of: report_progress(Progress(what, done, of, {}))
 
 
 def _audit_facts(job: Audit, data: Data, split: ForgetSplit, references: int) -> list[tuple[str, str]]:

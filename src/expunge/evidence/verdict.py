@@ -204,7 +204,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-_SHOWN = 8  # reasons in `repr`
+_SHOWN = 7  # reasons in `repr`, which fits ten lines with the label, what was asked and the rest
 _NOUN = {"retrained": "models", "held-out": "samples"}
 
 

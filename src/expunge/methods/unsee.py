@@ -68,8 +68,8 @@ from expunge.core.options import Field, build
 from expunge.core.resume import Stateful
 from expunge.core.run import Run
 from expunge.core.seeds import torch_generator
-from expunge.data.augment import Augment, make_augment
-from expunge.data.split import Batch, PerSample, Split
+from expunge.data.augment import make_augment
+from expunge.data.split import Augment, Batch, PerSample, Split
 from expunge.methods.base import Method, method
 from expunge.methods.cost import Work, steps
 from expunge.methods.problem import Problem

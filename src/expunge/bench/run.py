@@ -19,7 +19,7 @@ from expunge.bench.cells import Cell, expand
 from expunge.bench.engines import Engine, InProcess, LocalProcesses, WorkItem
 from expunge.bench.kept import KeptModels
 from expunge.bench.paper_tables import Spread, paper_tables, to_latex, to_markdown, to_typst
-from expunge.bench.reading import load_study
+from expunge.bench.reading import load_study as load_study
 from expunge.bench.recipe import Study
 from expunge.bench.store import CellStore
 from expunge.bench.workbench import Workbench

@@ -312,8 +312,7 @@ def _study(
     force: bool = False,
 ) -> None:
     """Run or resume a study, print a table per scenario, write its report, and say where and how long."""
-    from expunge.bench.reading import load_study
-    from expunge.bench.run import run_study
+    from expunge.bench.run import load_study, run_study
     from expunge.cli.faults import Interrupted
     from expunge.cli.reports import check_published, read_cells, write_report
     from expunge.cli.tables import cells_tables, failure_reasons

@@ -182,7 +182,7 @@ def parse_scenario(text: str) -> Scenario:
     25.0
     """
     name, _, rest = text.partition(":")
-    if "." in name:  # a file or a module: a class of the user
+    if "." in name and rest:  # a class in a file or module of the user
         attribute, _, rest = rest.partition(":")
         name = SCENARIOS.named(f"{name}:{attribute}")
     cls = SCENARIOS.load(name)

@@ -26,9 +26,9 @@ with_mlflow = [
 
 def record(method: str = "scrub", **more: Any) -> CellRecord:
     scores = [
-        {"metric": "forget_accuracy", "group": "", "value": 0.25},
-        {"metric": "class_accuracy", "group": "a", "value": 0.5},
-        {"metric": "mia_auc", "group": "", "value": float("nan")},
+        {"metric": "forget_accuracy", "unit": "fraction", "group": "", "value": 0.25},
+        {"metric": "class_accuracy", "unit": "fraction", "group": "a", "value": 0.5},
+        {"metric": "mia_auc", "unit": "fraction", "group": "", "value": float("nan")},
     ]
     given: dict[str, Any] = {
         "id": f"cell-{method}", "study": "toy", "scenario": {"label": "class:3", "options": {"target": 3}},

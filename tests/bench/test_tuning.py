@@ -86,7 +86,7 @@ def test_rf_jsd_compares_with_the_original_on_unseen_samples() -> None:
     by_hand = 0.0
     for label in labels.unique().tolist():
         p = outputs[labels == label].mean(0).detach().numpy()
-        q = torch.softmax(original(one.kept.inputs()), 1)[one.kept.y == label].mean(0).detach().numpy()
+        q = torch.softmax(original(one.retained.inputs()), 1)[one.retained.y == label].mean(0).detach().numpy()
         by_hand += float((labels == label).sum()) * jensenshannon(p, q, base=2) ** 2
     assert near == pytest.approx(by_hand / len(labels), abs=1e-5)
     for scenario in ("class:3", "noisy:0.2"):

@@ -253,7 +253,7 @@ def test_full_disk_leaves_no_half_file(train, tmp_path, monkeypatch, victim):
 
 
 def test_damaged_training_state(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("expunge.api.result.Result.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("expunge.api.result.Result.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert train().code == 130
     monkeypatch.undo()
     (tmp_path / "run" / "train.state").write_bytes(b"nothing")

@@ -118,6 +118,6 @@ def test_copies_that_stay_are_reported_and_can_be_forgotten() -> None:
 
 
 def test_copies_are_not_offered_where_labels_are_changed() -> None:
-    with pytest.raises(UsageError, match="noisy changes labels, so `with_copies` is not offered"):
+    with pytest.raises(UsageError, match="noisy changes labels, so `with_copies` is not supported"):
         parse_scenario("noisy:0.2,with_copies=true").split(with_doubles(), 0)
     assert len(parse_scenario("ids:s5,s20,with_copies=true").split(with_doubles(), 0).forget) == 3

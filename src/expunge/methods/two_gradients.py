@@ -400,7 +400,7 @@ def beside(v: Tensor, along: Tensor) -> Tensor:
 def without_conflict(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both as they are if they agree (a.b >= 0), else each without its part along the other.
 
-    >>> [v.tolist() for v in without_conflict(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))]
+    >>> [v.round(decimals=3).tolist() for v in without_conflict(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))]
     [[0.5, 0.5], [0.0, 1.0]]
     """
     return (a, b) if bool(a @ b >= 0) else (beside(a, b), beside(b, a))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -99,6 +100,18 @@ def test_an_edit_of_equal_length_within_the_second_runs(tmp_path: Path) -> None:
         os.utime(path, (1_700_000_000, 1_700_000_000))
         kinds.append(type(build_model(f"{path}:net", num_classes=3, input_shape=SHAPE)[1]).__name__)
     assert kinds == ["Hardtanh", "Softplus"]
+
+
+def test_an_edited_neighbour_runs_in_the_next_process(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from neighbour import kind\n")
+    script = "import sys; from expunge.core.user_code import load_user_code as load; print(load(sys.argv[1], 'model'))"
+    kinds = []
+    for kind in ("relu", "gelu"):
+        (tmp_path / "neighbour.py").write_text(f"kind = '{kind}'\n")
+        os.utime(tmp_path / "neighbour.py", (1_700_000_000, 1_700_000_000))
+        command = [sys.executable, "-c", script, str(tmp_path / "net.py:kind")]
+        kinds.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    assert kinds == ["relu", "gelu"]
 
 
 def test_two_files_of_one_name_do_not_meet(file: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import hashlib
 import importlib
 import linecache
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,7 +73,8 @@ def _run_file(path: Path, source: bytes) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickling look modules up by name
     linecache.checkcache(str(path))  # so that `inspect.getsource` shows what runs
     try:
-        exec(compile(source, str(path), "exec"), vars(module))
+        with _without_bytecode():
+            exec(compile(source, str(path), "exec"), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
@@ -83,10 +86,21 @@ def _from_package(name: str) -> ModuleType:
         raise UsageError(f"`{name}` is neither a module nor a .py file; write package.module:name.")
     _importable(Path.cwd())
     try:
-        return importlib.import_module(name)
+        with _without_bytecode():
+            return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the same for a user's module
         reason = f"{type(error).__name__}: {error}"
         raise UsageError(f"module `{name}` cannot be imported ({reason}); check the name and the folder.") from error
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Stores none for the modules that are imported inside: it could be taken for that of a later edit."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _importable(folder: Path) -> None:
